@@ -1,0 +1,1 @@
+"""Entropy functionals, bonus terms and controllers in plain PyTorch: no verl, no ray, no Hydra."""

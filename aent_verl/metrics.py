@@ -1,0 +1,174 @@
+"""The metrics of a run, as verl's ``file`` logger writes them: one line ``{"step": n, "data": {name: value}}`` a step.
+
+verl empties the file whenever a run starts, so `rotate` moves that of an earlier start away before: ``metrics.1.jsonl``
+is the oldest, then ``metrics.2.jsonl`` and so on, and ``metrics.jsonl`` is the newest.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from pathlib import Path
+
+METRICS_FILE = "metrics.jsonl"
+REWARD = "critic/score/mean"
+ENTROPY = "aent/entropy"
+ENTROPY_FULL = "aent/entropy_full"
+COEFFICIENT = "aent/coefficient"
+BAND_SIDE = "aent/band_side"
+STEP_SECONDS = "timing_s/step"
+RESPONSE_LENGTH = "response_length/mean"
+
+# One step's metrics by name. JSON has no NaN and verl's logger writes null for it; here it is NaN again.
+Metrics = dict[str, float]
+
+_OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
+# A data source may itself hold slashes, as in openai/gsm8k.
+_VALIDATION = re.compile(r"val-core/.+/(acc|reward)/mean@\d+")
+
+logger = logging.getLogger(__name__)
+
+
+def read_run(folder: str | Path) -> dict[int, Metrics]:
+    """All steps of a run in ascending order, over every start of it.
+
+    A later start goes on from a checkpoint, so what it logged replaces all that an earlier one had logged from there
+    on, including steps that the later one has not reached yet. The last line of a file may be incomplete: the run is
+    writing it, or was killed while it did.
+
+    Raises:
+        FileNotFoundError: the folder holds no metrics file.
+        ValueError: a line before the last is no metrics line, or there is no step at all.
+    """
+    folder = Path(folder)
+    files = _files(folder)
+    if not files:
+        raise FileNotFoundError(
+            f"no {METRICS_FILE} in {folder}: give the folder of a run (run.dir) whose trainer.logger includes 'file'"
+        )
+    run: dict[int, Metrics] = {}
+    for file in files:
+        steps = _read_file(file)
+        if not steps:
+            continue
+        first = min(steps)
+        run = {step: data for step, data in run.items() if step < first or (step == first and _resumes(steps[first]))}
+        for step, data in steps.items():
+            run[step] = run.get(step, {}) | data
+    if not run:
+        raise ValueError(f"no step in {', '.join(map(str, files))}: the run ended before its first step, see its log")
+    return dict(sorted(run.items()))
+
+
+def validation_accuracy(data: Metrics) -> float | None:
+    """Mean validation accuracy of a step, over its data sources; the mean reward where the task reports no accuracy.
+
+    None if the step was not validated.
+    """
+    found: dict[str, list[float]] = {"acc": [], "reward": []}
+    for key, value in data.items():
+        if match := _VALIDATION.fullmatch(key):
+            found[match[1]].append(value)
+    values = found["acc"] or found["reward"]
+    return sum(values) / len(values) if values else None
+
+
+def rotate(folder: str | Path) -> None:
+    """Move ``metrics.jsonl`` to the next free number, before verl opens and thereby empties it.
+
+    A file that is missing or empty holds nothing to save and stays.
+    """
+    folder = Path(folder)
+    newest = folder / METRICS_FILE
+    if not newest.is_file() or newest.stat().st_size == 0:
+        return
+    # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
+    number = max((_number(file) for file in _older(folder)), default=0) + 1
+    newest.rename(folder / f"metrics.{number}.jsonl")
+
+
+class MetricsTail:
+    """Follows one metrics file while verl writes it.
+
+    The file may not exist yet, end in the middle of a line, or be emptied or replaced by a new start of the run, which
+    is then read from its beginning.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._offset = 0
+        self._last_line = b""
+
+    def read_new(self) -> list[tuple[int, Metrics]]:
+        """Steps whose lines were completed since the last call. A complete line that is no metrics line is skipped."""
+        try:
+            with open(self.path, "rb") as file:
+                # A file that was emptied may have grown past our offset since: only its content tells.
+                file.seek(self._offset - len(self._last_line))
+                if file.read(len(self._last_line)) != self._last_line:
+                    self._offset, self._last_line = 0, b""
+                    file.seek(0)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        complete = new[: new.rfind(b"\n") + 1]
+        steps = []
+        for line in complete.splitlines(keepends=True):
+            self._offset += len(line)
+            self._last_line = line
+            try:
+                steps.append(_parse(line))
+            except ValueError as error:
+                logger.warning("%s: skipped a line: %s", self.path, error)
+        return steps
+
+
+def _files(folder: Path) -> list[Path]:
+    newest = folder / METRICS_FILE
+    return _older(folder) + ([newest] if newest.is_file() else [])
+
+
+def _older(folder: Path) -> list[Path]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted((folder / name for name in names if _OLDER.fullmatch(name)), key=_number)
+
+
+def _number(file: Path) -> int:
+    match = _OLDER.fullmatch(file.name)
+    assert match
+    return int(match[1])
+
+
+def _resumes(data: Metrics) -> bool:
+    """Whether a start's first line only validates its checkpoint: that adds to the step and does not redo it."""
+    return all(key.startswith("val-") for key in data)
+
+
+def _read_file(file: Path) -> dict[int, Metrics]:
+    steps: dict[int, Metrics] = {}
+    lines = file.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            step, data = _parse(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{file}, line {number} of {len(lines)} is no metrics line ({error}): remove that line, or the file"
+            ) from None
+        steps[step] = steps.get(step, {}) | data
+    return steps
+
+
+def _parse(line: bytes) -> tuple[int, Metrics]:
+    """Step and metrics of one line; values that are no numbers are left out.
+
+    Raises:
+        ValueError: not JSON, or not of the logger's form.
+    """
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int or not isinstance(entry.get("data"), dict):
+        raise ValueError('expected {"step": <integer>, "data": {...}}')
+    numbers = {key: math.nan if value is None else value for key, value in entry["data"].items()}
+    return entry["step"], {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}

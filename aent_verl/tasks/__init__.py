@@ -1,0 +1,1 @@
+"""Verifiable tasks: data, rewards and the small models that the examples start from."""

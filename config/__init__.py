@@ -1,0 +1,1 @@
+"""Hydra configuration; installed as ``aent_verl._config``, so that ``pkg://aent_verl._config`` finds it."""

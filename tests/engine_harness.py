@@ -1,0 +1,204 @@
+"""Runs verl's and our FSDP2 engine on the same small batch, on 1 or 2 gloo ranks, without Ray and vLLM."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+SEQUENCES = 8
+LOSS_AGG_MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forward and backward pass over the whole mini-batch at the initial weights."""
+
+    engine: str = "ours"  # or "stock"
+    remove_padding: bool = True
+    micro_batch: int = 2
+    dynamic: bool = False
+    loss_agg_mode: str = "token-mean"
+    coefficient: float = 0.0
+    clamp_p: float | None = None
+    temperature: float = 1.0
+    chunked: bool = False
+    checkpointed: bool = False
+    stock_entropy_coeff: float = 0.0
+    send_coefficient: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    loss: float
+    gradient: torch.Tensor
+    metrics: dict[str, Any]
+
+
+def run(model: str | Path, world_size: int, cases: list[Case]) -> list[Any]:
+    """Run the cases on ``world_size`` fresh processes; results as rank 0 has them, metrics reduced as verl
+    does, or the RuntimeError that a case ended with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(world_size, str(model), cases, folder), nprocs=world_size, join=True)
+        return torch.load(Path(folder) / "results.pt", weights_only=False)
+
+
+def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        VERL_PLATFORM="cpu", RANK=str(rank), WORLD_SIZE=str(world_size), DIST_INIT_METHOD=f"file://{folder}/store"
+    )
+    from aent_verl.integration import engine, platform_cpu
+
+    platform_cpu.initialize_gloo()
+    platform_cpu.register_engines()
+    engine.register()
+    engines: dict[str, Any] = {}
+    results = []
+    for case in cases:
+        if case.engine not in engines:
+            engines[case.engine] = _build(case.engine, model)
+        try:
+            results.append(_run_case(engines[case.engine], case, rank, world_size))
+        except RuntimeError as error:
+            results.append(error)
+    if rank == 0:
+        torch.save(results, Path(folder) / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _build(kind: str, model: str) -> Any:
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine import EngineRegistry
+
+    from aent_verl.integration.engine import MODEL_TYPE
+
+    built = EngineRegistry.new(
+        model_type=MODEL_TYPE if kind == "ours" else "language_model",
+        backend="fsdp2",
+        model_config=HFModelConfig(
+            path=model,
+            enable_gradient_checkpointing=False,
+            override_config={"attn_implementation": "sdpa"},
+        ),
+        engine_config=FSDPEngineConfig(
+            strategy="fsdp2",
+            use_torch_compile=False,
+            mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+        ),
+        optimizer_config=FSDPOptimizerConfig(lr=0.0, total_training_steps=1),
+        checkpoint_config=CheckpointConfig(),
+    )
+    built.initialize()
+    return built
+
+
+def batch(rank: int, world_size: int) -> Any:
+    """This rank's share of one fixed mini-batch of sequences of different lengths, in verl's nested layout."""
+    from tensordict import TensorDict
+
+    generator = torch.Generator().manual_seed(7)
+    rows: dict[str, list[torch.Tensor]] = {}
+    for _ in range(SEQUENCES):
+        prompt, response = (int(torch.randint(3, 12, (), generator=generator)) for _ in range(2))
+        tokens = torch.randint(0, 250, (prompt + response,), generator=generator)
+        mask = torch.ones(response)
+        mask[-1] = float(torch.rand((), generator=generator) < 0.7)
+        row = {
+            "input_ids": tokens,
+            "prompts": tokens[:prompt],
+            "responses": tokens[prompt:],
+            "position_ids": torch.arange(prompt + response),
+            "response_mask": mask,
+            "loss_mask": torch.cat([torch.zeros(prompt), mask]),
+            "old_log_probs": -5.5 + 0.1 * torch.randn(response, generator=generator),
+            "advantages": torch.randn((), generator=generator).expand(response).clone(),
+        }
+        for key, value in row.items():
+            rows.setdefault(key, []).append(value)
+    share = SEQUENCES // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    return TensorDict(
+        {key: torch.nested.as_nested_tensor(values[mine], layout=torch.jagged) for key, values in rows.items()},
+        batch_size=share,
+    )
+
+
+def _loss_function(case: Case) -> Any:
+    from verl.workers.config import FSDPEngineConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    from aent_verl.integration.config import EntropyControlActorConfig
+    from aent_verl.integration.loss import entropy_control_loss
+
+    config = EntropyControlActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        loss_agg_mode=case.loss_agg_mode,
+        entropy_coeff=case.stock_entropy_coeff,
+        # Without it this mode divides by the width of each padded micro-batch.
+        loss_scale_factor=12 if case.loss_agg_mode == "seq-mean-token-sum-norm" else None,
+        fsdp_config=FSDPEngineConfig(strategy="fsdp2"),
+    )
+    return partial(entropy_control_loss if case.engine == "ours" else ppo_loss, config=config)
+
+
+def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
+    from verl.utils import tensordict_utils as tu
+    from verl.utils.metric import reduce_metrics
+    from verl.utils.torch_functional import allgather_dict_into_dict
+
+    from aent_verl.integration.config import FunctionalConfig
+
+    data = batch(rank, world_size)
+    settings = dict(
+        temperature=case.temperature,
+        use_remove_padding=case.remove_padding,
+        use_fused_kernels=False,
+        use_dynamic_bsz=case.dynamic,
+        max_token_len_per_gpu=40,
+        micro_batch_size_per_gpu=case.micro_batch,
+        global_batch_size=SEQUENCES,
+        calculate_entropy=case.stock_entropy_coeff != 0,
+        pad_token_id=0,
+    )
+    if case.engine == "ours":
+        if case.send_coefficient:
+            settings["aent_coefficient"] = case.coefficient
+        engine.functional = (
+            FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
+        )
+        object.__setattr__(engine.engine_config, "entropy_from_logits_with_chunking", case.chunked)
+        object.__setattr__(engine.engine_config, "entropy_from_logits_chunk_size", 5)
+        object.__setattr__(engine.engine_config, "entropy_checkpointing", case.checkpointed)
+    tu.assign_non_tensor(data, **settings)
+    with engine.train_mode():
+        engine.optimizer_zero_grad()
+        output = engine.forward_backward_batch(data, _loss_function(case))
+        gradient = torch.cat([p.grad.full_tensor().flatten() for p in engine.module.parameters()])
+    loss = torch.tensor(float(sum(output["loss"])))
+    torch.distributed.all_reduce(loss)
+    gathered = allgather_dict_into_dict(data=output["metrics"], group=engine.get_data_parallel_group())
+    return Result(loss.item() / world_size, gradient, _reduce(gathered, reduce_metrics))
+
+
+def _reduce(gathered: dict[str, list[Any]], reduce_metrics: Any) -> dict[str, Any]:
+    from itertools import chain
+
+    from verl.utils.metric import Metric
+
+    flat = {
+        f"actor/{key}": Metric.aggregate_dp(values)
+        if isinstance(values[0], Metric)
+        else list(chain.from_iterable(values))
+        for key, values in gathered.items()
+    }
+    return reduce_metrics({k: [v] if isinstance(v, float) else v for k, v in flat.items()})
