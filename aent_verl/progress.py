@@ -5,6 +5,7 @@ the report that our trainer writes once the workers are up. Nothing that goes wr
 """
 
 import json
+import math
 import os
 import statistics
 import threading
@@ -15,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -79,11 +80,11 @@ class ProgressDisplay:
         *,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._run = _Run(total_steps)
+        self._run = _Run(total_steps, started=time.monotonic())
         self._tail = MetricsTail(metrics_path)
         self._report_path: Path | None = Path(report_path)
         self._log_path = Path(log_path)
-        self._view: _View = _LiveView(console, self._run) if _redraws(console) else _PlainView(console, self._run)
+        self._view = _LiveView(console, self._run) if _redraws(console) else _PlainView(console, self._run)
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
         self._failed = False
@@ -92,7 +93,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> "ProgressDisplay":
         self._old_report = _signature(self._report_path)
-        self._thread.start()
+        self._guarded(self._thread.start)
         return self
 
     def __exit__(
@@ -101,7 +102,8 @@ class ProgressDisplay:
         self._error = error
         self._stop.set()
         # Long enough for a last look; a terminal that blocks its writers must not keep a finished run from ending.
-        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
 
     def _loop(self) -> None:
         self._guarded(self._view.start)
@@ -164,12 +166,12 @@ class _Run:
     """What is known of the run so far, and how to say it."""
 
     total_steps: int | None
+    started: float
     workers_up: bool = False
     step: int | None = None
-    started: float = field(default_factory=time.monotonic)
     step_seen: float | None = None
     trained: bool = False
-    coefficients: list[float] = field(default_factory=list)
+    coefficient: float | None = None
     # (step, value) of the first and of the last finite one.
     validations: list[tuple[int, float]] = field(default_factory=list)
     entropies: list[tuple[int, float]] = field(default_factory=list)
@@ -181,24 +183,23 @@ class _Run:
         validation = validation_accuracy(data)
         _keep_ends(self.validations, step, validation)
         _keep_ends(self.entropies, step, data.get(ENTROPY))
-        if STEP_SECONDS in data:
+        if math.isfinite(data.get(STEP_SECONDS, math.nan)):
             # Between two lines lies what verl's step time leaves out: weight updates, validation, checkpoints.
             # Without an earlier line it would be the start-up.
             between = now - self.step_seen if self.step_seen is not None else 0.0
             self.seconds.append(max(data[STEP_SECONDS], between))
             self.trained = True
         self.step, self.step_seen = step, now
-        coefficient = data.get(COEFFICIENT)
-        previous = self.coefficients[-1] if self.coefficients else coefficient
+        coefficient, previous = data.get(COEFFICIENT), self.coefficient
         if coefficient is not None:
-            self.coefficients[:] = [coefficient]
+            self.coefficient = coefficient
         return (
             f"{step}" if self.total_steps is None else f"{step}/{self.total_steps}",
             _number(data.get(REWARD)),
             _number(validation),
-            _number(data.get(ENTROPY)) + {-1.0: " low", 1.0: " high"}.get(data.get(BAND_SIDE, 0.0), ""),
+            {-1.0: "low ", 1.0: "high "}.get(data.get(BAND_SIDE, 0.0), "") + _number(data.get(ENTROPY)),
             _number(data.get(ENTROPY_FULL)),
-            "-" if coefficient is None else f"{coefficient:.5g} {_arrow(coefficient, previous)}",
+            "-" if coefficient is None else f"{_precise(coefficient)} {_arrow(coefficient, previous)}",
             _number(data.get(RESPONSE_LENGTH), ".1f"),
             _number(data.get(STEP_SECONDS), ".1f"),
             self.left(),
@@ -233,29 +234,15 @@ class _Run:
             parts.append("validation accuracy " + _ends(self.validations))
         if self.entropies:
             parts.append(f"entropy {_ends(self.entropies)} nats")
-        if self.coefficients:
-            parts.append(f"coefficient {self.coefficients[-1]:.5g}")
+        if self.coefficient is not None:
+            parts.append(f"coefficient {_precise(self.coefficient)}")
         parts.append(f"time {self.elapsed()}")
         outcome = "finished" if error is None else f"stopped by {type(error).__name__}"
         return f"{outcome}: {', '.join(parts)}"
 
 
-class _View(Protocol):
-    """One way to show a run; called from the display's thread only."""
-
-    def start(self) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def row(self, cells: tuple[str, ...]) -> None: ...
-
-    def refresh(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-
 class _PlainView:
-    """Lines of fixed width, for logs and terminals that cannot redraw."""
+    """Lines of fixed width, for logs and terminals that cannot redraw. Used by the display's thread only."""
 
     def __init__(self, console: Console, run: _Run) -> None:
         self._console = console
@@ -319,28 +306,30 @@ class _LiveView:
         self._live.stop()
 
     def _render(self) -> Group:
+        parts: list[RenderableType] = [self._table()] if self._recent else []
         run = self._run
+        if run.validations:
+            # Its row has left the table long before the next one.
+            parts.append(Text(f"validation accuracy {_ends(run.validations)}"))
         if run.phase():
-            status = Text(f"{run.phase()}  {run.elapsed()}", style="cyan")
+            parts.append(Text(f"{run.phase()}  {run.elapsed()}", style="cyan"))
         else:
-            status = Text(f"step {run.step}", style="bold")
+            line = Table.grid(padding=(0, 1))
+            status: list[RenderableType] = [f"step {run.step}", f"{run.elapsed()} so far"]
             if run.total_steps is not None:
-                status.append(f" of {run.total_steps}")
-            status.append(f"  {run.elapsed()} so far, {run.left()} left", style="not bold")
-        # Without a known or a first step, the bar runs up and down.
-        moving = run.total_steps is None or run.step is None
-        bar = ProgressBar(total=run.total_steps or 1, completed=run.step or 0, width=24, pulse=moving)
-        line = Table.grid(padding=(0, 1))
-        line.add_row(bar, status)
-        return Group(self._table(), line) if self._recent else Group(line)
+                status = [f"step {run.step} of {run.total_steps}", f"{run.elapsed()} so far, {run.left()} left"]
+                status.insert(0, ProgressBar(total=run.total_steps, completed=run.step or 0, width=24))
+            line.add_row(*status)
+            parts.append(line)
+        return Group(*parts)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")
         table.add_column("step", justify="right", no_wrap=True)
-        for name, _ in COLUMNS[:-1]:
-            table.add_column(name, justify="right", no_wrap=True)
-        # Room for header, bar and what was printed above, also on a small terminal.
-        rows = list(self._recent)[-max(1, self._console.height - 4) :]
+        for name, width in COLUMNS[:-1]:
+            table.add_column(name, justify="right", no_wrap=True, min_width=width - 2)
+        # Room for header, validation, bar and what was printed above, also on a small terminal.
+        rows = list(self._recent)[-max(1, self._console.height - 5) :]
         for row in rows:
             table.add_row(*(Text(cell) for cell in row[:-1]), style="bold" if row is rows[-1] else "")
         return table
@@ -369,6 +358,11 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _precise(value: float) -> str:
+    """Fixed decimals line up in a column; published coefficients go down to 1e-6, where they would say nothing."""
+    return f"{value:.5f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3e}"
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -376,7 +370,7 @@ def _duration(seconds: float) -> str:
 
 
 def _keep_ends(ends: list[tuple[int, float]], step: int, value: float | None) -> None:
-    if value is not None and value == value:
+    if value is not None and math.isfinite(value):
         ends[1:] = [(step, value)]
 
 

@@ -55,6 +55,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     """Put into Ray's runtime environment what every process of the run needs to know."""
     from aent_verl.integration import platform_cpu
 
+    on_cpu = platform == platform_cpu.PLATFORM_NAME
     run_dir = Path(cfg.run.dir)
     variables = {
         # verl logs the failure of a plug-in entry point at DEBUG; the failure of a module named here raises.
@@ -64,7 +65,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         "VERL_FILE_LOGGER_PATH": str(run_dir / METRICS),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
     }
-    if platform == platform_cpu.PLATFORM_NAME:
+    if on_cpu:
         variables |= platform_cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node)
     with open_dict(cfg):
         environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
@@ -73,6 +74,8 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.
             for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
                 cfg.ray_kwargs.ray_init.pop(key, None)
+        elif on_cpu:
+            cfg.ray_kwargs.ray_init.update(platform_cpu.logical_accelerators(cfg.trainer.n_gpus_per_node))
 
 
 def prepare_task(cfg: DictConfig) -> None:

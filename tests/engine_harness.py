@@ -159,17 +159,17 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     from aent_verl.integration.config import FunctionalConfig
 
     data = batch(rank, world_size)
-    settings = dict(
-        temperature=case.temperature,
-        use_remove_padding=case.remove_padding,
-        use_fused_kernels=False,
-        use_dynamic_bsz=case.dynamic,
-        max_token_len_per_gpu=40,
-        micro_batch_size_per_gpu=case.micro_batch,
-        global_batch_size=SEQUENCES,
-        calculate_entropy=case.stock_entropy_coeff != 0,
-        pad_token_id=0,
-    )
+    settings: dict[str, Any] = {
+        "temperature": case.temperature,
+        "use_remove_padding": case.remove_padding,
+        "use_fused_kernels": False,
+        "use_dynamic_bsz": case.dynamic,
+        "max_token_len_per_gpu": 40,
+        "micro_batch_size_per_gpu": case.micro_batch,
+        "global_batch_size": SEQUENCES,
+        "calculate_entropy": case.stock_entropy_coeff != 0,
+        "pad_token_id": 0,
+    }
     if case.engine == "ours":
         if case.send_coefficient:
             settings["aent_coefficient"] = case.coefficient

@@ -47,8 +47,9 @@ def keep_share(logits: Tensor, clamp_p: float) -> Tensor:
         return torch.ones_like(z)
     boundary = z.kthvalue(removed, dim=-1, keepdim=True).values
     above, tied = z > boundary, z == boundary
-    needed = (vocabulary - removed) - above.sum(-1, keepdim=True)
-    return above + tied * (needed / tied.sum(-1, keepdim=True)).to(z.dtype)
+    # The division in z's own precision: of two integer tensors torch makes an fp32 one.
+    needed = (vocabulary - removed - above.sum(-1, keepdim=True)).to(z.dtype)
+    return above + tied * (needed / tied.sum(-1, keepdim=True))
 
 
 def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:

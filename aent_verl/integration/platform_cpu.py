@@ -35,13 +35,13 @@ ACCELERATOR_RESOURCES = frozenset(
 )
 
 
-def _selected() -> bool:
+def is_selected() -> bool:
     """Whether the environment names this platform, read as verl reads it."""
     return os.environ.get(PLATFORM_ENV, "").strip().lower() == PLATFORM_NAME
 
 
 def _ignore(*_args: Any, **_kwargs: Any) -> None:
-    """Does nothing: CPU work is synchronous, and there is no caching allocator to steer."""
+    """Do nothing: CPU work is synchronous, and there is no caching allocator to steer."""
 
 
 def memory_allocated(device: Any = None) -> int:
@@ -140,7 +140,7 @@ class _PlatformMethods:
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         # verl asks every platform in turn when none is named.  A CPU is always there, and must never win that.
-        return _selected()
+        return is_selected()
 
     def current_device(self) -> torch.device:
         # verl writes `tensor.to(get_device_id())`: an index would mean an accelerator there.
@@ -307,29 +307,37 @@ def detect_platform(ray_address: str | None = None) -> str | None:
     Raises:
         ConnectionError: if a Ray cluster is named and cannot be reached.
     """
-    requested = os.environ.get(PLATFORM_ENV)
+    requested = os.environ.get(PLATFORM_ENV, "").strip()
     resources = None if requested else joined_cluster_resources(ray_address)
     return choose_platform(requested=requested, cluster_resources=resources, local_accelerator=local_accelerator)
+
+
+def cluster_to_join(ray_address: str | None = None) -> str | None:
+    """Address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
+    address = ray_address or None
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address is not None and "://" in address:
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    # Without an address Ray joins the cluster that `ray start` last made on this machine, if there is one.
+    return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
 
 
 def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:
     """Resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
 
-    Joins the cluster for a moment where this process has not: Ray gives resources to its members only.
+    Joins the cluster for a moment where this process has not: Ray tells resources to its members only.
     """
     import ray
 
     if ray.is_initialized():
         return dict(ray.cluster_resources())
-    address = ray_address or os.environ.get("RAY_ADDRESS") or None
-    if address is None or "://" not in address:
-        # Without an address Ray joins the cluster that `ray start` last made on this machine, if there is one.
-        from ray._private.services import canonicalize_bootstrap_address
-
-        address = canonicalize_bootstrap_address(address)
-    if address is None:
+    if cluster_to_join(ray_address) is None:
         return None
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    # The address as the user gave it: for one that Ray finds itself, Ray also finds the token.
+    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         return dict(ray.cluster_resources())
     finally:

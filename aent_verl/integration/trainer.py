@@ -161,6 +161,7 @@ def step_means(metrics: dict[str, Any], *, sent: float) -> dict[str, float]:
     prefix = "actor/"
     try:
         tokens = metrics.pop(prefix + loss.TOKENS)
+        bonus_loss = metrics.pop(prefix + loss.BONUS_LOSS)
         sums = {key: metrics.pop(prefix + name) for key, name in loss.SUMS.items()}
         lowest, highest = (metrics.pop(prefix + k) for k in (loss.COEFFICIENT_LOWEST, loss.COEFFICIENT_HIGHEST))
     except KeyError as error:
@@ -172,7 +173,7 @@ def step_means(metrics: dict[str, Any], *, sent: float) -> dict[str, float]:
         "aent/entropy": mean[loss.ENTROPY],
         "aent/entropy_full": mean[loss.ENTROPY_FULL],
         "aent/removed_mass": mean[loss.REMOVED_MASS],
-        "aent/bonus_loss": float(metrics.pop(prefix + loss.BONUS_LOSS)),
+        "aent/bonus_loss": float(bonus_loss),
     }
 
 

@@ -50,13 +50,13 @@ class EntropyControlWorker(ActorRolloutRefWorker):
         self.actor.set_loss_fn(partial(entropy_control_loss, config=config))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def entropy_control_report(self) -> dict[str, Any]:
+    async def entropy_control_report(self) -> dict[str, Any]:
         """What this rank really runs: the driver's proof that the plug-in is active, and the text of the banner."""
         if self.actor is None:
             return {"rank": self.rank, "pid": os.getpid(), "role": self.role}
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
-        state: ControllerState = ray.get(ray.get_actor(coefficient.actor_name()).state.remote())
+        state: ControllerState = await ray.get_actor(coefficient.actor_name()).state.remote()
         return {
             "rank": self.rank,
             "pid": os.getpid(),

@@ -15,6 +15,8 @@ from typing import Any
 
 from aent_verl.tasks.reward import DATA_SOURCE_PREFIX, compute_score
 
+QUESTION_ONLY = ({"role": "user", "content": "{question}"},)
+
 # A generator that has not filled a split after this many fresh batches of questions has run out of new ones.
 _MAX_ROUNDS = 20
 
@@ -67,7 +69,7 @@ def build_rows(
     *,
     generator: str,
     split: str,
-    prompt_template: str = "{question}",
+    chat: Sequence[Mapping[str, str]] = QUESTION_ONLY,
     extract: str = "whole",
 ) -> list[dict[str, Any]]:
     """Turn entries into rows in verl's format, each checked with its own scorer.
@@ -76,7 +78,7 @@ def build_rows(
         entries: What `draw_entries` returned.
         generator: Name of the generator they came from.
         split: "train" or "validation".
-        prompt_template: The user message, with {question} where the generator's text goes.
+        chat: Messages in whose text the fields of an entry may stand in braces: {question}, {metadata[expression]}.
         extract: Which part of a response is the answer, see `aent_verl.tasks.reward`.
 
     Returns:
@@ -90,7 +92,7 @@ def build_rows(
     for index, entry in enumerate(entries):
         row = {
             "data_source": DATA_SOURCE_PREFIX + generator,
-            "prompt": [{"role": "user", "content": prompt_template.format(**entry)}],
+            "prompt": fill(chat, entry),
             "ability": "reasoning",
             "reward_model": {"style": "rule", "ground_truth": str(entry["answer"])},
             "extra_info": {
@@ -126,7 +128,7 @@ def build_splits(
     train_size: int,
     validation_size: int,
     seed: int,
-    prompt_template: str = "{question}",
+    chat: Sequence[Mapping[str, str]] = QUESTION_ONLY,
     extract: str = "whole",
 ) -> dict[str, list[dict[str, Any]]]:
     """Write `train.parquet` and `validation.parquet` with no question in common, and none twice.
@@ -140,7 +142,7 @@ def build_splits(
         train_size: Rows of the training file.
         validation_size: Rows of the validation file.
         seed: The same seed gives the same files.
-        prompt_template: The user message, with {question} where the generator's text goes.
+        chat: Messages in whose text the fields of an entry may stand in braces: {question}, {metadata[expression]}.
         extract: Which part of a response is the answer, see `aent_verl.tasks.reward`.
 
     Returns:
@@ -152,16 +154,24 @@ def build_splits(
     assert not held_out & questions(train)
     splits = {}
     for split, entries in (("train", train), ("validation", validation)):
-        splits[split] = build_rows(
-            entries, generator=generator, split=split, prompt_template=prompt_template, extract=extract
-        )
+        splits[split] = build_rows(entries, generator=generator, split=split, chat=chat, extract=extract)
         write_parquet(splits[split], Path(folder) / f"{split}.parquet")
     return splits
+
+
+def fill(chat: Sequence[Mapping[str, str]], entry: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Chat messages with the fields of an entry put in."""
+    return [{"role": message["role"], "content": message["content"].format(**entry)} for message in chat]
 
 
 def questions(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     """The question texts of entries."""
     return {entry["question"] for entry in entries}
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """The generator's question text of a row in verl's format."""
+    return json.loads(row["extra_info"]["entry"])["question"]
 
 
 def _stream_seed(seed: int, stream: str, round_index: int) -> int:

@@ -81,6 +81,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
+        initializer_range=hidden_size**-0.5,  # the default of 0.02 suits wide models; here it only delays learning
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):

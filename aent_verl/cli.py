@@ -1,0 +1,75 @@
+"""Console script ``aent-verl``."""
+
+import argparse
+import sys
+
+from aent_verl import __version__
+
+TRAIN_HELP = """\
+usage: aent-verl train [key=value ...]
+
+Train with verl and entropy control. Settings are Hydra overrides; every key of verl's ppo_trainer can be set.
+
+  aent-verl train experiment=cpu_arithmetic                         AEnt on a tiny model, on the CPU
+  aent-verl train experiment=cpu_arithmetic entropy_control=grpo    the same without entropy control
+  aent-verl train data.train_files=train.parquet data.val_files=test.parquet \\
+      actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B-Instruct ...   your own data and model, on GPUs
+
+Choices: experiment=NAME  entropy_control=grpo|entreg|aent  platform=cpu
+         entropy_control/functional=full|clamped  entropy_control/controller=constant|band
+Show the composed config without running: --cfg job [--resolve]    more of Hydra: --hydra-help
+Resume: the same command again; the controller goes on where it was.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The top-level parser; `train` takes Hydra overrides and is handed over to Hydra whole."""
+    parser = argparse.ArgumentParser(
+        prog="aent-verl", description="Entropy control for reinforcement learning in verl."
+    )
+    parser.add_argument("--version", action="version", version=f"aent-verl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("train", help="train with Hydra overrides; aent-verl train --help", add_help=False)
+    doctor = commands.add_parser("doctor", help="check versions, plug-in, data, model, reward and machine")
+    doctor.add_argument("--cluster", action="store_true", help="also check the Ray cluster's nodes")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="the overrides of the run to check")
+    plot = commands.add_parser("plot", help="draw reward, entropy and coefficient of a run as a PNG")
+    plot.add_argument("folder", help="the run's folder (run.dir), with its metrics.jsonl")
+    plot.add_argument("--output", help="where to write the PNG; default: in the run's folder")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the process's exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    options = build_parser().parse_args(arguments)
+    if options.command == "doctor":
+        from aent_verl import doctor
+
+        return doctor.main(options.overrides, cluster=options.cluster)
+    from aent_verl.plot import plot_run
+
+    try:
+        print(plot_run(options.folder, output=options.output))
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(overrides: list[str]) -> int:
+    if overrides in (["--help"], ["-h"]):
+        print(TRAIN_HELP, end="")
+        return 0
+    from aent_verl import train
+
+    # Hydra reads the command line itself.
+    sys.argv = ["aent-verl train", *overrides]
+    train.main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

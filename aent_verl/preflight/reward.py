@@ -1,0 +1,242 @@
+r"""Does the reward function tell a right answer from a wrong one, called the way verl calls it?
+
+verl calls it in a thread of a Ray worker, never in the main thread: a function that relies on signals (as some timeouts
+do) works in a notebook and scores everything 0 in training. A right answer is made from the row's ground truth in the
+usual forms (plain, ``\boxed{}``, ``#### x``, ...), and so is a wrong one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from aent_verl.preflight.data import Sample
+from aent_verl.preflight.errors import PreflightError
+
+ROWS = 3
+TIMEOUT_SECONDS = 120
+SKIP = "run.check_reward=false skips this check"
+FORMS = (
+    "{}",
+    "\\boxed{{{}}}",
+    "#### {}",
+    "<answer>{}</answer>",
+    "The answer is {}.",
+    "Answer: {}",
+    "<think>\nLet me see.\n</think>\n<answer>\\boxed{{{}}}</answer>",
+)
+# verl scores these by running code against test cases; an answer cannot be made from those.
+CODE = frozenset({"codecontests", "apps", "codeforces", "taco"})
+
+Scored = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the function scored one row's answers."""
+
+    source: str
+    right: Scored
+    wrong: Scored
+
+    @property
+    def best(self) -> float:
+        """Highest score of a right answer."""
+        return max(score for _, score in self.right)
+
+    @property
+    def worst(self) -> float:
+        """Highest score of a wrong answer."""
+        return max(score for _, score in self.wrong)
+
+
+def check(cfg: DictConfig, sample: Sample) -> list[str]:
+    """Score known-right and known-wrong answers to a few rows.
+
+    Returns:
+        One line on what was checked, or on why nothing was.
+
+    Raises:
+        PreflightError: the function cannot be loaded, fails, or does not score right above wrong.
+    """
+    key = "reward.custom_reward_function.path"
+    settings = cfg.reward.get("custom_reward_function") or {}
+    path = settings.get("path")
+    if not OmegaConf.select(cfg, "run.check_reward", default=True):
+        return ["reward: not checked, run.check_reward=false"]
+    if cfg.reward.reward_model.enable:
+        return ["reward: not checked, a reward model gives it"]
+    if cfg.reward.reward_manager.source != "register":
+        return [f"reward: left to your reward manager {cfg.reward.reward_manager.name}"]
+    rows = _pick(sample.rows, custom=bool(path))
+    if not rows:
+        return ["reward: not checked, no answer can be made from the ground truths"]
+    function = _load(cfg, key, settings)
+    verdicts = [_judge(key, path, function, row, truth) for row, truth in rows]
+    for source in dict.fromkeys(verdict.source for verdict in verdicts):
+        _check_verdicts(key, path, [verdict for verdict in verdicts if verdict.source == source])
+    told = [verdict for verdict in verdicts if verdict.best > verdict.worst]
+    return [
+        f"reward: {path or 'verl default'} scores right answers {told[0].best:g} and wrong ones at most "
+        f"{max(verdict.worst for verdict in told):g} ({len(told)} of {len(verdicts)} rows tell them apart)"
+    ]
+
+
+def _pick(rows: list[dict[str, Any]], *, custom: bool) -> list[tuple[dict[str, Any], str]]:
+    """Up to ``ROWS`` rows with their ground truth as text, from as many data sources as there are."""
+    usable = []
+    for row in rows:
+        truth = _truth(row)
+        if truth is not None and (custom or row["data_source"] not in CODE):
+            usable.append((row, truth))
+    first: dict[Any, tuple[dict[str, Any], str]] = {}
+    for row, truth in usable:
+        first.setdefault(row["data_source"], (row, truth))
+    chosen = list(first.values())
+    rest = [pair for pair in usable if all(pair[0] is not row for row, _ in chosen)]
+    return [*chosen, *rest][:ROWS]
+
+
+def _truth(row: Mapping[str, Any]) -> str | None:
+    """The ground truth as the text of an answer, where it is one."""
+    truth = (row.get("reward_model") or {}).get("ground_truth")
+    if isinstance(truth, Mapping):
+        truth = truth.get("target")
+    if isinstance(truth, list | tuple):
+        truth = truth[0] if truth else None
+    if isinstance(truth, bool) or not isinstance(truth, str | int | float):
+        return None
+    return str(truth) or None
+
+
+def _load(cfg: DictConfig, key: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that verl would call."""
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+    from verl.utils.reward_score import get_default_compute_score
+
+    try:
+        function = get_custom_reward_fn(cfg)
+    except Exception as error:
+        # verl wraps an error of the user's module and says only where it happened.
+        cause = error.__cause__ or error
+        raise PreflightError(
+            key,
+            settings.get("path"),
+            f"the reward function {settings.get('name')!r} cannot be loaded ({type(cause).__name__}: {cause})",
+            expected="a Python file or pkg://module that has it",
+            hint="Check path and name of reward.custom_reward_function",
+        ) from error
+    return function or get_default_compute_score(cfg.reward.reward_manager.name)
+
+
+def _judge(key: str, path: Any, function: Callable[..., Any], row: dict[str, Any], truth: str) -> Verdict:
+    source = str(row["data_source"])
+
+    def score(text: str) -> float:
+        arguments = {
+            "data_source": row["data_source"],
+            "solution_str": text,
+            "ground_truth": copy.deepcopy(row["reward_model"]["ground_truth"]),
+            # verl adds these two.
+            "extra_info": copy.deepcopy(row.get("extra_info") or {}) | {"num_turns": None, "rollout_reward_scores": {}},
+        }
+        try:
+            result = off_main_thread(lambda: function(**arguments))
+            value = float(result["score"] if isinstance(result, Mapping) else result)
+            if not math.isfinite(value):
+                raise ValueError(f"the score is {value}")
+            return value
+        except Exception as error:
+            unknown = isinstance(error, NotImplementedError)
+            raise PreflightError(
+                key,
+                path,
+                f"the reward function fails on the answer {text!r} to a row of data source {source!r} "
+                f"({type(error).__name__}: {error})",
+                expected="a finite number, or a dict with one under 'score'",
+                hint=("Name your own in reward.custom_reward_function.path and .name" if unknown else "Mend it")
+                + f"; {SKIP}",
+            ) from error
+
+    wrong = ["", *(form.format(_wrong(truth)) for form in FORMS)]
+    return Verdict(
+        source,
+        [(text, score(text)) for text in (form.format(truth) for form in FORMS)],
+        [(text, score(text)) for text in wrong],
+    )
+
+
+def _wrong(truth: str) -> str:
+    """An answer of the same kind that is clearly not ``truth``."""
+    try:
+        number = float(truth.replace(",", ""))
+    except ValueError:
+        return "no idea"
+    if not math.isfinite(number):
+        return "0"
+    other = 3 * number + 7
+    return f"{other + 1 if other == number else other:.10g}"
+
+
+def _check_verdicts(key: str, path: Any, verdicts: list[Verdict]) -> None:
+    """Raise if a wrong answer got the full score of this data source, which is what its best right answer got."""
+    full = max(verdict.best for verdict in verdicts)
+    bad = next((verdict for verdict in verdicts if verdict.worst >= full), None)
+    if bad is None:
+        return
+    scores = {score for _, score in bad.right + bad.wrong}
+    if len(scores) == 1:
+        problem = f"every answer, right or wrong, gets {scores.pop():g}"
+    elif bad.worst > bad.best:
+        problem = "a wrong answer gets more than any right one"
+    else:
+        problem = "a wrong answer gets as much as the best right one"
+    table = "; ".join(
+        f"{kind} {text!r} -> {score:g}" for kind in ("right", "wrong") for text, score in getattr(bad, kind)
+    )
+    raise PreflightError(
+        key,
+        path,
+        f"on data source {bad.source!r} {problem} ({table})",
+        expected="a right answer, in one of these forms, to score above every wrong one",
+        hint="Check which form of answer the function wants and whether it works outside the main thread (signals do "
+        f"not); {SKIP}",
+    )
+
+
+def off_main_thread(function: Callable[[], Any]) -> Any:
+    """Call ``function`` in a thread, as verl's reward loop does, and wait for a coroutine that it returns.
+
+    Raises:
+        TimeoutError: no answer in time; the thread is left behind and dies with the process.
+    """
+    results: queue.Queue[tuple[bool, Any]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            value = function()
+            results.put((True, asyncio.run(_finished(value)) if inspect.isawaitable(value) else value))
+        except BaseException as error:
+            results.put((False, error))
+
+    threading.Thread(target=work, name="reward-preflight", daemon=True).start()
+    try:
+        succeeded, value = results.get(timeout=TIMEOUT_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no score after {TIMEOUT_SECONDS} s") from None
+    if succeeded:
+        return value
+    raise value
+
+
+async def _finished(awaitable: Any) -> Any:
+    return await awaitable

@@ -1,0 +1,148 @@
+"""The installed verl is what our code relies on, and a verl that is not would be noticed."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from aent_verl.integration import compat, facts
+
+TRAINER = "verl.trainer.ppo.v1.trainer_base"
+
+
+def broken(name: str) -> list[str]:
+    """Violations of the facts whose description holds ``name``."""
+    chosen = [fact for fact in compat.CONTRACT if name in fact.what]
+    assert chosen, f"no fact on {name}"
+    return [line for fact in chosen if (line := fact.violation()) is not None]
+
+
+def test_the_installed_verl_keeps_the_contract():
+    assert compat.violations() == []
+    compat.check_contract()
+
+
+def test_no_fact_holds_where_nothing_can_be_imported(monkeypatch):
+    def fail(name):
+        raise ImportError(f"no module {name}")
+
+    monkeypatch.setattr(facts.importlib, "import_module", fail)
+    assert len(compat.violations()) == len(compat.CONTRACT)
+
+
+def test_every_fact_is_there_once():
+    assert len({fact.what for fact in compat.CONTRACT}) == len(compat.CONTRACT)
+
+
+def test_an_overridden_method_with_another_parameter(monkeypatch):
+    trainer = importlib.import_module(TRAINER).PPOTrainer
+    monkeypatch.setattr(trainer, "_update_actor", lambda self, batch, metrics, timing=None: batch)
+    (line, *_) = broken("PPOTrainer._update_actor(self, batch, metrics)")
+    assert "found: (self, batch, metrics, timing)" in line
+    assert "needed because our trainer sends the coefficient" in line
+
+
+def test_a_called_function_with_a_new_required_parameter(monkeypatch):
+    losses = importlib.import_module("verl.workers.utils.losses")
+    monkeypatch.setattr(losses, "ppo_loss", lambda config, model_output, data, dp_group, scale: None)
+    assert "scale" in broken("losses:ppo_loss can be called")[0]
+
+
+def test_a_called_function_without_a_parameter(monkeypatch):
+    functional = importlib.import_module("verl.utils.torch_functional")
+    monkeypatch.setattr(functional, "logprobs_from_logits", lambda logits, labels: None)
+    assert len(broken("logprobs_from_logits")) == 1
+
+
+def test_a_called_function_may_gain_an_optional_parameter(monkeypatch):
+    functional = importlib.import_module("verl.utils.torch_functional")
+    monkeypatch.setattr(functional, "logprobs_from_logits", lambda logits, labels, inplace_backward=True, new=1: None)
+    assert broken("logprobs_from_logits") == []
+
+
+def test_a_dataclass_without_a_field(monkeypatch):
+    config = importlib.import_module("verl.workers.config")
+    monkeypatch.setattr(config, "TrainingWorkerConfig", dataclasses.make_dataclass("TrainingWorkerConfig", ["kind"]))
+    assert "no model_type" in broken("TrainingWorkerConfig")[0]
+
+
+def test_a_source_that_does_something_else(monkeypatch):
+    def init_model(self):
+        self.loss_fn = lambda *args: None
+
+    monkeypatch.setattr(
+        importlib.import_module("verl.workers.engine_workers").ActorRolloutRefWorker, "init_model", init_model
+    )
+    assert "no 'self.ref = self.ref_worker_cls(config=' there" in broken("ActorRolloutRefWorker.init_model does")[0]
+
+
+def test_a_source_in_another_order(monkeypatch):
+    def save(self):
+        return "latest_checkpointed_iteration.txt", f"global_step_{self.global_steps}"
+
+    monkeypatch.setattr(importlib.import_module(TRAINER).PPOTrainer, "_save_checkpoint", save)
+    assert "'latest_checkpointed_iteration.txt' there at its place" in broken("_save_checkpoint does")[0]
+
+
+def test_a_method_that_is_gone(monkeypatch):
+    monkeypatch.delattr(importlib.import_module(TRAINER).PPOTrainer, "_init_resource_pool_mgr")
+    lines = broken("PPOTrainer._init_resource_pool_mgr")
+    assert len(lines) == 2
+    assert all("AttributeError" in line for line in lines)
+
+
+def test_sums_of_one_rank_only(monkeypatch):
+    metric = importlib.import_module("verl.utils.metric").Metric
+    monkeypatch.setattr(metric, "aggregate_dp", lambda metrics: sum(metrics[0].values))
+    assert "3.4 instead of 5.1" in broken("ratio of two SUM")[0]
+
+
+def test_sums_that_are_not_averaged_but_summed_are_fine(monkeypatch):
+    metric = importlib.import_module("verl.utils.metric").Metric
+    monkeypatch.setattr(metric, "aggregate_dp", lambda metrics: sum(sum(one.values) for one in metrics))
+    assert broken("ratio of two SUM") == []
+
+
+def test_extremes_that_are_averaged(monkeypatch):
+    metric = importlib.import_module("verl.utils.metric").Metric
+    monkeypatch.setattr(metric, "aggregate_dp", lambda metrics: sum(one.values[0] for one in metrics) / len(metrics))
+    assert "(1.5, 1.5)" in broken("MIN and MAX")[0]
+
+
+def test_non_tensor_data_that_stay_wrapped(monkeypatch):
+    tu = importlib.import_module("verl.utils.tensordict_utils")
+    monkeypatch.setattr(tu, "get_non_tensor_data", lambda data, key, default: data.get(key, default))
+    assert len(broken("get_non_tensor_data")) == 1
+
+
+def test_a_registry_with_other_rows(monkeypatch):
+    registry = importlib.import_module("verl.workers.engine").EngineRegistry
+    monkeypatch.setattr(registry, "_engines", {"language_model": {("fsdp", "cuda"): object}})
+    assert "KeyError" in broken("EngineRegistry._engines")[0]
+
+
+def test_trainers_under_other_names(monkeypatch):
+    monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
+    assert "sync -> None" in broken("TRAINER_REGISTRY")[0]
+
+
+def test_workers_without_the_seam(monkeypatch):
+    worker = importlib.import_module("verl.workers.engine_workers").ActorRolloutRefWorker
+    monkeypatch.setattr(worker, "actor_worker_cls", object)
+    assert len(broken("actor_worker_cls, ref_worker_cls")) == 1
+
+
+def test_a_platform_that_must_do_more(monkeypatch):
+    from aent_verl.integration import platform_cpu
+
+    monkeypatch.setattr(platform_cpu.platform_class(), "__abstractmethods__", frozenset({"new_duty"}))
+    assert "also asks for new_duty" in broken("PlatformBase")[0]
+
+
+def test_the_error_lists_every_violation_and_what_to_install(monkeypatch):
+    monkeypatch.delattr(importlib.import_module("verl.utils.tensordict_utils"), "get_non_tensor_data")
+    monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
+    with pytest.raises(compat.ContractError, match=r"verl 0\.9\.\d+ differs in 2 point") as error:
+        compat.check_contract()
+    assert "pip install" in str(error.value)
+    assert len(str(error.value).splitlines()) == 3

@@ -1,0 +1,121 @@
+import pytest
+from omegaconf import open_dict
+
+from aent_verl import preflight
+from aent_verl.integration import platform_cpu
+from aent_verl.preflight import PreflightError, resources
+from tests.unit.preflight.rows import edit
+
+
+def test_too_few_slots(settings):
+    settings.ray_kwargs.ray_init.num_cpus = 5
+    with pytest.raises(PreflightError, match=r"num_cpus=5: .*expected at least 6 for 1 rank\(s\).*num_cpus=6"):
+        resources.check(settings)
+    settings.ray_kwargs.ray_init.num_cpus = 6
+    resources.check(settings)
+
+
+def test_slots_of_the_machine_where_none_are_given(settings, monkeypatch):
+    settings.ray_kwargs.ray_init.num_cpus = None
+    monkeypatch.setattr(resources.os, "cpu_count", lambda: 2)
+    with pytest.raises(PreflightError, match="num_cpus=None: Ray would have 2 CPU slots"):
+        resources.check(settings)
+
+
+def test_slots_grow_with_ranks_and_pools(settings):
+    settings.trainer.n_gpus_per_node = 2
+    assert resources.cpu_slots(settings) == 3 * 2 + 3
+    settings.reward.reward_model.enable_resource_pool = True
+    settings.reward.reward_model.nnodes = 1
+    settings.reward.reward_model.n_gpus_per_node = 1
+    assert resources.cpu_slots(settings) == 3 * 3 + 3
+
+
+def test_too_few_logical_accelerators(settings):
+    settings.ray_kwargs.ray_init.num_gpus = 1
+    settings.trainer.n_gpus_per_node = 2
+    with pytest.raises(PreflightError, match=r"num_gpus=1: the run needs .*= 2; expected at least 2"):
+        resources.check(settings)
+
+
+def test_too_few_gpus(settings, monkeypatch):
+    import torch
+
+    settings.trainer.device = "cuda"
+    settings.trainer.n_gpus_per_node = 4
+    settings.trainer.nnodes = 2
+    settings.ray_kwargs.ray_init.num_cpus = 64
+    settings.ray_kwargs.ray_init.num_gpus = None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(
+        PreflightError, match=r"n_gpus_per_node=4: .*= 8 GPUs, .*which has 4; expected at most 4.*RAY_ADDRESS"
+    ):
+        resources.check(settings)
+    settings.trainer.nnodes = 1
+    assert resources.check(settings) == ["GPUs: 4 here, 4 needed", "Ray: 64 CPU slots, 15 needed"]
+
+
+def test_a_cluster_is_checked_when_it_is_joined(settings, monkeypatch):
+    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address=None: "10.0.0.1:6379")
+    settings.ray_kwargs.ray_init.num_cpus = 1
+    assert resources.check(settings) == ["resources: checked when the Ray cluster at 10.0.0.1:6379 is joined"]
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        ({"CPU": 64.0, "GPU": 1.0}, "needs 2 of Ray's resource GPU; expected at most the 1"),
+        ({"CPU": 64.0}, "at most the 0 that the cluster has.*--num-gpus"),
+        ({"CPU": 8.0, "GPU": 2.0}, "needs 9 CPU slots; expected at most the 8"),
+    ],
+)
+def test_a_cluster_that_is_too_small(settings, found, problem):
+    settings.trainer.n_gpus_per_node = 2
+    with pytest.raises(PreflightError, match=problem):
+        preflight.check_cluster(found, settings)
+
+
+def test_a_cluster_that_is_large_enough(settings):
+    settings.trainer.n_gpus_per_node = 2
+    assert preflight.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
+
+
+def test_too_little_memory(settings, monkeypatch):
+    needed = sum(resources.memory_estimate(settings).values())
+    monkeypatch.setattr(resources, "available_gib", lambda: needed - 0.1)
+    with pytest.raises(PreflightError, match=rf"about {needed:.1f} GiB .*11 processes 6\.6.*run\.check_memory=false"):
+        resources.check(settings)
+    with open_dict(settings):
+        settings.run.check_memory = False
+    assert "memory: not checked" in resources.check(settings)[-1]
+
+
+def test_memory_by_hand(settings, monkeypatch):
+    monkeypatch.setattr(resources, "weight_gib", lambda path: 2.0)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    settings.trainer.n_gpus_per_node = 2
+    settings.actor_rollout_ref.actor.use_kl_loss = True
+    # 2 ranks, 2 rollout engines of two processes each, 8 others
+    assert resources.memory_estimate(settings) == {
+        "14 processes": pytest.approx(0.6 * 14),
+        "training": 5 * 2.0,
+        "rollout": 2 * 2.0 * 2,
+        "KV cache": 3.0 * 2,
+    }
+
+
+def test_weights_in_half_precision_count_double(settings, model_copy):
+    full = resources.weight_gib(str(model_copy))
+    assert full == pytest.approx((model_copy / "model.safetensors").stat().st_size / 1024**3)
+    edit(model_copy / "config.json", dtype="bfloat16")
+    assert resources.weight_gib(str(model_copy)) == pytest.approx(2 * full)
+    assert resources.weight_gib("Qwen/Qwen2.5-Math-1.5B") == 0.0
+
+
+def test_memory_is_not_checked_on_gpus(settings, monkeypatch):
+    import torch
+
+    settings.trainer.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(resources, "available_gib", lambda: 0.0)
+    resources.check(settings)
