@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "doctor":
         from aent_verl import doctor
 
-        return doctor.main(options.overrides, cluster=options.cluster)
+        return doctor.main([*options.overrides, *(["--cluster"] if options.cluster else [])])
     from aent_verl.plot import plot_run
 
     try:

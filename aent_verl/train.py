@@ -2,12 +2,19 @@
 
 import os
 import sys
-from contextlib import ExitStack
+import traceback
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from aent_verl.terminal import everything_else_in
+
+if TYPE_CHECKING:
+    from aent_verl.integration.config import EntropyControlConfig
+    from aent_verl.progress import ProgressDisplay
 
 CONFIG_MODULE = "pkg://aent_verl._config"
 CONFIG_NAME = "aent_trainer"
@@ -70,26 +77,55 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     with open_dict(cfg):
         environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
         environment["env_vars"] = variables | dict(environment.get("env_vars") or {})
-        if cfg.ray_kwargs.ray_init.get("address") or os.environ.get("RAY_ADDRESS"):
+        ray_init = cfg.ray_kwargs.ray_init
+        if platform_cpu.cluster_to_join(ray_init.get("address")) is not None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.
             for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
-                cfg.ray_kwargs.ray_init.pop(key, None)
+                ray_init.pop(key, None)
         elif on_cpu:
-            cfg.ray_kwargs.ray_init.update(platform_cpu.logical_accelerators(cfg.trainer.n_gpus_per_node))
+            logical = platform_cpu.logical_accelerators(cfg.trainer.n_gpus_per_node)
+            logical["resources"] |= dict(ray_init.get("resources") or {})
+            ray_init.update(logical)
 
 
-def prepare_task(cfg: DictConfig) -> None:
+def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:
     """Build the run's data and model if its experiment says how and they are not there yet."""
     if cfg.run.task is not None:
-        hydra.utils.instantiate(cfg.run.task)
+        with redirect_stdout(terminal):
+            hydra.utils.instantiate(cfg.run.task)
 
 
-def finished_step(cfg: DictConfig) -> int | None:
-    """The step at which an earlier run in this folder was saved, or None; only where it would be resumed."""
-    tracker = Path(cfg.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if cfg.trainer.resume_mode != "auto" or not tracker.is_file():
+def resume_folder(cfg: DictConfig) -> Path | None:
+    """The checkpoint folder ``global_step_N`` that verl will resume from, or None for a fresh start."""
+    trainer = cfg.trainer
+    if trainer.resume_mode == "resume_path":
+        return Path(trainer.resume_from_path)
+    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if trainer.resume_mode != "auto" or not tracker.is_file():
         return None
-    return int(tracker.read_text())
+    return tracker.with_name(f"global_step_{tracker.read_text().strip()}")
+
+
+def check_resume(cfg: DictConfig, control: "EntropyControlConfig") -> str | None:
+    """Read the controller's saved state now, so that one that is missing or damaged stops the run before it starts.
+
+    Returns:
+        What to tell the user if the run is complete already, else None.
+    """
+    from aent_verl.integration import state_file
+
+    folder = resume_folder(cfg)
+    if folder is None:
+        return None
+    if not control.restart_controller:
+        state_file.read(folder, controller=control.controller_name)
+    done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
+    if last is None or not done.isdigit() or int(done) < last:
+        return None
+    return (
+        f"this run is complete: step {done} of {last} in {cfg.run.dir}\n"
+        "to train again choose another name, trainer.experiment_name=..., or remove that folder"
+    )
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -101,39 +137,39 @@ def root_cause(error: BaseException) -> BaseException:
         error = inner
 
 
-def train(cfg: DictConfig) -> None:
+def train(cfg: DictConfig, terminal: TextIO) -> None:
     """Check everything, then run verl's PPO on the composed config.
 
+    Args:
+        cfg: the composed config; paths and Ray's settings in it are filled in.
+        terminal: where people look; the rest of what is printed may go elsewhere.
+
     Raises:
-        TrainingError, ValueError: something does not fit; nothing was started.
+        TrainingError, ValueError, VersionError: something does not fit; nothing was started.
     """
     from aent_verl.integration import compat
 
     compat.check_versions()
-    make_paths_absolute(cfg)
     platform = choose_platform(cfg)
 
     from aent_verl.integration.config import EntropyControlConfig
 
-    EntropyControlConfig.parse(OmegaConf.to_container(cfg.entropy_control, resolve=True))
-    done = finished_step(cfg)
-    if done is not None and cfg.trainer.total_training_steps is not None and done >= cfg.trainer.total_training_steps:
-        print(
-            f"this run is complete: step {done} of {cfg.trainer.total_training_steps} in {cfg.run.dir}\n"
-            "to train again, choose another name with trainer.experiment_name=..., or remove that folder"
-        )
+    control = EntropyControlConfig.parse(OmegaConf.to_container(cfg.entropy_control, resolve=True))
+    complete = check_resume(cfg, control)
+    if complete is not None:
+        print(complete, file=terminal)
         return
-    prepare_task(cfg)
+    prepare_task(cfg, terminal)
 
     from aent_verl import preflight
 
     for line in preflight.run(cfg):
-        print(f"checked: {line}")
+        print(f"checked: {line}", file=terminal)
     hand_to_workers(cfg, platform)
-    run_verl(cfg)
+    run_verl(cfg, terminal)
 
 
-def run_verl(cfg: DictConfig) -> None:
+def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     """Hand over to verl, with the progress display around it if the config asks for one."""
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -143,49 +179,27 @@ def run_verl(cfg: DictConfig) -> None:
 
     validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     metrics.rotate(cfg.run.dir)
-    with ExitStack() as stack:
-        if cfg.run.progress:
-            stack.enter_context(quiet_display(cfg))
+    with display(cfg, terminal) if cfg.run.progress else nullcontext():
         run_ppo(cfg, task_runner_class=TaskRunnerV1)
     picture = plot(cfg)
-    print(f"results in {cfg.run.dir}" + (f", plot {picture}" if picture else ""))
+    print(f"results in {cfg.run.dir}" + (f", plot {picture}" if picture else ""), file=terminal)
 
 
-def quiet_display(cfg: DictConfig) -> Any:
-    """The progress display, and everything that this process and Ray's workers print in ``train.log``."""
+def display(cfg: DictConfig, terminal: TextIO) -> "ProgressDisplay":
+    """The progress display of this run."""
     from rich.console import Console
 
     from aent_verl.integration.trainer import REPORT
     from aent_verl.progress import ProgressDisplay
 
-    stack = ExitStack()
-    log = Path(cfg.run.dir) / LOG
-    terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    saved = os.dup(1), os.dup(2)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(log, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-    def restore() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, copy in enumerate(saved, start=1):
-            os.dup2(copy, target)
-            os.close(copy)
-
-    stack.callback(restore)
-    stack.enter_context(
-        ProgressDisplay(
-            Console(file=terminal),
-            cfg.trainer.total_training_steps,
-            metrics_path=Path(cfg.run.dir) / METRICS,
-            report_path=Path(cfg.trainer.default_local_dir) / REPORT,
-            log_path=log,
-        )
+    run_dir = Path(cfg.run.dir)
+    return ProgressDisplay(
+        Console(file=terminal),
+        cfg.trainer.total_training_steps,
+        metrics_path=run_dir / METRICS,
+        report_path=Path(cfg.trainer.default_local_dir) / REPORT,
+        log_path=run_dir / LOG,
     )
-    return stack
 
 
 def plot(cfg: DictConfig) -> Path | None:
@@ -194,26 +208,29 @@ def plot(cfg: DictConfig) -> Path | None:
 
     try:
         return plot_run(cfg.run.dir)
-    except ImportError as error:
-        print(error, file=sys.stderr)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"no plot: {error}", file=sys.stderr)
         return None
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_MODULE, config_name=CONFIG_NAME)
 def main(cfg: DictConfig) -> None:
     """Entry point with Hydra overrides."""
+    make_paths_absolute(cfg)
+    if not cfg.run.progress:
+        train(cfg, sys.stdout)
+        return
+    log = Path(cfg.run.dir) / LOG
     try:
-        train(cfg)
-    except KeyboardInterrupt:
-        raise
+        with everything_else_in(log) as terminal:
+            try:
+                train(cfg, terminal)
+            except Exception:
+                traceback.print_exc()
+                raise
     except Exception as error:
-        if not cfg.run.progress:
-            raise
         cause = root_cause(error)
-        print(f"error: {type(cause).__name__}: {cause}", file=sys.stderr)
-        log = Path(cfg.run.dir) / LOG
-        if log.is_file():
-            print(f"the full log is {log}", file=sys.stderr)
+        print(f"error: {cause}\n({type(cause).__name__}; the full log is {log})", file=sys.stderr)
         sys.exit(1)
 
 

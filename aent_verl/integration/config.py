@@ -60,8 +60,7 @@ class FunctionalConfig:
             if clamp_p is not None:
                 no_effect(f"{key}.clamp_p", clamp_p, f"{key}.name=full removes no token")
             return cls(name)
-        number = isinstance(clamp_p, int | float) and not isinstance(clamp_p, bool)
-        if not number:
+        if not isinstance(clamp_p, int | float) or isinstance(clamp_p, bool):
             raise ValueError(f"{key}.clamp_p={clamp_p!r} is not allowed: must be a number in [0, 1)")
         try:
             check_clamp_p(clamp_p)
@@ -112,6 +111,11 @@ class EntropyControlConfig:
     bonus: str
     controller: Controller
     restart_controller: bool = False
+
+    @property
+    def controller_name(self) -> str:
+        """The controller's name in the config and in the state file."""
+        return next(name for name, kind in CONTROLLERS.items() if isinstance(self.controller, kind))
 
     @classmethod
     def parse(cls, block: Any) -> "EntropyControlConfig":

@@ -322,7 +322,7 @@ def cluster_to_join(ray_address: str | None = None) -> str | None:
     from ray._private.services import canonicalize_bootstrap_address
 
     # Without an address Ray joins the cluster that `ray start` last made on this machine, if there is one.
-    return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+    return canonicalize_bootstrap_address(address)
 
 
 def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:

@@ -16,7 +16,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from aent_verl.core.controllers import ControllerState
 from aent_verl.integration import coefficient, loss, state_file
-from aent_verl.integration.config import CONTROLLERS, EntropyControlConfig
+from aent_verl.integration.config import EntropyControlConfig
 from aent_verl.integration.engine import EntropyControlEngine
 from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlWorker
 
@@ -44,11 +44,6 @@ class EntropyControlMixin(PPOTrainer):
         ).entropy_control
         self._coefficient = coefficient.start(self.entropy_control.controller)
         super().__init__(config)
-
-    @property
-    def _controller_name(self) -> str:
-        kinds = {kind: name for name, kind in CONTROLLERS.items()}
-        return kinds[type(self.entropy_control.controller)]
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -94,7 +89,7 @@ class EntropyControlMixin(PPOTrainer):
         # Before verl's own files: its tracker names this folder only once it is complete.
         folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
         state = ray.get(self._coefficient.state.remote())
-        state_file.write(folder, controller=self._controller_name, state=state)
+        state_file.write(folder, controller=self.entropy_control.controller_name, state=state)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -108,7 +103,7 @@ class EntropyControlMixin(PPOTrainer):
         folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
-        state = state_file.read(folder, controller=self._controller_name)
+        state = state_file.read(folder, controller=self.entropy_control.controller_name)
         ray.get(self._coefficient.restore.remote(state))
         logger.info("controller resumed from %s: %s", folder, state)
 

@@ -66,6 +66,7 @@ def build_once(
     recipe = json.loads(json.dumps(recipe))
     start = time.monotonic()
     with _locked(folder / _LOCK_FILE):
+        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
         manifest = _read_manifest(folder / MANIFEST)
         present = [name for name in files if (folder / name).exists()]
         if manifest.get("complete") and manifest.get("recipe") == recipe and len(present) == len(files):
@@ -86,7 +87,6 @@ def _build(
     folder: Path, recipe: Mapping[str, Any], files: Sequence[str], build: Callable[[Path], Mapping[str, Any]]
 ) -> dict[str, Any]:
     workspace = folder / _BUILD_FOLDER
-    shutil.rmtree(workspace, ignore_errors=True)  # what a killed build left
     workspace.mkdir()
     try:
         result = json.loads(json.dumps(build(workspace)))

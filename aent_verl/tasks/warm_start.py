@@ -34,8 +34,8 @@ def train(
 
     A loss to stop at, not a number of steps: sums are learned in one sudden drop, so a fixed step would leave one seed
     or one machine's rounding ignorant and the next one finished. The rate is constant after its warm-up for the same
-    reason: a decay would need to know the end. Muon gets through that drop in a quarter of the steps that AdamW needs;
-    embeddings, LM head and vectors are left to AdamW, as Muon's authors advise.
+    reason: a decay would need to know the end. Muon gets through that drop in less than half the steps that AdamW
+    needs; embeddings, LM head and vectors are left to AdamW, as Muon's authors advise.
 
     Args:
         model: Causal LM; ends in evaluation mode.

@@ -1,0 +1,295 @@
+"""The whole pipeline on the CPU: two FSDP2 ranks, vLLM rollouts, a SIGKILL, a resume, and verl's own entry point.
+
+One start of the stack takes one to two minutes, so that the runs are shared by all tests of this module.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from aent_verl import metrics
+from aent_verl.core.controllers import BandController, ControllerState
+from aent_verl.integration import state_file
+from aent_verl.integration.config import parse_controller
+
+pytestmark = pytest.mark.slow
+
+START_SECONDS = 420
+RANKS = 2
+KILL_AFTER_STEP = 3
+CONTROLLER = {"init": 0.01, "low": 0.9, "high": 1.0, "lr": 0.02, "warmup_steps": 2, "min": 0.0, "max": 0.1}
+OVERRIDES = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "trainer.test_freq=2",
+    "trainer.save_freq=2",
+    "trainer.total_epochs=100",
+    *(f"entropy_control.bonus.controller.{key}={value}" for key, value in CONTROLLER.items()),
+]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the runs of this module left behind."""
+
+    killed: dict[int, dict[str, float]]
+    resumed: dict[int, dict[str, float]]
+    saved: ControllerState
+    final: ControllerState
+    reports: list[dict[str, Any]]
+    terminal: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small task whose model has hardly been warm-started: its entropy is far from its band."""
+    from aent_verl.tasks import arithmetic
+
+    folder = tmp_path_factory.mktemp("task") / "arithmetic"
+    arithmetic.prepare(str(folder), train_size=64, validation_size=8, warm_start_max_steps=40, warm_start_loss=1e-6)
+    return str(folder)
+
+
+def command(cache: str, folder: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "aent_verl.train",
+        "experiment=cpu_arithmetic",
+        f"run.dir={folder}",
+        "run.task=null",
+        f"data.train_files={cache}/train.parquet",
+        f"data.val_files={cache}/validation.parquet",
+        f"actor_rollout_ref.model.path={cache}/model",
+        f"trainer.n_gpus_per_node={RANKS}",
+        *OVERRIDES,
+        *overrides,
+    ]
+
+
+def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        arguments,
+        stdout=log.open("wb"),
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"CI": "true"} | environment,
+        start_new_session=True,
+        cwd=log.parent,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
+    try:
+        status = process.wait(timeout=seconds)
+    finally:
+        kill(process)
+    text = log.read_text(errors="replace")
+    assert status == 0, text[-6000:]
+    return text
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the driver and everything it started, and wait until Ray's processes have seen that it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(5)
+
+
+@pytest.fixture(scope="module")
+def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = folder / "checkpoints"
+    process = start(command(cache, folder, "trainer.total_training_steps=40"), folder / "killed.out")
+    tail = metrics.MetricsTail(folder / metrics.METRICS_FILE)
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        while not any(step >= KILL_AFTER_STEP for step, _ in tail.read_new()):
+            assert process.poll() is None, (folder / "killed.out").read_text(errors="replace")[-6000:]
+            assert time.monotonic() < deadline, "no third step in time: " + (folder / "train.log").read_text()[-6000:]
+            time.sleep(0.5)
+    finally:
+        kill(process)
+    killed = metrics.read_run(folder)
+    step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
+    assert step == 2
+    saved = state_file.read(checkpoints / "global_step_2", controller="band")
+
+    resumed_process = start(command(cache, folder, "trainer.total_training_steps=4"), folder / "resumed.out")
+    terminal = finish(resumed_process, folder / "resumed.out", START_SECONDS)
+    (folder / "metrics.1.jsonl").rename(folder / "killed.jsonl")
+    return Runs(
+        killed=killed,
+        resumed=metrics.read_run(folder),
+        saved=saved,
+        final=state_file.read(checkpoints / "global_step_4", controller="band"),
+        reports=json.loads((checkpoints / "entropy_control_report.json").read_text()),
+        terminal=terminal,
+        folder=folder,
+    )
+
+
+def training(steps: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    return {step: data for step, data in steps.items() if "aent/entropy" in data}
+
+
+def controller() -> BandController:
+    built = parse_controller({"name": "band"} | CONTROLLER, "test")
+    assert isinstance(built, BandController)
+    return built
+
+
+def assert_replay(steps: dict[int, dict[str, float]], state: ControllerState) -> ControllerState:
+    """Each logged coefficient is the controller's, applied to the logged entropies in order."""
+    for step, data in sorted(training(steps).items()):
+        assert data["aent/coefficient"] == state.coefficient, step
+        state = controller().update(state, entropy=data["aent/entropy"], step=step)
+        assert data["aent/coefficient_next"] == state.coefficient, step
+        assert data["aent/band_side"] == state.band_side
+    return state
+
+
+def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(runs: Runs) -> None:
+    """Validation ran before, between and after these steps: it did not move the controller."""
+    assert sorted(training(runs.killed))[:3] == [1, 2, 3]
+    assert_replay(runs.killed, controller().initial_state())
+    moved = [data["aent/coefficient"] for data in training(runs.killed).values()]
+    assert moved[0] == moved[1] == CONTROLLER["init"]
+    assert moved[2] > moved[1]
+
+
+def test_killed_and_resumed_goes_on_as_if_never_killed(runs: Runs) -> None:
+    assert runs.saved == controller().update(
+        ControllerState(CONTROLLER["init"], step=1, entropy=runs.killed[1]["aent/entropy"]),
+        entropy=runs.killed[2]["aent/entropy"],
+        step=2,
+    )
+    assert sorted(training(runs.resumed)) == [3, 4]
+    assert runs.resumed[3]["aent/coefficient"] == runs.killed[3]["aent/coefficient"] == runs.saved.coefficient
+    assert assert_replay(runs.resumed, runs.saved) == runs.final
+
+
+def test_every_rank_reports_our_engine_loss_and_settings(runs: Runs) -> None:
+    assert [report["rank"] for report in runs.reports] == list(range(RANKS))
+    for report in runs.reports:
+        assert report["engine"] == "EntropyControlEngine"
+        assert report["loss"] == "entropy_control_loss"
+        assert report["controller"] == str(controller())
+        assert report["coefficient"] == runs.saved.coefficient
+        assert report["device"] == "cpu"
+
+
+def test_rollout_engine_gets_the_trained_weights(runs: Runs) -> None:
+    """Rollout and trainer probabilities agree after updates; with stale weights they drift apart."""
+    for data in [*training(runs.killed).values(), *training(runs.resumed).values()]:
+        assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
+
+
+def test_metrics_are_all_there_and_sane(runs: Runs) -> None:
+    for data in training(runs.killed).values():
+        assert 0 < data["aent/entropy"] <= data["aent/entropy_full"] + 1e-6
+        assert 0 <= data["aent/removed_mass"] < 0.5
+        assert data["aent/bonus_loss"] == pytest.approx(-data["aent/coefficient"] * data["aent/entropy"], rel=0.2)
+        assert data["aent/nonfinite_steps"] == 0
+        assert data["aent/coefficient_at_bound"] == 0
+        assert data["aent/band_side"] == -1 or data["aent/entropy"] >= CONTROLLER["low"]
+        assert "actor/entropy" in data
+        assert not [key for key in data if key.startswith("actor/aent")]
+
+
+def test_terminal_shows_checks_banner_steps_and_results(runs: Runs) -> None:
+    for part in ("checked: reward", "entropy control active on 2 rank(s)", "4/4", "plot.png"):
+        assert part in runs.terminal, runs.terminal
+    assert "Traceback" not in runs.terminal
+    assert (runs.folder / "plot.png").stat().st_size > 10_000
+    assert list((runs.folder / "tensorboard").glob("events*"))
+
+
+def test_finished_run_is_not_started_again(runs: Runs, cache: str) -> None:
+    arguments = command(cache, runs.folder, "trainer.total_training_steps=4")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True, cwd=runs.folder)
+    assert "this run is complete: step 4 of 4" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no entropy_control.json"),
+        ("{", "cannot be read"),
+        ('{"version": 99}', "upgrade aent_verl"),
+    ],
+    ids=["missing", "corrupt", "future"],
+)
+def test_resume_without_a_usable_state_stops_before_ray_and_names_the_way_out(
+    runs: Runs, cache: str, content: str | None, message: str
+) -> None:
+    path = runs.folder / "checkpoints" / "global_step_4" / state_file.NAME
+    original = path.read_text()
+    try:
+        path.unlink()
+        if content is not None:
+            path.write_text(content)
+        arguments = command(cache, runs.folder, "trainer.total_training_steps=6")
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False, cwd=runs.folder)
+    finally:
+        path.write_text(original)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "entropy_control.restart_controller=true" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
+    """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts; one rank, GRPO."""
+    from aent_verl.integration import platform_cpu
+
+    folder = tmp_path_factory.mktemp("own_script")
+    with initialize_config_module("aent_verl._config", version_base="1.3"):
+        cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic"])
+    arguments = [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        "hydra.searchpath=[pkg://aent_verl._config]",
+        "+entropy_control=grpo",
+        "+platform=cpu",
+        "algorithm.adv_estimator=grpo",
+        f"data.train_files={cache}/train.parquet",
+        f"data.val_files={cache}/validation.parquet",
+        f"actor_rollout_ref.model.path={cache}/model",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.max_model_len=128",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        f"data.max_prompt_length={cfg.data.max_prompt_length}",
+        f"data.max_response_length={cfg.data.max_response_length}",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "reward.custom_reward_function.path=pkg://aent_verl.tasks.reward",
+        "trainer.total_training_steps=2",
+        "trainer.val_before_train=false",
+        "trainer.logger=[console,file]",
+    ]
+    environment = platform_cpu.runtime_env_vars() | {"VERL_FILE_LOGGER_PATH": str(folder / metrics.METRICS_FILE)}
+    finish(start(arguments, folder / "out", **environment), folder / "out", START_SECONDS)
+    return metrics.read_run(folder)
+
+
+def test_users_own_main_ppo_scripts_work(own_script: dict[int, dict[str, float]]) -> None:
+    """And GRPO measures: a coefficient of zero does not switch the measurement off, nor adds a loss."""
+    assert sorted(own_script) == [1, 2]
+    for data in own_script.values():
+        assert data["aent/entropy"] > 0
+        assert data["aent/entropy"] == pytest.approx(data["aent/entropy_full"])
+        assert data["aent/coefficient"] == data["aent/bonus_loss"] == 0.0
