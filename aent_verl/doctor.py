@@ -258,9 +258,9 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     try:
         train.hand_to_workers(cfg, platform)
         start_ray(cfg)
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources = ray.cluster_resources()
         yield from (Row("cluster", OK, line) for line in preflight.check_cluster(resources, cfg))
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
+        for node in ray.nodes():
             if node["Alive"]:
                 yield ask_node(node)
     except Exception as error:
@@ -276,7 +276,7 @@ def start_ray(cfg: DictConfig) -> None:
 
     arguments = OmegaConf.to_container(cfg.ray_kwargs.ray_init, resolve=True)
     assert isinstance(arguments, dict)
-    defaults = get_ppo_ray_runtime_env(cfg)  # type: ignore[no-untyped-call]
+    defaults = get_ppo_ray_runtime_env(cfg)
     environment = OmegaConf.merge(defaults, arguments.pop("runtime_env", {}))
     ray.init(
         **{str(name): value for name, value in arguments.items()},

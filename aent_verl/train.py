@@ -145,11 +145,8 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
         terminal: where people look; the rest of what is printed may go elsewhere.
 
     Raises:
-        TrainingError, ValueError, VersionError: something does not fit; nothing was started.
+        TrainingError, ValueError, RuntimeError: something does not fit; nothing was started.
     """
-    from aent_verl.integration import compat
-
-    compat.check_versions()
     platform = choose_platform(cfg)
 
     from aent_verl.integration.config import EntropyControlConfig
@@ -214,8 +211,8 @@ def plot(cfg: DictConfig) -> Path | None:
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_MODULE, config_name=CONFIG_NAME)
-def main(cfg: DictConfig) -> None:
-    """Entry point with Hydra overrides."""
+def run(cfg: DictConfig) -> None:
+    """Train on the config that Hydra composed from the command line."""
     make_paths_absolute(cfg)
     if not cfg.run.progress:
         train(cfg, sys.stdout)
@@ -232,6 +229,17 @@ def main(cfg: DictConfig) -> None:
         cause = root_cause(error)
         print(f"error: {cause}\n({type(cause).__name__}; the full log is {log})", file=sys.stderr)
         sys.exit(1)
+
+
+def main() -> None:
+    """Entry point: versions first, because without verl Hydra could not even compose the config."""
+    from aent_verl.integration import compat
+
+    try:
+        compat.check_versions()
+    except compat.VersionError as error:
+        sys.exit(f"error: {error}")
+    run()
 
 
 if __name__ == "__main__":

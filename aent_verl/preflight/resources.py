@@ -20,9 +20,7 @@ CPUS_PER_GPU = 3
 
 
 def check(cfg: DictConfig) -> list[str]:
-    """Check accelerators, Ray's CPU slots and, on the CPU platform, memory; for a Ray that is started here.
-
-    A cluster that is joined is checked by `check_cluster` once it can be asked.
+    """Check accelerators and CPU slots of the Ray cluster that is joined or started, and memory on the CPU platform.
 
     Returns:
         One line for each passed check.
@@ -30,12 +28,12 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         PreflightError: something is short.
     """
-    from aent_verl.integration.platform_cpu import cluster_to_join
+    from aent_verl.integration.platform_cpu import joined_cluster_resources
 
     ray_init = cfg.ray_kwargs.ray_init
-    address = cluster_to_join(ray_init.get("address"))
-    if address is not None:
-        return [f"resources: checked when the Ray cluster at {address} is joined"]
+    cluster = joined_cluster_resources(ray_init.get("address"))
+    if cluster is not None:
+        return check_cluster(cluster, cfg)
     lines = [_check_accelerators(cfg)]
     given = ray_init.get("num_cpus")
     slots = (os.cpu_count() or 1) if given is None else given

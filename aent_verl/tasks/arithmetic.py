@@ -1,4 +1,4 @@
-"""The default task: sums of two two-digit numbers, and a tiny model that gets about a third of them right.
+"""The default task: sums of two two-digit numbers, and a tiny model that gets about half of them right.
 
     prepare(cache=".aent_cache/arithmetic")
 
@@ -21,7 +21,7 @@ MAX_RESPONSE_TOKENS = 8
 MEASUREMENT = "warm_start.json"
 
 # Raise this when the code builds something else from the same settings: caches made before are then rebuilt.
-_RECIPE = 1
+_RECIPE = 2
 _WARM_START_PAIRS = 6144
 _SAMPLES = 8
 
@@ -35,8 +35,9 @@ def prepare(
     operators: str = "+",
     hidden_size: int = 128,
     layers: int = 2,
-    warm_start_loss: float = 0.6,
-    warm_start_max_steps: int = 600,
+    warm_start_loss: float = 1.3,
+    warm_start_label_smoothing: float = 0.15,
+    warm_start_max_steps: int = 1000,
     warm_start_batch_size: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
@@ -51,8 +52,10 @@ def prepare(
         operators: Which of `+` and `-` occur.
         hidden_size: Width of the model, a multiple of 64.
         layers: Its decoder layers.
-        warm_start_loss: Cross-entropy of answer tokens (nats) at which the supervised phase ends; lower makes a better
-            and surer model. 0.6 makes one that is right about a third of the time.
+        warm_start_loss: Smoothed cross-entropy of answer tokens (nats) at which the supervised phase ends; lower makes
+            a model that knows more sums. Its floor is the entropy of the smoothed target, 1.26 nats by default.
+        warm_start_label_smoothing: Share of each target spread over the vocabulary, in [0, 1): more makes a model that
+            knows as much but samples the answer less often. The defaults make one that is right about half the time.
         warm_start_max_steps: Where it ends at the latest.
         warm_start_batch_size: Questions an update.
         learning_rate: Of the supervised phase.
@@ -106,6 +109,8 @@ def _check(settings: dict[str, Any]) -> None:
     for name in ("warm_start_loss", "learning_rate"):
         if not settings[name] > 0:
             raise ValueError(f"{name}={settings[name]}: must be above 0")
+    if not 0 <= settings["warm_start_label_smoothing"] < 1:
+        raise ValueError(f"warm_start_label_smoothing={settings['warm_start_label_smoothing']}: must be in [0, 1)")
     operators = settings["operators"]
     if not operators or not set(operators) <= set("+-"):
         raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
@@ -121,6 +126,7 @@ def _build(
     hidden_size: int,
     layers: int,
     warm_start_loss: float,
+    warm_start_label_smoothing: float,
     warm_start_max_steps: int,
     warm_start_batch_size: int,
     learning_rate: float,
@@ -152,6 +158,7 @@ def _build(
         tokenizer,
         pairs,
         stop_loss=warm_start_loss,
+        label_smoothing=warm_start_label_smoothing,
         max_steps=warm_start_max_steps,
         batch_size=warm_start_batch_size,
         learning_rate=learning_rate,

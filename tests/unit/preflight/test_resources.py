@@ -55,10 +55,13 @@ def test_too_few_gpus(settings, monkeypatch):
     assert resources.check(settings) == ["GPUs: 4 here, 4 needed", "Ray: 64 CPU slots, 15 needed"]
 
 
-def test_a_cluster_is_checked_when_it_is_joined(settings, monkeypatch):
-    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address=None: "10.0.0.1:6379")
+def test_a_cluster_that_is_joined_is_checked_instead_of_this_machine(settings, monkeypatch):
+    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address=None: {"CPU": 9.0, "GPU": 2.0})
     settings.ray_kwargs.ray_init.num_cpus = 1
-    assert resources.check(settings) == ["resources: checked when the Ray cluster at 10.0.0.1:6379 is joined"]
+    assert resources.check(settings) == ["Ray cluster: 2 GPU, 1 needed; 9 CPU slots, 6 needed"]
+    settings.trainer.n_gpus_per_node = 3
+    with pytest.raises(PreflightError, match="at most the 2 that the cluster has"):
+        resources.check(settings)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_reward_the_wrong_way_round(settings, tmp_path):
     "rule",
     [
         "solution_str == ground_truth",
-        "'boxed{' + ground_truth + '}' in solution_str",
+        "solution_str == chr(92) + 'boxed{' + ground_truth + '}'",
         "solution_str.split('#### ')[-1] == ground_truth and '####' in solution_str",
         "'<answer>' + ground_truth + '</answer>' in solution_str",
         "('The answer is ' + ground_truth + '.') in solution_str",
@@ -133,6 +133,12 @@ def test_a_reward_that_cannot_be_loaded(settings, path, name, problem):
     settings.reward.custom_reward_function.path = path or settings.reward.custom_reward_function.path
     settings.reward.custom_reward_function.name = name
     with pytest.raises(PreflightError, match=f"'{name}' cannot be loaded .*{problem}"):
+        check_reward(settings)
+
+
+def test_a_reward_module_that_fails_is_named_by_its_own_error(settings, tmp_path):
+    score_with(settings, tmp_path, "return 0.0", head="import a_package_that_is_not_here")
+    with pytest.raises(PreflightError, match=r"cannot be loaded .*No module named 'a_package_that_is_not_here'"):
         check_reward(settings)
 
 
