@@ -168,6 +168,7 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     """Hand over to verl, with the progress display around it if the config asks for one."""
+    import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -177,7 +178,11 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     metrics.rotate(cfg.run.dir)
     with display(cfg, terminal) if cfg.run.progress else nullcontext():
-        run_ppo(cfg, task_runner_class=TaskRunnerV1)
+        try:
+            run_ppo(cfg, task_runner_class=TaskRunnerV1)
+        finally:
+            # While the log still catches what the workers say last.
+            ray.shutdown()
     picture = plot(cfg)
     print(f"results in {cfg.run.dir}" + (f", plot {picture}" if picture else ""), file=terminal)
 

@@ -37,7 +37,7 @@ class Requirement:
 PYTHON = Requirement("python", ">=3.10,<3.13", "make an environment with Python 3.10, 3.11 or 3.12")
 PACKAGES = (
     Requirement("verl", ">=0.9.1,<0.10", 'pip install "verl>=0.9.1,<0.10"'),
-    Requirement("torch", ">=2.8", 'pip install "torch>=2.8"'),
+    Requirement("torch", ">=2.9", 'pip install "torch>=2.9"'),
 )
 
 

@@ -29,8 +29,8 @@ def installed(monkeypatch):
     [
         ("verl", "0.9.1"),
         ("verl", "0.9.9.post1"),
-        ("torch", "2.8.0"),
-        ("torch", "2.8.0a0+34c6371d24.nv25.08"),  # what NVIDIA's containers hold
+        ("torch", "2.9.0"),
+        ("torch", "2.9.0a0+34c6371d24.nv25.08"),  # what NVIDIA's containers hold
         ("torch", "2.13.0+cu130"),
     ],
 )
@@ -47,7 +47,7 @@ def test_versions_in_range_pass(installed, package, version):
         ("verl", "0.10.0.dev0", 'pip install "verl>=0.9.1,<0.10"'),
         ("verl", "1.0", 'pip install "verl>=0.9.1,<0.10"'),
         ("verl", "unknown", 'pip install "verl>=0.9.1,<0.10"'),
-        ("torch", "2.7.1", 'pip install "torch>=2.8"'),
+        ("torch", "2.8.1", 'pip install "torch>=2.9"'),
     ],
 )
 def test_versions_out_of_range_are_named_with_range_and_remedy(installed, package, version, remedy):
