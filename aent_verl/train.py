@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -31,6 +32,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     cfg.run.dir = os.path.abspath(cfg.run.dir)
     if cfg.run.task is not None and "cache" in cfg.run.task:
         cfg.run.task.cache = os.path.abspath(cfg.run.task.cache)
+    if cfg.trainer.resume_from_path is not None:
+        cfg.trainer.resume_from_path = os.path.abspath(cfg.trainer.resume_from_path)
 
 
 def choose_platform(cfg: DictConfig) -> str | None:
@@ -47,8 +50,9 @@ def choose_platform(cfg: DictConfig) -> str | None:
         os.environ.update(platform_cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node))
         if cfg.trainer.device != "cpu":
             raise TrainingError(
-                f"there is no accelerator here, and trainer.device={cfg.trainer.device!r}: to train on the CPU add "
-                "platform=cpu; on a GPU cluster, point Ray at it with RAY_ADDRESS"
+                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="
+                f"{cfg.trainer.device!r}: to train on the CPU add platform=cpu; to use a GPU cluster, point Ray at it "
+                "with RAY_ADDRESS"
             )
     elif cfg.trainer.device == "cpu":
         raise TrainingError(
@@ -64,11 +68,11 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
 
     on_cpu = platform == platform_cpu.PLATFORM_NAME
     run_dir = Path(cfg.run.dir)
+    given = dict(OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {})
+    modules = given.pop("VERL_USE_EXTERNAL_MODULES", None) or os.environ.get("VERL_USE_EXTERNAL_MODULES")
     variables = {
         # verl logs the failure of a plug-in entry point at DEBUG; the failure of a module named here raises.
-        "VERL_USE_EXTERNAL_MODULES": ",".join(
-            filter(None, [os.environ.get("VERL_USE_EXTERNAL_MODULES"), "aent_verl.integration.plugin"])
-        ),
+        "VERL_USE_EXTERNAL_MODULES": ",".join(filter(None, [modules, "aent_verl.integration.plugin"])),
         "VERL_FILE_LOGGER_PATH": str(run_dir / METRICS),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
     }
@@ -76,7 +80,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         variables |= platform_cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node)
     with open_dict(cfg):
         environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
-        environment["env_vars"] = variables | dict(environment.get("env_vars") or {})
+        environment["env_vars"] = variables | given
         ray_init = cfg.ray_kwargs.ray_init
         if platform_cpu.cluster_to_join(ray_init.get("address")) is not None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.
@@ -96,36 +100,71 @@ def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:
 
 
 def resume_folder(cfg: DictConfig) -> Path | None:
-    """The checkpoint folder ``global_step_N`` that verl will resume from, or None for a fresh start."""
+    """The checkpoint folder ``global_step_N`` that verl will resume from, or None for a fresh start.
+
+    Raises:
+        TrainingError: the folder to resume from is not there.
+    """
     trainer = cfg.trainer
     if trainer.resume_mode == "resume_path":
+        if trainer.resume_from_path is None or not Path(trainer.resume_from_path).is_dir():
+            raise TrainingError(
+                f"trainer.resume_from_path={trainer.resume_from_path!r} is no folder: with trainer.resume_mode="
+                "resume_path it must be a checkpoint's global_step_N folder"
+            )
         return Path(trainer.resume_from_path)
     tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
     if trainer.resume_mode != "auto" or not tracker.is_file():
         return None
-    return tracker.with_name(f"global_step_{tracker.read_text().strip()}")
+    folder = tracker.with_name(f"global_step_{tracker.read_text().strip()}")
+    return folder if folder.is_dir() else None
 
 
-def check_resume(cfg: DictConfig, control: "EntropyControlConfig") -> str | None:
-    """Read the controller's saved state now, so that one that is missing or damaged stops the run before it starts.
+def is_complete(cfg: DictConfig, control: "EntropyControlConfig", terminal: TextIO) -> bool:
+    """Whether the run that would be resumed is complete already; reads the controller's saved state on the way.
 
-    Returns:
-        What to tell the user if the run is complete already, else None.
+    A state that is missing or damaged stops the run here, before it starts.
     """
     from aent_verl.integration import state_file
 
     folder = resume_folder(cfg)
     if folder is None:
-        return None
+        return False
     if not control.restart_controller:
-        state_file.read(folder, controller=control.controller_name)
+        _, changes = state_file.read(folder, control=control)
+        for change in changes:
+            print(f"warning: {change}", file=terminal)
     done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
     if last is None or not done.isdigit() or int(done) < last:
-        return None
-    return (
+        print(f"resuming from {folder}", file=terminal)
+        return False
+    print(
         f"this run is complete: step {done} of {last} in {cfg.run.dir}\n"
-        "to train again choose another name, trainer.experiment_name=..., or remove that folder"
+        "to train again choose another name, trainer.experiment_name=..., or remove that folder",
+        file=terminal,
     )
+    return True
+
+
+def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":
+    """Build the actor's config as the workers will; settings without effect are named on the terminal.
+
+    Raises:
+        ValueError: an illegal setting, or one under which our code would not run.
+    """
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from aent_verl.integration.config import NoEffectWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoEffectWarning)
+        control: EntropyControlConfig = omega_conf_to_dataclass(cfg.actor_rollout_ref.actor).entropy_control
+    messages = [str(item.message) for item in caught if issubclass(item.category, NoEffectWarning)]
+    if cfg.run.progress and "file" not in cfg.trainer.logger:
+        messages.append("trainer.logger has no 'file': the progress table and the plot stay empty")
+    for message in messages:
+        print(f"warning: {message}", file=terminal)
+    return control
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -149,12 +188,8 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
     """
     platform = choose_platform(cfg)
 
-    from aent_verl.integration.config import EntropyControlConfig
-
-    control = EntropyControlConfig.parse(OmegaConf.to_container(cfg.entropy_control, resolve=True))
-    complete = check_resume(cfg, control)
-    if complete is not None:
-        print(complete, file=terminal)
+    control = check_settings(cfg, terminal)
+    if is_complete(cfg, control, terminal):
         return
     prepare_task(cfg, terminal)
 

@@ -90,6 +90,10 @@ class ConstantController:
         """An entropy measured before the first update; not used here."""
         return state
 
+    def restore(self, state: ControllerState) -> ControllerState:
+        """A saved state under this controller's settings: the coefficient is ``init``, whatever it was."""
+        return dataclasses.replace(state, coefficient=self.init)
+
     def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
         """Record the step; the coefficient stays, even where the entropy (nats) is NaN."""
         return _record(state, entropy=entropy, step=step)
@@ -145,6 +149,11 @@ class BandController:
     def observe_initial(self, state: ControllerState, *, entropy: float) -> ControllerState:
         """An entropy measured before the first update; not used here."""
         return state
+
+    def restore(self, state: ControllerState) -> ControllerState:
+        """A saved state under this controller's settings: the coefficient is brought into ``[min, max]``."""
+        coefficient = min(max(state.coefficient, self.min), self.max)
+        return dataclasses.replace(state, coefficient=coefficient, at_bound=self._at_bound(coefficient))
 
     def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
         """One step of the rule above with ``entropy`` in nats; one that is not finite is only counted."""

@@ -153,7 +153,7 @@ def check_host(host: Mapping[str, Any]) -> None:
         raise ValueError("distillation.enabled=True is not allowed with entropy_control: its loss replaces ours")
 
 
-def _check_actor(settings: Mapping[str, Any]) -> None:
+def _check_actor(settings: Mapping[str, Any], attention: str) -> None:
     """Refuse or warn about actor settings that would bypass, duplicate or ignore entropy control."""
     key = "actor_rollout_ref.actor"
     strategy = settings.get("strategy")
@@ -173,10 +173,12 @@ def _check_actor(settings: Mapping[str, Any]) -> None:
         settings.get("ulysses_sequence_parallel_size", 1),
         (settings.get("fsdp_config") or {}).get("ulysses_sequence_parallel_size", 1),
     )
-    if ulysses > 1 and importlib.util.find_spec("flash_attn") is None:
+    flash = importlib.util.find_spec("flash_attn") is not None and attention.startswith("flash")
+    if ulysses > 1 and not flash:
         raise ValueError(
             f"{key}.ulysses_sequence_parallel_size={ulysses} is not allowed without flash-attn: verl's sequence "
-            "parallelism computes wrong log-probs with other attention kernels; install flash-attn or set it to 1"
+            f"parallelism computes wrong log-probs with other attention kernels (here {attention!r}); install "
+            "flash-attn and use it, or set the size to 1"
         )
     if settings.get("calculate_entropy"):
         no_effect(f"{key}.calculate_entropy", True, "the entropy is measured in every update anyway, as aent/entropy")
@@ -195,5 +197,6 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
     Raises:
         ValueError: a setting that is illegal, or under which our code would not run.
     """
-    _check_actor(settings)
+    host = entropy_control.get("host") or {}
+    _check_actor(settings, attention=str(host.get("attention", "flash_attention_2")))
     return EntropyControlActorConfig(entropy_control=EntropyControlConfig.parse(entropy_control), **settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl.core.controllers import ControllerState
+from aent_verl.integration.config import EntropyControlConfig
 
 NAME = "entropy_control.json"
 VERSION = 1
@@ -16,12 +17,12 @@ class StateFileError(RuntimeError):
     """The controller's saved state is missing or cannot be used; the message says what to do."""
 
 
-def write(folder: str | os.PathLike[str], *, controller: str, state: ControllerState) -> Path:
+def write(folder: str | os.PathLike[str], *, control: EntropyControlConfig, state: ControllerState) -> Path:
     """Write the state into a checkpoint folder so that a reader sees the whole file or none.
 
     Args:
         folder: verl's ``global_step_N`` folder; made if absent.
-        controller: name of the controller that the state belongs to.
+        control: the settings that the state belongs to.
         state: what to save.
 
     Returns:
@@ -29,7 +30,12 @@ def write(folder: str | os.PathLike[str], *, controller: str, state: ControllerS
     """
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"version": VERSION, "bonus": {"controller": controller, "state": state.to_dict()}}
+    content = {
+        "version": VERSION,
+        "method": control.method,
+        "functional": str(control.functional),
+        "bonus": {"controller": control.controller_name, "state": state.to_dict()},
+    }
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
@@ -39,8 +45,15 @@ def write(folder: str | os.PathLike[str], *, controller: str, state: ControllerS
     return path
 
 
-def read(folder: str | os.PathLike[str], *, controller: str) -> ControllerState:
-    """Read the state of ``controller`` back from a checkpoint folder.
+def read(folder: str | os.PathLike[str], *, control: EntropyControlConfig) -> tuple[ControllerState, list[str]]:
+    """Read the state back from a checkpoint folder, under the settings of this run.
+
+    Args:
+        folder: verl's ``global_step_N`` folder.
+        control: the settings of this run.
+
+    Returns:
+        The state to go on with, and a sentence on each thing in which this run differs from the one that saved it.
 
     Raises:
         StateFileError: no such file, not ours, of a later version, or of another controller. The message names the file
@@ -68,9 +81,19 @@ def read(folder: str | os.PathLike[str], *, controller: str) -> ControllerState:
         saved, state = content["bonus"]["controller"], ControllerState.from_dict(content["bonus"]["state"])
     except (KeyError, TypeError, ValueError) as error:
         raise StateFileError(f"{path} is damaged ({error}); {afresh}") from error
-    if saved != controller:
+    if saved != control.controller_name:
         raise StateFileError(
-            f"{path} holds the state of controller {saved!r}, and the run is set to {controller!r}; set "
+            f"{path} holds the state of controller {saved!r}, and the run is set to {control.controller_name!r}; set "
             f"entropy_control.bonus.controller.name={saved}; or, {afresh}"
         )
-    return state
+    restored = control.controller.restore(state)
+    changed = {
+        "method": (content.get("method"), control.method),
+        "functional": (content.get("functional"), str(control.functional)),
+        "coefficient": (state.coefficient, restored.coefficient),
+    }
+    return restored, [
+        f"the checkpoint {folder} was saved with {name} {old}, and this run goes on with {new}"
+        for name, (old, new) in changed.items()
+        if old != new
+    ]

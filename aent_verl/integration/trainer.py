@@ -44,6 +44,11 @@ class EntropyControlMixin(PPOTrainer):
         ).entropy_control
         self._coefficient = coefficient.start(self.entropy_control.controller)
         super().__init__(config)
+        if self.parameter_sync_step != 1:
+            raise ValueError(
+                f"trainer.v1.{self.base_mode}.parameter_sync_step={self.parameter_sync_step} is not allowed with "
+                "entropy_control: must be 1, because the controller moves once per training step"
+            )
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -89,7 +94,7 @@ class EntropyControlMixin(PPOTrainer):
         # Before verl's own files: its tracker names this folder only once it is complete.
         folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
         state = ray.get(self._coefficient.state.remote())
-        state_file.write(folder, controller=self.entropy_control.controller_name, state=state)
+        state_file.write(folder, control=self.entropy_control, state=state)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -103,7 +108,9 @@ class EntropyControlMixin(PPOTrainer):
         folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
-        state = state_file.read(folder, controller=self.entropy_control.controller_name)
+        state, changes = state_file.read(folder, control=self.entropy_control)
+        for change in changes:
+            logger.warning(change)
         ray.get(self._coefficient.restore.remote(state))
         logger.info("controller resumed from %s: %s", folder, state)
 

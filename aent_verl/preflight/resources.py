@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import os
@@ -17,6 +18,7 @@ GIB = 1024**3
 PROCESS_GIB = 0.6
 # CPUs of a placement bundle, one for each accelerator: max_colocate_count of verl's ResourcePoolManager.
 CPUS_PER_GPU = 3
+NUMA = "libnuma.so.1"
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -48,6 +50,7 @@ def check(cfg: DictConfig) -> list[str]:
         )
     lines.append(f"Ray: {slots} CPU slots, {needed} needed")
     if cfg.trainer.device == "cpu":
+        _check_numa()
         lines.append(_check_memory(cfg))
     return lines
 
@@ -101,6 +104,20 @@ def cpu_slots(cfg: DictConfig) -> int:
     storage = cfg.transfer_queue.backend
     units = storage.SimpleStorage.num_data_storage_units if storage.storage_backend == "SimpleStorage" else 0
     return CPUS_PER_GPU * gpus(cfg) + 1 + int(units) + 1
+
+
+def _check_numa() -> None:
+    """Look for the system library that vLLM's CPU kernels link against; without it vLLM only warns."""
+    try:
+        ctypes.CDLL(NUMA)
+    except OSError:
+        raise PreflightError(
+            "trainer.device",
+            "cpu",
+            f"vLLM's CPU kernels need the system library {NUMA}, which is not installed",
+            expected="the library",
+            hint="Install it: apt-get install libnuma1, or dnf install numactl-libs",
+        ) from None
 
 
 def _check_accelerators(cfg: DictConfig) -> str:

@@ -233,5 +233,10 @@ def test_the_block_reaches_the_workers_resolved() -> None:
     OmegaConf.resolve(cfg)
     block = OmegaConf.to_container(cfg.actor_rollout_ref.actor.entropy_control)
     assert isinstance(block, dict)
-    assert block["host"] == {"use_v1": True, "trainer_mode": "aent_sync", "distillation": False}
+    assert block["host"] == {
+        "use_v1": True,
+        "trainer_mode": "aent_sync",
+        "distillation": False,
+        "attention": "flash_attention_2",
+    }
     assert EntropyControlConfig.parse(block).method == "aent"

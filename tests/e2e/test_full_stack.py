@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 START_SECONDS = 420
 RANKS = 2
 KILL_AFTER_STEP = 3
-CONTROLLER = {"init": 0.01, "low": 0.9, "high": 1.0, "lr": 0.02, "warmup_steps": 2, "min": 0.0, "max": 0.1}
+CONTROLLER = {"init": 0.01, "low": 4.0, "high": 5.0, "lr": 0.001, "warmup_steps": 2, "min": 0.0, "max": 0.1}
 OVERRIDES = [
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -124,7 +124,7 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     killed = metrics.read_run(folder)
     step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
     assert step == 2
-    saved = state_file.read(checkpoints / "global_step_2", controller="band")
+    saved = saved_state(checkpoints / "global_step_2")
 
     resumed_process = start(command(cache, folder, "trainer.total_training_steps=4"), folder / "resumed.out")
     terminal = finish(resumed_process, folder / "resumed.out", START_SECONDS)
@@ -133,11 +133,17 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         killed=killed,
         resumed=metrics.read_run(folder),
         saved=saved,
-        final=state_file.read(checkpoints / "global_step_4", controller="band"),
+        final=saved_state(checkpoints / "global_step_4"),
         reports=json.loads((checkpoints / "entropy_control_report.json").read_text()),
         terminal=terminal,
         folder=folder,
     )
+
+
+def saved_state(folder: Path) -> ControllerState:
+    content = json.loads((folder / state_file.NAME).read_text())
+    assert content["bonus"]["controller"] == "band"
+    return ControllerState.from_dict(content["bonus"]["state"])
 
 
 def training(steps: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:

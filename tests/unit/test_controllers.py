@@ -156,3 +156,12 @@ def test_state_with_a_missing_field_is_refused() -> None:
     del data["nonfinite"]
     with pytest.raises(ValueError, match="nonfinite"):
         ControllerState.from_dict(data)
+
+
+def test_restore_brings_the_coefficient_under_the_present_settings() -> None:
+    state = ControllerState(0.9, step=4, entropy=1.0, nonfinite=1)
+    band = BandController(**BAND)
+    assert band.restore(state) == dataclasses.replace(state, coefficient=0.75, at_bound=True)
+    inside = ControllerState(0.3, step=4)
+    assert band.restore(inside) == inside
+    assert ConstantController(init=0.2).restore(state) == dataclasses.replace(state, coefficient=0.2)
