@@ -168,12 +168,13 @@ def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that a Ray task or Hydra call died of, without the layers around it."""
-    while True:
+    """The error that a Ray task or Hydra call died of, without the layers that Ray and Hydra put around it."""
+    while type(error).__module__.partition(".")[0] in ("ray", "hydra"):
         inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException) or inner is error:
-            return error
+            break
         error = inner
+    return error
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:

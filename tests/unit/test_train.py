@@ -1,0 +1,141 @@
+"""The launcher's decisions that need neither Ray nor a model."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayTaskError
+
+from aent_verl import train
+from aent_verl.core.controllers import ConstantController, ControllerState
+from aent_verl.integration import platform_cpu, state_file
+from aent_verl.integration.config import EntropyControlConfig, FunctionalConfig
+from aent_verl.terminal import everything_else_in
+
+CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), "linear", ConstantController(init=0.1))
+
+
+def config(folder: Path, **trainer: Any) -> DictConfig:
+    settings = {
+        "default_local_dir": str(folder),
+        "resume_mode": "auto",
+        "resume_from_path": None,
+        "total_training_steps": 4,
+        "n_gpus_per_node": 2,
+        "device": "cpu",
+    }
+    return OmegaConf.create(
+        {
+            "run": {"dir": str(folder), "task": None},
+            "trainer": settings | trainer,
+            "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 2, "runtime_env": {}}},
+        }
+    )
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    path = folder / f"global_step_{step}"
+    state_file.write(path, control=CONTROL, state=ControllerState(0.1, step=step))
+    return path
+
+
+def test_root_cause_takes_off_what_hydra_and_ray_put_around_an_error_and_nothing_else() -> None:
+    ours = ValueError("ours")
+    ours.__cause__ = KeyError("why")
+    assert train.root_cause(ours) is ours
+    wrapped = InstantiationException("layer")
+    wrapped.__cause__ = ours
+    assert train.root_cause(wrapped) is ours
+    task = RayTaskError("run", "traceback", ours)
+    assert train.root_cause(task) is ours
+    assert train.root_cause(task.as_instanceof_cause()) is ours
+
+
+def test_a_fresh_start_has_no_folder_to_resume_from(tmp_path: Path) -> None:
+    assert train.resume_folder(config(tmp_path)) is None
+    path = checkpoint(tmp_path, 2)
+    assert train.resume_folder(config(tmp_path)) == path
+    assert train.resume_folder(config(tmp_path, resume_mode="disable")) is None
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    assert train.resume_folder(config(tmp_path)) is None, "verl starts from scratch where the folder is gone"
+
+
+def test_resume_path_must_be_a_folder(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 2)
+    assert train.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=str(path))) == path
+    for missing in (None, str(tmp_path / "no")):
+        with pytest.raises(train.TrainingError, match=r"trainer\.resume_from_path="):
+            train.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=missing))
+
+
+def test_complete_only_at_the_last_step(tmp_path: Path) -> None:
+    terminal = io.StringIO()
+    assert not train.is_complete(config(tmp_path), CONTROL, terminal)
+    checkpoint(tmp_path, 2)
+    assert not train.is_complete(config(tmp_path), CONTROL, terminal)
+    assert not train.is_complete(config(tmp_path, total_training_steps=None), CONTROL, terminal)
+    checkpoint(tmp_path, 4)
+    assert train.is_complete(config(tmp_path), CONTROL, terminal)
+    assert "step 4 of 4" in terminal.getvalue()
+
+
+def test_a_missing_state_stops_unless_the_controller_is_restarted(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    (checkpoint(tmp_path, 2) / state_file.NAME).unlink()
+    with pytest.raises(state_file.StateFileError, match="restart_controller=true"):
+        train.is_complete(config(tmp_path), CONTROL, io.StringIO())
+    assert not train.is_complete(config(tmp_path), replace(CONTROL, restart_controller=True), io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("platform", "device", "message"),
+    [("cpu", "cuda", "platform=cpu"), (None, "cpu", "VERL_PLATFORM=cpu")],
+)
+def test_device_must_fit_the_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str | None, device: str, message: str
+) -> None:
+    monkeypatch.setattr(platform_cpu, "detect_platform", lambda address: platform)
+    monkeypatch.setattr(platform_cpu, "runtime_env_vars", lambda processes: {})
+    with pytest.raises(train.TrainingError, match=message):
+        train.choose_platform(config(tmp_path, device=device))
+
+
+def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: None)
+    cfg = config(tmp_path)
+    cfg.ray_kwargs.ray_init.runtime_env = {"env_vars": {"MINE": "1", "VERL_USE_EXTERNAL_MODULES": "mine"}}
+    cfg.ray_kwargs.ray_init.resources = {"disk": 1}
+    train.hand_to_workers(cfg, "cpu")
+    variables = cfg.ray_kwargs.ray_init.runtime_env.env_vars
+    assert variables["MINE"] == "1"
+    assert variables["VERL_USE_EXTERNAL_MODULES"] == "mine,aent_verl.integration.plugin"
+    assert variables["VERL_FILE_LOGGER_PATH"] == str(tmp_path / "metrics.jsonl")
+    assert variables["VERL_PLATFORM"] == "cpu"
+    assert cfg.ray_kwargs.ray_init.resources == {"disk": 1, "aent_cpu_platform": 2}
+
+
+def test_a_cluster_that_is_joined_keeps_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: "10.0.0.1:6379")
+    cfg = config(tmp_path)
+    train.hand_to_workers(cfg, None)
+    assert set(cfg.ray_kwargs.ray_init) == {"runtime_env"}
+    assert "VERL_PLATFORM" not in cfg.ray_kwargs.ray_init.runtime_env.env_vars
+
+
+def test_terminal_and_log_get_what_is_theirs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "new" / "train.log"
+    with pytest.raises(KeyError), everything_else_in(log) as terminal:
+        print("library")
+        import os
+
+        os.write(2, b"C code\n")
+        print("person", file=terminal)
+        raise KeyError
+    print("after")
+    assert capfd.readouterr().out == "person\nafter\n"
+    assert sorted(log.read_text().splitlines()) == ["C code", "library"]
