@@ -1,6 +1,8 @@
 """The launcher's decisions that need neither Ray nor a model."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from aent_verl import train
 from aent_verl.core.controllers import ConstantController, ControllerState
 from aent_verl.integration import platform_cpu, state_file
 from aent_verl.integration.config import EntropyControlConfig, FunctionalConfig
-from aent_verl.terminal import everything_else_in
 
 CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), "linear", ConstantController(init=0.1))
 
@@ -127,15 +128,21 @@ def test_a_cluster_that_is_joined_keeps_its_slots(tmp_path: Path, monkeypatch: p
     assert "VERL_PLATFORM" not in cfg.ray_kwargs.ray_init.runtime_env.env_vars
 
 
-def test_terminal_and_log_get_what_is_theirs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_terminal_and_log_get_what_is_theirs(tmp_path: Path) -> None:
     log = tmp_path / "new" / "train.log"
-    with pytest.raises(KeyError), everything_else_in(log) as terminal:
+    code = f"""
+import os, pathlib, subprocess
+from aent_verl.terminal import everything_else_in
+try:
+    with everything_else_in(pathlib.Path({str(log)!r})) as terminal:
         print("library")
-        import os
-
-        os.write(2, b"C code\n")
+        os.write(2, b"C code\\n")
+        subprocess.run(["echo", "child"])
         print("person", file=terminal)
         raise KeyError
+except KeyError:
     print("after")
-    assert capfd.readouterr().out == "person\nafter\n"
-    assert sorted(log.read_text().splitlines()) == ["C code", "library"]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("person\nafter\n", "")
+    assert sorted(log.read_text().splitlines()) == ["C code", "child", "library"]
