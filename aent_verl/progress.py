@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -24,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aent_verl.integration.report import banner
 from aent_verl.metrics import (
     BAND_SIDE,
     COEFFICIENT,
@@ -145,20 +145,6 @@ class ProgressDisplay:
         self._report_path = None
         self._run.workers_up = True
         self._view.say(banner(reports))
-
-
-def banner(reports: list[dict[str, Any]]) -> str:
-    """One line on what the workers say they run."""
-    actors = [report for report in reports if "method" in report]
-    if not actors:
-        return "no worker reports entropy control"
-    first = actors[0]
-    coefficient = first.get("coefficient")
-    return (
-        f"entropy control active on {len(actors)} rank(s): method {first['method']}, "
-        f"functional {first.get('functional')}, controller {first.get('controller')}, "
-        f"coefficient {coefficient if coefficient is None else format(coefficient, 'g')}, device {first.get('device')}"
-    )
 
 
 @dataclass

@@ -227,7 +227,7 @@ def display(cfg: DictConfig, terminal: TextIO) -> "ProgressDisplay":
     """The progress display of this run."""
     from rich.console import Console
 
-    from aent_verl.integration.trainer import REPORT
+    from aent_verl.integration import report
     from aent_verl.progress import ProgressDisplay
 
     run_dir = Path(cfg.run.dir)
@@ -235,7 +235,7 @@ def display(cfg: DictConfig, terminal: TextIO) -> "ProgressDisplay":
         Console(file=terminal),
         cfg.trainer.total_training_steps,
         metrics_path=run_dir / METRICS,
-        report_path=Path(cfg.trainer.default_local_dir) / REPORT,
+        report_path=Path(cfg.trainer.default_local_dir) / report.FILE,
         log_path=run_dir / LOG,
     )
 

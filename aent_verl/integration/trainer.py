@@ -15,15 +15,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
 from aent_verl.core.controllers import ControllerState
-from aent_verl.integration import coefficient, loss, state_file
+from aent_verl.integration import coefficient, loss, report, state_file
 from aent_verl.integration.config import EntropyControlConfig
 from aent_verl.integration.engine import EntropyControlEngine
 from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlWorker
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
-
-REPORT = "entropy_control_report.json"
 
 
 class PlugInNotActiveError(RuntimeError):
@@ -62,8 +60,8 @@ class EntropyControlMixin(PPOTrainer):
         check_reports(reports, self.entropy_control)
         folder = Path(self.config.trainer.default_local_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REPORT).write_text(json.dumps(reports, indent=2), encoding="utf-8")
-        print(banner(reports), flush=True)
+        (folder / report.FILE).write_text(json.dumps(reports, indent=2), encoding="utf-8")
+        print(report.banner(reports), flush=True)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         before: ControllerState = ray.get(self._coefficient.state.remote())
@@ -121,7 +119,7 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
     Raises:
         PlugInNotActiveError: names rank, what it should run and what it runs.
     """
-    actors = [report for report in reports if "engine" in report]
+    actors = [actor for actor in reports if "engine" in actor]
     if not actors:
         raise PlugInNotActiveError(f"no worker reports an actor: {reports}")
     wanted = {
@@ -131,24 +129,13 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
         "functional": str(expected.functional),
         "controller": str(expected.controller),
     }
-    for report in actors:
+    for actor in actors:
         for key, value in wanted.items():
-            if report.get(key) != value:
+            if actor.get(key) != value:
                 raise PlugInNotActiveError(
-                    f"rank {report.get('rank')} reports {key}={report.get(key)!r}, the driver expects {value!r}: "
+                    f"rank {actor.get('rank')} reports {key}={actor.get(key)!r}, the driver expects {value!r}: "
                     "is the same version of aent_verl installed on every node?"
                 )
-
-
-def banner(reports: list[dict[str, Any]]) -> str:
-    """One line on what the workers say they run."""
-    first = next(report for report in reports if "engine" in report)
-    ranks = sum("engine" in report for report in reports)
-    return (
-        f"entropy control active on {ranks} rank(s), as they report: method {first['method']}, "
-        f"functional {first['functional']}, controller {first['controller']}, coefficient {first['coefficient']:g}, "
-        f"device {first['device']}"
-    )
 
 
 def step_means(metrics: dict[str, Any], *, sent: float) -> dict[str, float]:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from aent_verl import progress
-from aent_verl.progress import ProgressDisplay, banner
+from aent_verl.integration.report import banner
+from aent_verl.progress import ProgressDisplay
 
 REPORT = {
     "rank": 0,

@@ -7,7 +7,8 @@ import pytest
 from aent_verl.core.controllers import ConstantController
 from aent_verl.integration import loss
 from aent_verl.integration.config import EntropyControlConfig, FunctionalConfig
-from aent_verl.integration.trainer import PlugInNotActiveError, banner, check_reports, step_means
+from aent_verl.integration.report import banner
+from aent_verl.integration.trainer import PlugInNotActiveError, check_reports, step_means
 
 METRICS = {
     "actor/aent/token_count": 8.0,

@@ -1,0 +1,19 @@
+"""What the workers report at the start of a run: where it is kept, and how it is said in one line. Needs no verl."""
+
+from typing import Any
+
+FILE = "entropy_control_report.json"
+
+
+def banner(reports: list[dict[str, Any]]) -> str:
+    """One line on what the workers say they run."""
+    actors = [report for report in reports if "method" in report]
+    if not actors:
+        return "no worker reports entropy control"
+    first = actors[0]
+    coefficient = first.get("coefficient")
+    return (
+        f"entropy control active on {len(actors)} rank(s): method {first['method']}, "
+        f"functional {first.get('functional')}, controller {first.get('controller')}, "
+        f"coefficient {coefficient if coefficient is None else format(coefficient, 'g')}, device {first.get('device')}"
+    )
