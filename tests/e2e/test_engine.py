@@ -11,7 +11,7 @@ from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run
 
 LAYOUTS = (True, False)
 STOCK = [Case(engine="stock", remove_padding=r, loss_agg_mode=m) for r in LAYOUTS for m in LOSS_AGG_MODES]
-HOT = Case(engine="stock", temperature=0.7)
+HOT = [Case(engine="stock", temperature=0.7, remove_padding=r) for r in LAYOUTS]
 ENTROPY_BONUS = [
     Case(engine="stock", remove_padding=r, loss_agg_mode=m, stock_entropy_coeff=0.3)
     for r in LAYOUTS
@@ -36,7 +36,7 @@ def ours(case: Case) -> Case:
 
 
 def all_cases() -> list[Case]:
-    stock = [*STOCK, HOT, *ENTROPY_BONUS]
+    stock = [*STOCK, *HOT, *ENTROPY_BONUS]
     return list(dict.fromkeys([*stock, *map(ours, stock), *AENT_VARIANTS, *AENT_MODES, NO_COEFFICIENT]))
 
 
@@ -62,7 +62,7 @@ def assert_same(one: Result, other: Result, *, tolerance: float = 1e-6) -> None:
     assert other.gradient.abs().max().item() > 1e-3
 
 
-@pytest.mark.parametrize("case", [*STOCK, HOT], ids=str)
+@pytest.mark.parametrize("case", [*STOCK, *HOT], ids=str)
 def test_grpo_is_stock_verl(results: dict[Case, Result], case: Case) -> None:
     assert_same(results[ours(case)], results[case])
 
