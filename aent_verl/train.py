@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from aent_verl import metrics
 from aent_verl.terminal import everything_else_in
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 CONFIG_MODULE = "pkg://aent_verl._config"
 CONFIG_NAME = "aent_trainer"
-METRICS = "metrics.jsonl"
 LOG = "train.log"
 
 
@@ -73,7 +73,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     variables = {
         # verl logs the failure of a plug-in entry point at DEBUG; the failure of a module named here raises.
         "VERL_USE_EXTERNAL_MODULES": ",".join(filter(None, [modules, "aent_verl.integration.plugin"])),
-        "VERL_FILE_LOGGER_PATH": str(run_dir / METRICS),
+        "VERL_FILE_LOGGER_PATH": str(run_dir / metrics.METRICS_FILE),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
     }
     if on_cpu:
@@ -209,8 +209,6 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from aent_verl import metrics
-
     validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     metrics.rotate(cfg.run.dir)
     with display(cfg, terminal) if cfg.run.progress else nullcontext():
@@ -234,7 +232,7 @@ def display(cfg: DictConfig, terminal: TextIO) -> "ProgressDisplay":
     return ProgressDisplay(
         Console(file=terminal),
         cfg.trainer.total_training_steps,
-        metrics_path=run_dir / METRICS,
+        metrics_path=run_dir / metrics.METRICS_FILE,
         report_path=Path(cfg.trainer.default_local_dir) / report.FILE,
         log_path=run_dir / LOG,
     )
