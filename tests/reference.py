@@ -48,3 +48,27 @@ def clamped_gradient_row(logits: list[float], clamp_p: float) -> list[float]:
         q = math.exp(z - top) / normaliser
         gradient.append(-s * q * (math.log(q) + entropy) if q > 0 else 0.0)
     return gradient
+
+
+def nucleus_entropy_row(logits: list[float], top_p: float, most: int) -> float:
+    """SIREN: keep tokens while the cumulative probability including them is below ``top_p``, at most ``most``."""
+    ordered = sorted(logits, reverse=True)
+    kept, mass = 0, 0.0
+    for p in softmax_of(ordered):
+        mass += p
+        if mass >= top_p or kept == most:
+            break
+        kept += 1
+    return entropy_of(softmax_of(ordered[:kept])) if kept else 0.0
+
+
+def topk_clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:
+    """AEnt's entropy as its authors compute it: top-k of a copy on the CPU, a Boolean mask, a softmax; [N, V] -> [N].
+
+    Right where nothing is tied at the boundary; kept to compare costs.
+    """
+    kept = logits.shape[-1] - int(logits.shape[-1] * clamp_p)
+    index = logits.detach().cpu().topk(kept, dim=-1).indices.to(logits.device)
+    mask = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, index, True)
+    log_q = logits.masked_fill(~mask, -torch.inf).log_softmax(-1)
+    return -(log_q.exp() * log_q.masked_fill(~mask, 0.0)).sum(-1)

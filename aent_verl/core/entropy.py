@@ -11,6 +11,11 @@ the kept tokens, 0 elsewhere; which tokens are kept carries no gradient.
 Ties at the boundary are common in bf16. With ``t`` the ``k``-th smallest logit, every token above ``t`` is kept and, of
 the ``n`` tokens equal to ``t``, as many as the count needs, ``r``. ``H~`` depends on ``r`` only, so each of the ``n``
 enters sums and gradient with the share ``r / n``: the count is exact, and the order of the vocabulary does not matter.
+
+*Nucleus* (SIREN, arXiv 2509.25133): in the order of falling probability a token is kept while the cumulative
+probability *including* it is below ``top_p``, so that the token which crosses is left out, and at most 10,000 tokens
+are. Value, gradient and the sharing of ties at the boundary are the clamped entropy's on this other set; where nothing
+is kept, because one token alone has ``top_p``, entropy and gradient are 0.
 """
 
 import torch
@@ -18,11 +23,20 @@ from torch import Tensor
 
 from aent_verl.core.numerics import at_least_fp32, x_exp_x
 
+# SIREN's bound on the size of the nucleus.
+NUCLEUS_MAX_TOKENS = 10_000
+
 
 def check_clamp_p(clamp_p: float) -> None:
     """Raise ``ValueError`` unless ``0 <= clamp_p < 1``."""
     if not 0.0 <= clamp_p < 1.0:
         raise ValueError(f"clamp_p={clamp_p!r} is outside [0, 1): it is the share of the vocabulary that is removed")
+
+
+def check_top_p(top_p: float) -> None:
+    """Raise ``ValueError`` unless ``0 < top_p < 1``."""
+    if not 0.0 < top_p < 1.0:
+        raise ValueError(f"top_p={top_p!r} is outside (0, 1): it is the probability that the nucleus stays below")
 
 
 def keep_share(logits: Tensor, clamp_p: float) -> Tensor:
@@ -46,10 +60,34 @@ def keep_share(logits: Tensor, clamp_p: float) -> Tensor:
     if removed == 0:
         return torch.ones_like(z)
     boundary = z.kthvalue(removed, dim=-1, keepdim=True).values
+    return _share_the_tied(z, boundary, vocabulary - removed)
+
+
+def _share_the_tied(z: Tensor, boundary: Tensor, kept: Tensor | int) -> Tensor:
+    """1 above ``boundary`` and, on it, what makes each row sum to ``kept``; ``[..., V], [..., 1] -> [..., V]``."""
     above, tied = z > boundary, z == boundary
     # The division in z's own precision: of two integer tensors torch makes an fp32 one.
-    needed = (vocabulary - removed - above.sum(-1, keepdim=True)).to(z.dtype)
+    needed = (kept - above.sum(-1, keepdim=True)).to(z.dtype)
     return above + tied * (needed / tied.sum(-1, keepdim=True))
+
+
+def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
+    """Share with which each token is kept by the nucleus; as `keep_share`, all 0 where nothing is kept.
+
+    Args:
+        logits: ``[..., V]``.
+        top_p: probability that the nucleus stays below, in ``(0, 1)``.
+
+    Raises:
+        ValueError: ``top_p`` outside ``(0, 1)``.
+    """
+    check_top_p(top_p)
+    z = at_least_fp32(logits.detach())
+    ordered = z.sort(-1, descending=True).values
+    kept = (ordered.softmax(-1).cumsum(-1, dtype=torch.float64) < top_p).sum(-1, keepdim=True)
+    kept = kept.clamp(max=NUCLEUS_MAX_TOKENS)
+    share = _share_the_tied(z, ordered.gather(-1, (kept - 1).clamp(min=0)), kept)
+    return share.masked_fill(kept == 0, 0.0)
 
 
 def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
@@ -76,6 +114,21 @@ def full_entropy(logits: Tensor) -> Tensor:
     ``-inf`` logits have probability 0 and add nothing; NaN stays NaN; a row of only ``-inf`` is no distribution: NaN.
     """
     return restricted_entropy(logits, torch.ones((), device=logits.device))
+
+
+def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
+    """SIREN's entropy on the nucleus (arXiv 2509.25133); ``[..., V] -> [...]``, nats, 0 where nothing is kept.
+
+    See the module's docstring for the definition, ties and gradient.
+
+    Raises:
+        ValueError: ``top_p`` outside ``(0, 1)``.
+    """
+    keep = nucleus_share(logits, top_p)
+    nothing = (keep == 0).all(-1)
+    # Rows without a nucleus are computed with every token kept, so that no NaN arises in their backward pass.
+    entropy = restricted_entropy(logits, keep.masked_fill(nothing.unsqueeze(-1), 1.0))
+    return entropy.masked_fill(nothing & ~entropy.isnan(), 0.0)
 
 
 def clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:

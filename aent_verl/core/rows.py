@@ -1,0 +1,183 @@
+r"""Log-prob and entropy of a few rows of logits in plain torch, forward and analytic backward, in three buffers.
+
+For a row of logits ``l`` with inverse temperature ``b``, ``z = b l``, ``x = z - max z`` and weights ``w`` of the kept
+tokens (1 above the boundary, a share on it, 0 below)::
+
+    S = sum_v exp(x_v)                          log p_y = x_y - log S
+    S~ = sum_v w_v exp(x_v)                     M~ = sum_v w_v x_v exp(x_v) / S~
+    H~ = log S~ - M~
+
+With ``q_v = w_v exp(x_v) / S~`` and incoming gradients ``g`` of ``log p_y`` and ``h`` of ``H~``, what reaches the logit
+``l_v`` is::
+
+    b g (1[v = y] - exp(x_v) / S)  -  b h q_v (x_v - M~)
+
+The second term is ``q_v (log q_v + H~)`` of the definition without its two logarithms, which would cancel. So the
+backward pass needs six numbers of a row (`Rows`) beside the logits themselves.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aent_verl.core.numerics import shift_, shift_and_exp_
+from aent_verl.core.selection import Boundary, Selector
+
+
+class Rows(NamedTuple):
+    """What the backward pass keeps of each row, ``[N, 1]`` each, in at least fp32.
+
+    Attributes:
+        maximum: largest logit as it came, before the temperature.
+        normaliser: ``S``.
+        kept_normaliser: ``S~``; equal to ``S`` if every token is kept, 0 if none.
+        mean: ``M~``, 0 if no token is kept.
+        threshold: boundary among the logits as they came; ``-inf``, where nothing has weight anyway, if all are kept.
+        share: weight of the tokens tied at the boundary.
+    """
+
+    maximum: Tensor
+    normaliser: Tensor
+    kept_normaliser: Tensor
+    mean: Tensor
+    threshold: Tensor
+    share: Tensor
+
+
+class Forward(NamedTuple):
+    """Results of the forward pass, ``[N]`` each; the last two without gradient."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    entropy_full: Tensor
+    removed_mass: Tensor
+
+
+class Buffers:
+    """Three buffers of one chunk's size, in the precision of the arithmetic."""
+
+    def __init__(self, like: Tensor, rows: int) -> None:
+        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        self._all = [torch.empty(rows, like.shape[1], dtype=dtype, device=like.device) for _ in range(3)]
+
+    def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first ``rows`` rows of each."""
+        x, e, w = (buffer[:rows] for buffer in self._all)
+        return x, e, w
+
+
+def _weights(logits: Tensor, threshold: Tensor, share: Tensor, w: Tensor, scratch: Tensor) -> None:
+    """Write the weight of each token into ``w``."""
+    torch.gt(logits, threshold, out=w)
+    if bool(share.any()):
+        w.add_(torch.eq(logits, threshold, out=scratch).mul_(share))
+
+
+def forward(
+    logits: Tensor, labels: Tensor, scale: Tensor | None, selector: Selector, statistics: bool, buffers: Buffers
+) -> tuple[Forward, Rows]:
+    """Log-prob and entropy of the rows ``[C, V]``, with what the backward pass needs.
+
+    Args:
+        logits: any floating type; read once.
+        labels: ``[C]``.
+        scale: inverse temperature ``[C, 1]`` in the precision of the arithmetic, or None for 1.
+        selector: finds the kept tokens.
+        statistics: compute ``entropy_full`` and ``removed_mass``; else they repeat ``entropy`` and 0.
+        buffers: overwritten.
+    """
+    x, e, w = buffers.first(logits.shape[0])
+    x.copy_(logits)
+    boundary = selector.boundary(x, scale, w, logits.dtype)
+    maximum = x.amax(-1, keepdim=True)
+    label = x.gather(-1, labels.unsqueeze(-1))
+    shift_(label, maximum, scale)
+    if boundary is not None:
+        torch.gt(x, boundary.threshold, out=w)
+    shift_and_exp_(x, e, maximum, scale)
+    normaliser = _sum(e)
+    if boundary is None:
+        kept_normaliser = normaliser
+        moment = kept_moment = _sum(torch.mul(e, x, out=w))
+        removed = torch.zeros_like(normaliser)
+        threshold, share = torch.full_like(maximum, -torch.inf), torch.zeros_like(maximum)
+    else:
+        threshold, share, _ = boundary
+        at, at_moment = _at_boundary(boundary, maximum, scale)
+        kept_normaliser = _sum(w.mul_(e)) + at
+        if statistics:
+            removed = (_sum(e.sub_(w)) - at).clamp(min=0.0)
+            rest = _sum(e.mul_(x))
+        kept_moment = _sum(w.mul_(x))
+        if statistics:
+            moment = kept_moment + rest
+        kept_moment = kept_moment + at_moment
+    nothing = kept_normaliser == 0
+    mean = (kept_moment / kept_normaliser).masked_fill(nothing, 0.0)
+    entropy = (kept_normaliser.log() - mean).masked_fill(nothing, 0.0)
+    results = [label - normaliser.log(), entropy]
+    results += [normaliser.log() - moment / normaliser, removed / normaliser] if statistics else [entropy, nothing]
+    kept = maximum, normaliser, kept_normaliser, mean, threshold, share
+    return Forward(*(r.to(x.dtype).squeeze(-1) for r in results)), Rows(*(k.to(x.dtype) for k in kept))
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """Sum of each row, ``[C, V] -> [C, 1]``, in fp64 from here on: it costs nothing and spares several roundings."""
+    return terms.sum(-1, keepdim=True).double()
+
+
+def _at_boundary(boundary: Boundary, maximum: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the kept tokens tied at the boundary add to ``S~`` and to ``S~ M~``, ``[C, 1]`` each, in fp64."""
+    x, e = boundary.threshold.clone(), torch.empty_like(boundary.threshold)
+    shift_and_exp_(x, e, maximum, scale)
+    nothing = boundary.tied == 0
+    normaliser = boundary.tied.double() * e
+    return normaliser.masked_fill(nothing, 0.0), (normaliser * x).masked_fill(nothing, 0.0)
+
+
+def backward(
+    logits: Tensor,
+    labels: Tensor,
+    scale: Tensor | None,
+    rows: Rows,
+    grad_log_probs: Tensor | None,
+    grad_entropy: Tensor | None,
+    out: Tensor,
+    buffers: Buffers,
+) -> None:
+    """Write the gradient of the rows ``[C, V]`` into ``out``, which may be the memory of ``logits``.
+
+    Args:
+        logits: as in `forward`.
+        labels: ``[C]``.
+        scale: inverse temperature ``[C, 1]`` or None.
+        rows: of these rows.
+        grad_log_probs: ``[C, 1]`` in the precision of the arithmetic, or None for 0.
+        grad_entropy: likewise.
+        out: ``[C, V]``.
+        buffers: overwritten.
+    """
+    x, e, w = buffers.first(logits.shape[0])
+    if out.dtype is x.dtype and out.is_contiguous():
+        x = out
+    x.copy_(logits)
+    if grad_entropy is not None:
+        _weights(x, rows.threshold, rows.share, w, scratch=e)
+    shift_and_exp_(x, e, rows.maximum, scale)
+    if scale is not None:
+        grad_log_probs = None if grad_log_probs is None else grad_log_probs * scale
+        grad_entropy = None if grad_entropy is None else grad_entropy * scale
+    if grad_entropy is not None:
+        # Where nothing is kept the weights are 0; the division must not make NaN of it.
+        kept = rows.kept_normaliser.masked_fill(rows.kept_normaliser == 0, 1.0)
+        x.sub_(rows.mean).mul_(-grad_entropy / kept).mul_(w)
+    else:
+        x.zero_()
+    if grad_log_probs is not None:
+        x.sub_(grad_log_probs / rows.normaliser)
+    x.mul_(e)
+    if grad_log_probs is not None:
+        x.scatter_add_(-1, labels.unsqueeze(-1), grad_log_probs)
+    if x is not out:
+        out.copy_(x)
