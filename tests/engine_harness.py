@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
@@ -26,10 +27,11 @@ class Case:
     coefficient: float = 0.0
     clamp_p: float | None = None
     temperature: float = 1.0
-    chunked: bool = False
-    checkpointed: bool = False
+    evaluate: bool = False
     stock_entropy_coeff: float = 0.0
     send_coefficient: bool = True
+    # verl changes the class of a fused model: cases with and without a head belong into different calls of `run`.
+    fused_head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Result:
     loss: float
     gradient: torch.Tensor
     metrics: dict[str, Any]
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    gathers: int = 0
 
 
 def run(model: str | Path, world_size: int, cases: list[Case]) -> list[Any]:
@@ -62,7 +66,7 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     results = []
     for case in cases:
         if case.engine not in engines:
-            engines[case.engine] = _build(case.engine, model)
+            engines[case.engine] = _build(case, model)
         try:
             results.append(_run_case(engines[case.engine], case, rank, world_size))
         except RuntimeError as error:
@@ -73,7 +77,7 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     torch.distributed.destroy_process_group()
 
 
-def _build(kind: str, model: str) -> Any:
+def _build(case: Case, model: str) -> Any:
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
     from verl.workers.engine import EngineRegistry
@@ -81,12 +85,14 @@ def _build(kind: str, model: str) -> Any:
     from aent_verl.integration.engine import MODEL_TYPE
 
     built = EngineRegistry.new(
-        model_type=MODEL_TYPE if kind == "ours" else "language_model",
+        model_type=MODEL_TYPE if case.engine == "ours" else "language_model",
         backend="fsdp2",
         model_config=HFModelConfig(
             path=model,
             enable_gradient_checkpointing=False,
             override_config={"attn_implementation": "sdpa"},
+            use_fused_kernels=case.fused_head is not None,
+            fused_kernel_options={"impl_backend": case.fused_head},
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
@@ -162,12 +168,12 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     settings: dict[str, Any] = {
         "temperature": case.temperature,
         "use_remove_padding": case.remove_padding,
-        "use_fused_kernels": False,
+        "use_fused_kernels": case.fused_head is not None,
         "use_dynamic_bsz": case.dynamic,
         "max_token_len_per_gpu": 40,
         "micro_batch_size_per_gpu": case.micro_batch,
         "global_batch_size": SEQUENCES,
-        "calculate_entropy": case.stock_entropy_coeff != 0,
+        "calculate_entropy": case.evaluate or case.stock_entropy_coeff != 0,
         "pad_token_id": 0,
     }
     if case.engine == "ours":
@@ -176,18 +182,23 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
         engine.functional = (
             FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
         )
-        object.__setattr__(engine.engine_config, "entropy_from_logits_with_chunking", case.chunked)
-        object.__setattr__(engine.engine_config, "entropy_from_logits_chunk_size", 5)
-        object.__setattr__(engine.engine_config, "entropy_checkpointing", case.checkpointed)
     tu.assign_non_tensor(data, **settings)
-    with engine.train_mode():
+    if case.evaluate:
+        with engine.eval_mode():
+            outputs = engine.forward_backward_batch(data, None, forward_only=True)["model_output"]
+        return Result(0.0, torch.zeros(()), {}, {key: value.values() for key, value in outputs.items()})
+    # What FSDP2 gathers weights with, by its newer and its older name.
+    name = next(n for n in ("all_gather_single", "all_gather_into_tensor") if hasattr(torch.distributed, n))
+    gather = mock.patch.object(torch.distributed, name, wraps=getattr(torch.distributed, name))
+    with engine.train_mode(), gather as gathers:
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(data, _loss_function(case))
         gradient = torch.cat([p.grad.full_tensor().flatten() for p in engine.module.parameters()])
     loss = torch.tensor(float(sum(output["loss"])))
     torch.distributed.all_reduce(loss)
     gathered = allgather_dict_into_dict(data=output["metrics"], group=engine.get_data_parallel_group())
-    return Result(loss.item() / world_size, gradient, _reduce(gathered, reduce_metrics))
+    metrics = _reduce(gathered, reduce_metrics)
+    return Result(loss.item() / world_size, gradient, metrics, gathers=gathers.call_count)
 
 
 def _reduce(gathered: dict[str, list[Any]], reduce_metrics: Any) -> dict[str, Any]:

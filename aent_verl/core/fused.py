@@ -17,7 +17,8 @@ from aent_verl.core.rows import Forward, Rows
 from aent_verl.core.selection import selector
 
 Statistics = dict[str, Tensor]
-Result = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Statistics]
+WithStatistics = tuple[Tensor, Tensor, Statistics]
+Result = tuple[Tensor, Tensor] | WithStatistics
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LINEAR_CHUNK_BYTES_CPU = 64 * 2**20

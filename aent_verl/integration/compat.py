@@ -265,6 +265,30 @@ WORKER_FACTS = (
     ),
 )
 
+# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
+FUSED_HEADS = {
+    "torch": (
+        "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
+        "FusedLinearForPPO(impl_backend=",
+        ".forward(hidden_states=hidden_states, vocab_weights=",
+        "input_ids=rolled_labels, temperature=temperature,",
+    ),
+    "triton": (
+        "from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy",
+        "linear_cross_entropy(hidden_states,",
+        'rolled_labels, temperature, "none",',
+    ),
+}
+
+
+def fused_forward_calls(model: str) -> tuple[Fact, ...]:
+    """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
+    return tuple(
+        in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
+        for backend, calls in FUSED_HEADS.items()
+    )
+
+
 ENGINE_FACTS = (
     overridden(
         f"{FSDP}.prepare_model_outputs",
@@ -288,20 +312,23 @@ ENGINE_FACTS = (
         "self.engine.mode = self.mode",
         why="we act in mode train only",
     ),
-    has_fields(
-        "verl.workers.config:FSDPEngineConfig",
-        "entropy_from_logits_with_chunking",
-        "entropy_from_logits_chunk_size",
-        "entropy_checkpointing",
-        why="our engine follows these settings",
+    overridden(
+        f"{FSDP}.forward_step", "self", "micro_batch", "loss_function", "forward_only", why="a fused head is ours there"
     ),
-    called(
-        "verl.utils.torch_functional:logprobs_from_logits",
-        "logits",
-        "labels",
-        "inplace_backward",
-        why="log-probs are verl's",
+    in_source(
+        f"{FSDP}.forward_step", "raw_output = self.module(", "self.prepare_model_outputs(", why="the head runs between"
     ),
+    overridden(
+        "verl.utils.experimental.torch_functional:FusedLinearForPPO.forward",
+        *("self", "hidden_states", "vocab_weights", "input_ids", "temperature"),
+        why="our op takes its place",
+    ),
+    overridden(
+        "verl.utils.kernel.linear_cross_entropy:LinearCrossEntropy.forward",
+        *("ctx", "hidden", "weight", "labels", "temperature", "reduction", "dist_process_group"),
+        why="our op takes the place of linear_cross_entropy",
+    ),
+    *fused_forward_calls("dense_common"),
     called(
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),

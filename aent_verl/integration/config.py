@@ -5,10 +5,11 @@ import importlib.util
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from verl.workers.config import FSDPActorConfig
 
+from aent_verl.core.backends import KERNELS, Kernel
 from aent_verl.core.controllers import BandController, ConstantController, Controller
 from aent_verl.core.entropy import check_clamp_p
 
@@ -68,6 +69,10 @@ class FunctionalConfig:
             raise ValueError(f"{key}.{error}") from None
         return cls(name, float(clamp_p))
 
+    def arguments(self) -> dict[str, Any]:
+        """How `core.fused` is asked for it."""
+        return {"functional": self.name, "clamp_p": self.clamp_p}
+
     def __str__(self) -> str:
         return self.name if self.clamp_p is None else f"{self.name}(clamp_p={self.clamp_p:g})"
 
@@ -103,6 +108,7 @@ class EntropyControlConfig:
         functional: the entropy that is measured, rewarded and handed to the controller.
         bonus: name of the bonus form.
         controller: moves the bonus coefficient.
+        kernel: what computes log-probs and entropies: ``auto``, ``triton`` or ``torch``.
         restart_controller: on resume, start the controller afresh instead of reading its saved state.
     """
 
@@ -110,6 +116,7 @@ class EntropyControlConfig:
     functional: FunctionalConfig
     bonus: str
     controller: Controller
+    kernel: Kernel = "auto"
     restart_controller: bool = False
 
     @property
@@ -120,8 +127,9 @@ class EntropyControlConfig:
     @classmethod
     def parse(cls, block: Any) -> "EntropyControlConfig":
         """Build from the `entropy_control` block (any mapping); ``ValueError`` names key, value and allowed range."""
-        values = _fields(block, ROOT, ("method", "functional", "bonus", "restart_controller", "host"))
+        values = _fields(block, ROOT, ("method", "functional", "bonus", "kernel", "restart_controller", "host"))
         bonus = _fields(values.get("bonus"), f"{ROOT}.bonus", ("name", "controller"))
+        kernel = _choice(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
         restart = values.get("restart_controller", False)
         if not isinstance(restart, bool):
             raise ValueError(f"{ROOT}.restart_controller={restart!r} is not allowed: must be true or false")
@@ -131,6 +139,7 @@ class EntropyControlConfig:
             functional=FunctionalConfig.parse(values.get("functional"), f"{ROOT}.functional"),
             bonus=_choice(f"{ROOT}.bonus.name", bonus.get("name"), ("linear",)),
             controller=parse_controller(bonus.get("controller"), f"{ROOT}.bonus.controller"),
+            kernel=cast(Kernel, kernel),
             restart_controller=restart,
         )
 
@@ -164,11 +173,6 @@ def _check_actor(settings: Mapping[str, Any], attention: str) -> None:
             f"{key}.entropy_coeff={settings['entropy_coeff']!r} is not allowed with entropy_control: must be 0; "
             f"set the coefficient with entropy_control=entreg entropy_control.bonus.controller.init=..."
         )
-    if settings.get("use_fused_kernels"):
-        raise ValueError(
-            "actor_rollout_ref.model.use_fused_kernels=True is not allowed with entropy_control: fused LM-head kernels "
-            "return no logits, and the entropy needs them; set it to False"
-        )
     ulysses = max(
         settings.get("ulysses_sequence_parallel_size", 1),
         (settings.get("fsdp_config") or {}).get("ulysses_sequence_parallel_size", 1),
@@ -182,6 +186,9 @@ def _check_actor(settings: Mapping[str, Any], attention: str) -> None:
         )
     if settings.get("calculate_entropy"):
         no_effect(f"{key}.calculate_entropy", True, "the entropy is measured in every update anyway, as aent/entropy")
+    for name in ("entropy_from_logits_with_chunking", "entropy_checkpointing"):
+        if settings.get(name) or (settings.get("fsdp_config") or {}).get(name):
+            no_effect(f"{key}.{name}", True, "log-probs and entropy come from one op that always works in chunks")
 
 
 @dataclass

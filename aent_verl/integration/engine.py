@@ -1,117 +1,130 @@
-"""FSDP engine that turns the training pass's logits into log-probs and the configured entropy."""
+"""FSDP engine whose log-probs and entropies come out of one op, on logits or in the place of verl's fused LM heads."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+from typing import Any, cast
 
 import torch
-import torch.utils.checkpoint
 import verl.utils.torch_functional as verl_F
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from aent_verl.core.entropy import full_entropy, keep_share, removed_mass, restricted_entropy
+from aent_verl.core.backends import Kernel
+from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
 from aent_verl.integration.config import FunctionalConfig
-from aent_verl.integration.loss import ENTROPY, ENTROPY_FULL, REMOVED_MASS, step_coefficient
+from aent_verl.integration.fused_head import Head, lm_head_of, replaced
+from aent_verl.integration.loss import ENTROPY, ENTROPY_FULL, REMOVED_MASS
 
 MODEL_TYPE = "aent_language_model"
 
 
-def measure(logits: Tensor, functional: FunctionalConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Configured entropy, full entropy and removed probability of each row; ``[N, V] -> 3 x [N]``, nats.
-
-    Only the first is differentiable in ``logits``; the other two are statistics.
-    """
-    if functional.name == "full":
-        entropy = full_entropy(logits)
-        return entropy, entropy.detach(), torch.zeros_like(entropy.detach())
-    assert functional.clamp_p is not None
-    keep = keep_share(logits, functional.clamp_p)
-    with torch.no_grad():
-        statistics = full_entropy(logits), removed_mass(logits, keep)
-    return restricted_entropy(logits, keep), *statistics
-
-
-def measure_in_chunks(
-    logits: Tensor, functional: FunctionalConfig, *, chunk_size: int | None, checkpoint: bool
-) -> Sequence[Tensor]:
-    """`measure` over chunks of tokens, each recomputed in the backward pass if ``checkpoint``; ``[N, V] -> 3 x [N]``.
-
-    ``split`` rather than slicing: the backward pass of a slice allocates a whole ``[N, V]`` of zeros per chunk.
-    """
-    run: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = lambda part: measure(part, functional)  # noqa: E731
-    if checkpoint and torch.is_grad_enabled():
-        plain = run
-        run = lambda part: torch.utils.checkpoint.checkpoint(plain, part, use_reentrant=False)  # noqa: E731
-    if chunk_size is None or logits.shape[0] <= chunk_size:
-        return run(logits)
-    return [torch.cat(parts) for parts in zip(*map(run, logits.split(chunk_size)), strict=True)]
-
-
 class EntropyControlEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine; in training it adds the configured entropy, elsewhere it is verl's own.
+    """verl's FSDP engine with our op between the model and the loss.
 
-    ``functional`` is set by the worker before the first training step.
+    In training it returns log-probs, the configured entropy and its statistics. Elsewhere (old log-probs) it returns
+    what verl's own does, log-probs and, if asked for, the full entropy, from the same op: the two log-probs of a policy
+    ratio must have one precision.
+
+    ``functional`` and ``kernel`` are set by the worker before the first step.
     """
 
     functional: FunctionalConfig
+    kernel: Kernel = "auto"
+    # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
+    _lm_head: nn.Module | None = None
+    _head: Head | None = None
 
     def __init__(self, model_config: Any, *args: Any, **kwargs: Any) -> None:
         # The registry row was found by our model type; verl's own module building branches on its name for it.
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
 
+    def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        """As verl's; with ``use_fused_kernels`` the model's LM head runs our op."""
+        with contextlib.ExitStack() as stack:
+            if tu.get_non_tensor_data(data=micro_batch, key="use_fused_kernels", default=False):
+                self._lm_head = self._lm_head or lm_head_of(self.module)
+                self._head = stack.enter_context(replaced(self._lm_head, self._settings()))
+                stack.callback(setattr, self, "_head", None)
+            return super().forward_step(micro_batch, loss_function, forward_only)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the op is asked for in the present mode."""
+        functional = self.functional if self.mode == "train" else FunctionalConfig("full")
+        return {**functional.arguments(), "kernel": self.kernel}
+
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, Tensor]:
-        """Log-probs as verl's and our entropies, as nested ``[B, j]`` tensors, from logits of either layout.
-
-        Outside training (old and reference log-probs) verl's own method runs, so that its metrics keep their meaning.
-        """
-        if self.mode != "train":
-            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        logits = self._packed_logits(output.logits, output_args, micro_batch)
-        config = self.engine_config
-        with torch.set_grad_enabled(torch.is_grad_enabled() and step_coefficient(micro_batch) != 0.0):
-            entropy, entropy_full, removed = measure_in_chunks(
-                logits,
-                self.functional,
-                chunk_size=config.entropy_from_logits_chunk_size if config.entropy_from_logits_with_chunking else None,
-                checkpoint=config.entropy_checkpointing,
-            )
-        # In-place backward would overwrite the logits that the entropy's backward pass still needs.
-        log_probs = verl_F.logprobs_from_logits(logits, output_args["input_ids_rmpad_rolled"], inplace_backward=False)
-        packed = {
-            "log_probs": log_probs,
-            ENTROPY: entropy,
-            ENTROPY_FULL: entropy_full,
-            REMOVED_MASS: removed,
+        """Results per token as nested ``[B, j]`` tensors, whatever the layout of the batch."""
+        asked_for = {
+            key: tu.get_non_tensor_data(data=micro_batch, key=key, default=False)
+            for key in ("calculate_entropy", "calculate_sum_pi_squared")
         }
-        if tu.get_non_tensor_data(data=micro_batch, key="calculate_sum_pi_squared", default=False):
-            packed["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(logits)
-        offsets = micro_batch["input_ids"].offsets()
-        pad_size = output_args.get("pad_size", 0)
+        real = _real_tokens(output_args, micro_batch)
+        if self._head is not None:
+            log_probs, entropy, statistics = self._head.outputs(output)
+            if asked_for["calculate_sum_pi_squared"]:
+                raise NotImplementedError(
+                    "calculate_sum_pi_squared=True needs logits; set model.use_fused_kernels=False"
+                )
+        else:
+            logits, labels, temperature = _rows(output.logits, output_args, real)
+            result = logprobs_and_entropy(
+                logits,
+                labels,
+                temperature=temperature,
+                statistics=True,
+                # verl lets go of the logits after this; autograd would tell if their values were needed once more.
+                inplace_backward=not logits.is_leaf,
+                **self._settings(),
+            )
+            log_probs, entropy, statistics = cast(WithStatistics, result)
+        results = {"log_probs": log_probs}
+        if self.mode == "train":
+            results |= {ENTROPY: entropy, ENTROPY_FULL: statistics["entropy_full"]}
+            results[REMOVED_MASS] = statistics["removed_mass"]
+        elif asked_for["calculate_entropy"]:
+            results["entropy"] = entropy
+        if asked_for["calculate_sum_pi_squared"]:
+            with torch.no_grad():
+                results["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(
+                    logits / temperature.to(logits.dtype).unsqueeze(-1)
+                )
+        offsets, pad_size = micro_batch["input_ids"].offsets(), output_args.get("pad_size", 0)
+        packed = {key: value if real is None else value.view_as(real)[real] for key, value in results.items()}
         return {
             key: torch.nested.nested_tensor_from_jagged(self._gather_and_unpad_packed(value, pad_size), offsets)
             for key, value in packed.items()
         }
 
-    def _packed_logits(self, logits: Tensor, output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor:
-        """Rows of real tokens divided by the sampling temperature; ``[1, N, V]`` or ``[B, T, V]`` -> ``[N, V]``."""
-        if isinstance(logits, DTensor):
-            logits = logits.full_tensor()
-        if "temperature_rmpad" in output_args:
-            logits, temperature = logits.squeeze(0), output_args["temperature_rmpad"]
-        else:
-            lengths = micro_batch["input_ids"].offsets().diff()
-            real = torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)
-            logits, temperature = logits[real], output_args["temperature"].repeat_interleave(lengths)
-        if output_args.get("temperature_is_one", False):
-            return logits
-        return logits / temperature.clamp(min=1e-8).to(logits.dtype).unsqueeze(-1)
+
+def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor | None:
+    """Mask ``[B, T]`` of the tokens that are no padding; None in the layout from which padding was removed."""
+    if "temperature_rmpad" in output_args:
+        return None
+    lengths = micro_batch["input_ids"].offsets().diff()
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _rows(logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
+
+    Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
+    """
+    if isinstance(logits, DTensor):
+        logits = logits.full_tensor()
+    labels = output_args["input_ids_rmpad_rolled"]
+    if real is None:
+        logits, temperature = logits.squeeze(0), output_args["temperature_rmpad"]
+    else:
+        logits = logits.flatten(0, 1)
+        labels = torch.zeros_like(real, dtype=labels.dtype).masked_scatter(real, labels).flatten()
+        temperature = output_args["temperature"].repeat_interleave(real.shape[1])
+    return logits, labels, temperature.clamp(min=1e-8)
 
 
 def register() -> None:

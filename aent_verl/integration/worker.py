@@ -47,6 +47,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             return
         config = self.loss_fn.keywords["config"]
         self.actor.engine.functional = config.entropy_control.functional
+        self.actor.engine.kernel = config.entropy_control.kernel
         self.actor.set_loss_fn(partial(entropy_control_loss, config=config))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

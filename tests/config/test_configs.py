@@ -172,7 +172,7 @@ KEY = "entropy_control.bonus.controller"
         (["actor_rollout_ref.actor.strategy=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
         (["model_engine=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
         (["actor_rollout_ref.actor.entropy_coeff=0.001"], r"actor\.entropy_coeff=0\.001 .*must be 0"),
-        (["actor_rollout_ref.model.use_fused_kernels=true"], r"use_fused_kernels=True .*no logits"),
+        (["entropy_control.kernel=cuda"], r"entropy_control\.kernel='cuda' .*auto, triton, torch"),
         (
             ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"],
             r"ulysses_sequence_parallel_size=2 .*without flash-attn",

@@ -22,6 +22,11 @@ def test_the_installed_verl_keeps_the_contract():
     compat.check_contract()
 
 
+@pytest.mark.parametrize("model", ["dense_common", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v"])
+def test_every_fused_forward_method_goes_through_what_we_replace(model):
+    assert [fact.violation() for fact in compat.fused_forward_calls(model)] == [None, None]
+
+
 def test_no_fact_holds_where_nothing_can_be_imported(monkeypatch):
     def fail(name):
         raise ImportError(f"no module {name}")
@@ -50,14 +55,14 @@ def test_a_called_function_with_a_new_required_parameter(monkeypatch):
 
 def test_a_called_function_without_a_parameter(monkeypatch):
     functional = importlib.import_module("verl.utils.torch_functional")
-    monkeypatch.setattr(functional, "logprobs_from_logits", lambda logits, labels: None)
-    assert len(broken("logprobs_from_logits")) == 1
+    monkeypatch.setattr(functional, "calculate_sum_pi_squared_from_logits", lambda scores: None)
+    assert len(broken("calculate_sum_pi_squared_from_logits")) == 1
 
 
 def test_a_called_function_may_gain_an_optional_parameter(monkeypatch):
     functional = importlib.import_module("verl.utils.torch_functional")
-    monkeypatch.setattr(functional, "logprobs_from_logits", lambda logits, labels, inplace_backward=True, new=1: None)
-    assert broken("logprobs_from_logits") == []
+    monkeypatch.setattr(functional, "calculate_sum_pi_squared_from_logits", lambda logits, new=1: None)
+    assert broken("calculate_sum_pi_squared_from_logits") == []
 
 
 def test_a_dataclass_without_a_field(monkeypatch):

@@ -22,9 +22,9 @@ AENT_VARIANTS = [
     AENT,
     *(replace(AENT, remove_padding=r, micro_batch=n) for r in LAYOUTS for n in (1, 4)),
     *(replace(AENT, remove_padding=r, dynamic=True) for r in LAYOUTS),
-    replace(AENT, chunked=True),
-    replace(AENT, checkpointed=True),
-    replace(AENT, chunked=True, checkpointed=True, remove_padding=False),
+]
+OLD_LOG_PROBS = [
+    Case(engine="stock", evaluate=True, temperature=t, remove_padding=r) for r in LAYOUTS for t in (1.0, 0.7)
 ]
 AENT_MODES = [replace(AENT, loss_agg_mode=m) for m in LOSS_AGG_MODES[1:]]
 NO_COEFFICIENT = Case(send_coefficient=False)
@@ -36,7 +36,7 @@ def ours(case: Case) -> Case:
 
 
 def all_cases() -> list[Case]:
-    stock = [*STOCK, *HOT, *ENTROPY_BONUS]
+    stock = [*STOCK, *HOT, *ENTROPY_BONUS, *OLD_LOG_PROBS]
     return list(dict.fromkeys([*stock, *map(ours, stock), *AENT_VARIANTS, *AENT_MODES, NO_COEFFICIENT]))
 
 
@@ -76,8 +76,16 @@ def test_full_entropy_bonus_is_verls_entropy_coeff(results: dict[Case, Result], 
 
 
 @pytest.mark.parametrize("case", AENT_VARIANTS, ids=str)
-def test_layout_micro_batch_and_checkpointing_do_not_change_the_result(results: dict[Case, Result], case: Case) -> None:
+def test_layout_and_micro_batch_do_not_change_the_result(results: dict[Case, Result], case: Case) -> None:
     assert_same(results[case], results[AENT])
+
+
+@pytest.mark.parametrize("case", OLD_LOG_PROBS, ids=str)
+def test_old_log_probs_and_their_entropy_are_verls(results: dict[Case, Result], case: Case) -> None:
+    mine, stock = results[ours(case)].outputs, results[case].outputs
+    assert set(mine) == set(stock) == {"log_probs", "entropy"}
+    for key, value in stock.items():
+        torch.testing.assert_close(mine[key], value, atol=2e-6, rtol=2e-6)
 
 
 def means(result: Result, case: Case) -> dict[str, float]:

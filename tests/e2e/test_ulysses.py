@@ -37,7 +37,6 @@ def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.
     engine.mode = "train"
     engine.use_ulysses_sp = world_size > 1
     engine.functional = FunctionalConfig("clamped", 0.33)
-    engine.engine_config = SimpleNamespace(entropy_from_logits_with_chunking=False, entropy_checkpointing=False)
     logits, labels = packed()
     share = slice(rank * len(logits) // world_size, (rank + 1) * len(logits) // world_size)
     mine = logits[share].unsqueeze(0).requires_grad_()

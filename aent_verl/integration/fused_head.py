@@ -1,0 +1,119 @@
+"""verl's fused LM heads (``use_fused_kernels``) compute our op for as long as a forward pass of our engine runs.
+
+verl replaces the forward method of a model by one that hands hidden states and the LM head's weight to one of two
+functions, and returns their log-probs and entropy in place of logits. Every model that verl supports there goes through
+these two, so they are what we replace, here and nowhere else; what they look like is part of the contract (`compat`).
+
+Our op runs as the forward method of the LM head itself. FSDP2 may hold the head as a unit of its own: its hooks then
+gather the weight, once, and reduce the weight's gradient, which a head that is bypassed does not get.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import verl.utils.experimental.torch_functional as torch_head
+import verl.utils.kernel.linear_cross_entropy as triton_head
+from torch import Tensor, nn
+
+from aent_verl.core.fused import Statistics, WithStatistics, linear_logprobs_and_entropy
+
+logger = logging.getLogger(__name__)
+
+# Names under which model configs say that logits are more than hidden states times weight. verl's fused forward methods
+# leave these out.
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
+
+
+class Head:
+    """Stands in for verl's fused heads and keeps what the model's output has no room for."""
+
+    def __init__(self, lm_head: Any, settings: dict[str, Any]) -> None:
+        self._lm_head = lm_head
+        self._settings = settings
+        self._statistics: Statistics | None = None
+
+    def forward(
+        self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy in the shape of ``input_ids``, from ``[..., D]``, ``[V, D]`` and labels ``[...]``.
+
+        ``vocab_weights`` is not looked at: it may be one rank's part of the LM head's weight.
+        """
+
+        def op(hidden: Tensor) -> WithStatistics:
+            result = linear_logprobs_and_entropy(
+                hidden.flatten(0, -2),
+                self._lm_head.weight,
+                input_ids.flatten(),
+                temperature=max(temperature, 1e-8),
+                statistics=True,
+                **self._settings,
+            )
+            return cast(WithStatistics, result)
+
+        before = self._lm_head.forward
+        self._lm_head.forward = op
+        try:
+            # The call goes through FSDP's hooks.
+            log_probs, entropy, self._statistics = self._lm_head(hidden_states)
+        finally:
+            self._lm_head.forward = before
+        return log_probs.view_as(input_ids), entropy.view_as(input_ids)
+
+    def outputs(self, model_output: Any) -> WithStatistics:
+        """Log-probs, entropy and statistics of the forward pass that gave ``model_output``, ``[N]`` each.
+
+        The first two as the model returned them: FSDP prepares its backward pass when a gradient reaches these tensors.
+
+        Raises:
+            RuntimeError: the model's forward method is not one of verl's fused ones.
+        """
+        if self._statistics is None:
+            raise RuntimeError(
+                "model.use_fused_kernels=True, but the model's forward pass did not call verl's fused LM head: verl "
+                "has none for this model, or not this fused_kernel_options.impl_backend; set use_fused_kernels=False"
+            )
+        return model_output.log_probs.flatten(), model_output.entropy.flatten(), self._statistics
+
+
+def lm_head_of(model: Any) -> nn.Module:
+    """The LM head of a Hugging Face model, whose logits must be hidden states times its weight and nothing more.
+
+    Raises:
+        ValueError: they are more; verl's fused forward methods would compute other log-probs than the model's.
+    """
+    lm_head: nn.Module = model.get_output_embeddings()
+    if getattr(lm_head, "bias", None) is not None:
+        raise ValueError("model.use_fused_kernels=True is not allowed: the LM head has a bias, which verl leaves out")
+    for name in SCALED_LOGITS:
+        value = getattr(model.config.get_text_config(), name, None)
+        if value not in (None, 1.0):
+            raise ValueError(
+                f"model.use_fused_kernels=True is not allowed: the model's config has {name}={value!r}, which verl's "
+                "fused forward method leaves out; set it to False"
+            )
+    logger.info("verl's fused LM head computes aent_verl's log-prob and entropy op")
+    return lm_head
+
+
+@contextlib.contextmanager
+def replaced(lm_head: nn.Module, settings: dict[str, Any]) -> Iterator[Head]:
+    """While active, both of verl's fused heads are one `Head` that calls the op with ``settings``."""
+    head = Head(lm_head, settings)
+
+    def cross_entropy(
+        hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float = 1.0, reduction: str = "none"
+    ) -> tuple[Tensor, Tensor]:
+        assert reduction == "none"
+        return head.forward(hidden, weight, labels, temperature)
+
+    before = torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy
+    torch_head.FusedLinearForPPO = lambda *_, **__: SimpleNamespace(forward=head.forward)
+    triton_head.linear_cross_entropy = cross_entropy
+    try:
+        yield head
+    finally:
+        torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy = before
