@@ -148,6 +148,8 @@ def backward(
 ) -> None:
     """Write the gradient of the rows ``[C, V]`` into ``out``, which may be the memory of ``logits``.
 
+    A row whose incoming gradients are 0, a prompt's or a padding token, gets 0, whatever its logits hold.
+
     Args:
         logits: as in `forward`.
         labels: ``[C]``.
@@ -158,6 +160,10 @@ def backward(
         out: ``[C, V]``.
         buffers: overwritten.
     """
+    idle = _all_zero(rows.maximum, grad_log_probs, grad_entropy)
+    if bool(idle.all()):
+        out.zero_()
+        return
     x, e, w = buffers.first(logits.shape[0])
     if out.dtype is x.dtype and out.is_contiguous():
         x = out
@@ -179,5 +185,16 @@ def backward(
     x.mul_(e)
     if grad_log_probs is not None:
         x.scatter_add_(-1, labels.unsqueeze(-1), grad_log_probs)
+    if bool(idle.any()):
+        x[idle] = 0.0
     if x is not out:
         out.copy_(x)
+
+
+def _all_zero(like: Tensor, *gradients: Tensor | None) -> Tensor:
+    """Mask ``[C]`` of the rows in which every gradient that is there is 0; all are ``[C, 1]``, as ``like`` is."""
+    mask = torch.ones_like(like, dtype=torch.bool)
+    for gradient in gradients:
+        if gradient is not None:
+            mask &= gradient == 0
+    return mask.squeeze(-1)

@@ -250,6 +250,25 @@ def test_nan_and_rows_without_a_distribution_are_nan(name: str) -> None:
 
 
 @each_functional
+@pytest.mark.parametrize("chunk_size", [1, 2, 6])
+def test_row_without_incoming_gradient_gets_none_whatever_it_holds(name: str, chunk_size: int) -> None:
+    z, labels = rows("random", 97)
+    z.requires_grad_()
+    settings, _ = FUNCTIONALS[name]
+    expected = gradient(logprobs_and_entropy(z, labels, **settings), z, (1.0, 0.5))
+    spoilt = z.detach().clone()
+    spoilt[1], spoilt[2, 5], spoilt[3] = math.nan, math.inf, -math.inf
+    spoilt.requires_grad_()
+    outputs = logprobs_and_entropy(spoilt, labels, chunk_size=chunk_size, **settings)
+    kept = torch.tensor([0, 4, 5])
+    ramp = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    (ramp[kept] * (outputs[0] + 0.5 * outputs[1])[kept]).sum().backward()
+    assert spoilt.grad is not None
+    assert torch.equal(spoilt.grad[kept], expected[kept])
+    assert spoilt.grad[1:4].abs().max() == 0.0
+
+
+@each_functional
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_far_below_the_maximum_is_zero_and_not_nan(name: str, dtype: torch.dtype) -> None:
     """A label of probability 0 has log-prob -inf; its row still has an entropy and a finite gradient."""
