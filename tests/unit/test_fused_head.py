@@ -1,0 +1,87 @@
+"""What stands in for verl's fused LM heads: the functions that it replaces, the models that it refuses."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import verl.utils.experimental.torch_functional as torch_head
+import verl.utils.kernel.linear_cross_entropy as triton_head
+
+from aent_verl.core.fused import logprobs_and_entropy
+from aent_verl.integration.fused_head import lm_head_of, replaced
+
+SETTINGS = {"functional": "clamped", "clamp_p": 0.33}
+
+
+def model(lm_head: torch.nn.Module, **config: Any) -> Any:
+    text_config = SimpleNamespace(**config)
+    return SimpleNamespace(
+        get_output_embeddings=lambda: lm_head, config=SimpleNamespace(get_text_config=lambda: text_config)
+    )
+
+
+def through_torch(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch_head.FusedLinearForPPO(impl_backend="liger").forward(
+        hidden_states=hidden, vocab_weights=weight, input_ids=labels, temperature=0.7
+    )
+
+
+def through_triton(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return triton_head.linear_cross_entropy(hidden, weight, labels, 0.7, "none")
+
+
+@pytest.mark.parametrize("call", [through_torch, through_triton])
+def test_both_of_verls_functions_are_the_op_while_it_lasts(call: Any) -> None:
+    torch.manual_seed(0)
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    hidden, labels = torch.randn(2, 5, 8), torch.randint(31, (2, 5))
+    expected = logprobs_and_entropy(
+        lm_head(hidden).flatten(0, 1), labels.flatten(), temperature=0.7, statistics=True, **SETTINGS
+    )
+    before = torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy
+    with replaced(lm_head, SETTINGS) as head:
+        log_probs, entropy = call(hidden, lm_head.weight, labels)
+        assert log_probs.shape == entropy.shape == (2, 5)
+        found = head.outputs(SimpleNamespace(log_probs=log_probs, entropy=entropy))
+    assert (torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy) == before
+    assert lm_head(hidden).shape == (2, 5, 31)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_error_inside_restores_verls_functions() -> None:
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    before = torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy
+    with pytest.raises(ValueError, match="outside"), replaced(lm_head, SETTINGS):
+        through_torch(torch.zeros(1, 1, 8), lm_head.weight, torch.tensor([[99]]))
+    assert (torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy) == before
+    assert lm_head(torch.zeros(1, 8)).shape == (1, 31)
+
+
+def test_a_forward_pass_that_used_another_head_is_noticed() -> None:
+    with (
+        replaced(torch.nn.Linear(8, 31, bias=False), SETTINGS) as head,
+        pytest.raises(RuntimeError, match="did not call"),
+    ):
+        head.outputs(SimpleNamespace(log_probs=torch.zeros(1), entropy=torch.zeros(1)))
+
+
+def test_plain_heads_are_accepted() -> None:
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    assert lm_head_of(model(lm_head, logit_scale=1.0, final_logit_softcapping=None)) is lm_head
+
+
+@pytest.mark.parametrize(
+    ("bias", "config", "message"),
+    [
+        (True, {}, "the LM head has a bias"),
+        (False, {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        (False, {"logit_scale": 0.0625}, "logit_scale=0.0625"),
+        (False, {"logits_scaling": 8.0}, "logits_scaling=8.0"),
+    ],
+)
+def test_models_whose_logits_are_more_than_a_product_are_refused(
+    bias: bool, config: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        lm_head_of(model(torch.nn.Linear(8, 31, bias=bias), **config))
