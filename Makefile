@@ -1,6 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
+# make bench     time and memory of the op beside stock verl; ARGS go to the first table, --help lists them
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 FAST := tests/unit tests/config tests/contract
 
-.PHONY: install train test check format clean distclean
+.PHONY: install train test check bench format clean distclean
 
 install: $(STAMP)
 
@@ -40,6 +41,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q $(FAST) $(ARGS)
+
+bench: install
+	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)
+	$(BIN)/python -m benchmarks.linear_memory
+	$(BIN)/python -m benchmarks.actor_update
 
 format: install
 	$(BIN)/ruff check --fix .

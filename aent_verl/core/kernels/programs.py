@@ -1,0 +1,302 @@
+r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits a program.
+
+Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
+follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy.
+
+*Exponentials.* ``x = (l - max l) * scale`` is floored where ``exp(x)`` is 0 in fp32, so that ``x exp(x)`` is 0 for a
+logit of ``-inf`` without a comparison. The floor lets NaN pass. Lanes beyond the vocabulary hold ``-inf``.
+
+*Radix selection.* Which logits are the smallest is decided on unsigned keys in the logits' order and own width, eight
+bits at a time from the top: a histogram of one digit over the logits that share the boundary's higher digits tells the
+boundary's next digit. In the histogram of the lowest digit each bin is one value, so that the sums over all logits
+near the boundary follow from the 256 counts.
+"""
+
+# Triton types its language only in part; what is typed here is what a caller in Python sees.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+import triton
+import triton.language as tl
+
+# exp(-126) is 0 in fp32, also with subnormal numbers.
+_FLOOR = tl.constexpr(-126.0)
+_LOWEST_INT32 = tl.constexpr(-0x80000000)
+_LOWEST_FP32 = tl.constexpr(-3.4028234663852886e38)
+
+
+@triton.jit
+def _floored(x):
+    """``max(x, -126)``, which keeps NaN."""
+    return tl.maximum(x, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _scale_of(scale, row):
+    """Inverse temperature of the row, 1 without one."""
+    factor = 1.0
+    if scale is not None:
+        factor = tl.load(scale + row)
+    return factor
+
+
+@triton.jit
+def _weights(values, threshold, share):
+    """1 above the boundary, the share on it, 0 below."""
+    return tl.where(values > threshold, 1.0, tl.where(values == threshold, share, 0.0))
+
+
+@triton.jit
+def _keys(values):
+    """Unsigned numbers in the order of the floats, in the floats' own width; equal for both zeros."""
+    if values.dtype == tl.float32:
+        bits = values.to(tl.int32, bitcast=True)
+        keys = tl.where(bits < 0, 0 - bits, bits - _LOWEST_INT32)
+    else:
+        bits = values.to(tl.int16, bitcast=True).to(tl.int32)
+        keys = tl.where(bits < 0, 0 - bits, bits + 0x8000)
+    return keys.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _values(keys, dtype: tl.constexpr):
+    """Inverse of `_keys`, in fp32."""
+    bits = keys.to(tl.int32, bitcast=True)
+    if dtype == tl.float32:
+        # Negative floats have the keys below 0x80000000, which are the positive numbers of int32.
+        values = tl.where(bits > 0, 0 - bits, bits - _LOWEST_INT32).to(tl.float32, bitcast=True)
+    else:
+        bits = tl.where(bits < 0x8000, 0 - bits, bits - 0x8000)
+        values = bits.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    return values
+
+
+@triton.jit
+def _next_digit(counts, bins, rank):
+    """Digit of the ``rank``-th smallest (from 1), and its rank among those with this digit."""
+    digit = tl.sum((tl.cumsum(counts, 0) < rank).to(tl.int32), 0)
+    return digit, rank - tl.sum(tl.where(bins < digit, counts, 0), 0)
+
+
+@triton.jit
+def _store_results(
+    results, count, row, label, logits, vocabulary, scale, maximum, kept, kept_moment, gone, gone_moment,
+    threshold, share, STATISTICS: tl.constexpr,
+):  # fmt: skip
+    """Write the six numbers of `rows.Rows` and the four of `rows.Forward` into column ``row`` of ``[10, count]``.
+
+    ``kept`` and ``gone`` are the sums of ``w exp(x)`` and ``(1 - w) exp(x)`` in fp64, their moments those with
+    ``x exp(x)``.
+    """
+    # The sum over all is not 0 unless all logits are -inf, which is no distribution, as a row with NaN is none.
+    normaliser = kept + gone
+    normaliser = tl.where(normaliser > 0, normaliser, float("nan"))
+    nothing = (kept == 0) & (normaliser > 0)
+    kept = tl.where(normaliser > 0, kept, float("nan"))
+    mean = tl.where(nothing, 0.0, kept_moment / kept)
+    entropy = tl.where(nothing, 0.0, tl.log(kept) - mean)
+    # A label outside the vocabulary must not read elsewhere: NaN.
+    label_logit = tl.load(logits + label, mask=(label >= 0) & (label < vocabulary), other=float("nan")).to(tl.float32)
+    column = results + row
+    tl.store(column, maximum)
+    tl.store(column + count, normaliser.to(tl.float32))
+    tl.store(column + 2 * count, kept.to(tl.float32))
+    tl.store(column + 3 * count, mean.to(tl.float32))
+    tl.store(column + 4 * count, threshold)
+    tl.store(column + 5 * count, share)
+    tl.store(column + 6 * count, ((label_logit - maximum) * scale - tl.log(normaliser)).to(tl.float32))
+    tl.store(column + 7 * count, entropy.to(tl.float32))
+    if STATISTICS:
+        full = tl.log(normaliser) - (kept_moment + gone_moment) / normaliser
+        tl.store(column + 8 * count, full.to(tl.float32))
+        tl.store(column + 9 * count, (gone / normaliser).to(tl.float32))
+    else:
+        tl.store(column + 8 * count, entropy.to(tl.float32))
+        tl.store(column + 9 * count, 0.0)
+
+
+@triton.jit
+def _total(lanes):
+    """Sum in fp64."""
+    return tl.sum(lanes.to(tl.float64), 0)
+
+
+@triton.jit
+def _rescaled(total, moment, shift):
+    """Sums of ``exp(x)`` and ``x exp(x)`` after all ``x`` have moved by ``shift <= 0``: terms of one sign are added."""
+    factor = tl.exp(shift)
+    return factor * total, factor * (moment + shift * total)
+
+
+@triton.jit(do_not_specialize=["count"])
+def forward_in_one_read(
+    logits, row_stride, vocabulary, labels, scale, thresholds, shares, results, count,
+    STATISTICS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Forward pass with every token kept (``thresholds`` None) or with given boundaries; grid ``(rows,)``."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    factor = _scale_of(scale, row)
+    threshold, share = -float("inf"), 0.0
+    if thresholds is not None:
+        threshold, share = tl.load(thresholds + row), tl.load(shares + row)
+    # Finite, so that blocks of only -inf do not make NaN of -inf - -inf.
+    maximum = _LOWEST_FP32
+    kept = tl.zeros([BLOCK], tl.float32)
+    kept_moment = tl.zeros([BLOCK], tl.float32)
+    gone = tl.zeros([BLOCK], tl.float32)
+    gone_moment = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        values = tl.load(logits + columns, mask=columns < vocabulary, other=-float("inf")).to(tl.float32)
+        # A NaN may get lost in the maximum, but not in the sums.
+        block_maximum = tl.max(values, 0)
+        if block_maximum > maximum:
+            shift = tl.maximum((maximum - block_maximum) * factor, _FLOOR)
+            maximum = block_maximum
+            kept, kept_moment = _rescaled(kept, kept_moment, shift)
+            if thresholds is not None:
+                gone, gone_moment = _rescaled(gone, gone_moment, shift)
+        x = _floored((values - maximum) * factor)
+        e = tl.exp(x)
+        if thresholds is None:
+            kept += e
+            kept_moment += e * x
+        else:
+            kept_e = _weights(values, threshold, share) * e
+            kept += kept_e
+            kept_moment += kept_e * x
+            gone += e - kept_e
+            gone_moment += (e - kept_e) * x
+    _store_results(
+        results, count, row, tl.load(labels + row), logits, vocabulary, factor, maximum,
+        _total(kept), _total(kept_moment), _total(gone), _total(gone_moment), threshold, share, STATISTICS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _top_digit_and_maximum(logits, vocabulary, bins, rank, DIGITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Highest digit of the boundary, its rank there, and the largest logit, in one read."""
+    counts = tl.zeros([256], tl.int32)
+    maxima = tl.full([BLOCK], -float("inf"), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocabulary
+        values = tl.load(logits + columns, mask=inside, other=-float("inf"), eviction_policy="evict_last")
+        maxima = tl.maximum(maxima, values.to(tl.float32))
+        digits = (_keys(values) >> (8 * DIGITS - 8)).to(tl.int32)
+        counts += tl.histogram(digits, 256, mask=inside)
+    digit, rank = _next_digit(counts, bins, rank)
+    return digit, rank, tl.max(maxima, 0)
+
+
+@triton.jit
+def _middle_digit(logits, vocabulary, bins, prefix, rank, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """Digit of the boundary at bit ``SHIFT``, and its rank there, given the digits above, in one read."""
+    counts = tl.zeros([256], tl.int32)
+    for start in range(0, vocabulary, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocabulary
+        values = tl.load(logits + columns, mask=inside, other=-float("inf"), eviction_policy="evict_last")
+        keys = _keys(values) >> SHIFT
+        counts += tl.histogram((keys & 255).to(tl.int32), 256, mask=inside & (keys >> 8 == prefix))
+    return _next_digit(counts, bins, rank)
+
+
+@triton.jit(do_not_specialize=["removed", "count"])
+def forward_without_smallest(
+    logits, row_stride, vocabulary, labels, scale, removed, results, count,
+    DIGITS: tl.constexpr, STATISTICS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Forward pass without the ``removed`` smallest logits, read ``DIGITS`` times (16 bits: 2); grid ``(rows,)``."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    factor = _scale_of(scale, row)
+    bins = tl.arange(0, 256)
+    digit, rank, maximum = _top_digit_and_maximum(logits, vocabulary, bins, removed, DIGITS, BLOCK)
+    prefix = digit.to(tl.uint32)
+    for i in tl.static_range(DIGITS - 2):
+        digit, rank = _middle_digit(logits, vocabulary, bins, prefix, rank, 8 * (DIGITS - 2 - i), BLOCK)
+        prefix = (prefix << 8) | digit.to(tl.uint32)
+
+    counts = tl.zeros([256], tl.int32)
+    kept = tl.zeros([BLOCK], tl.float32)
+    kept_moment = tl.zeros([BLOCK], tl.float32)
+    gone = tl.zeros([BLOCK], tl.float32)
+    gone_moment = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocabulary
+        values = tl.load(logits + columns, mask=inside, other=-float("inf"), eviction_policy="evict_first")
+        keys = _keys(values)
+        counts += tl.histogram((keys & 255).to(tl.int32), 256, mask=inside & (keys >> 8 == prefix))
+        x = _floored((values.to(tl.float32) - maximum) * factor)
+        e = tl.exp(x)
+        kept_e = tl.where(keys >> 8 > prefix, e, 0.0)
+        gone_e = tl.where(keys >> 8 < prefix, e, 0.0)
+        kept += kept_e
+        kept_moment += kept_e * x
+        gone += gone_e
+        gone_moment += gone_e * x
+
+    # The logits that share all digits but the last: how many of each value there are, and how many of those are kept.
+    digit, rank = _next_digit(counts, bins, rank)
+    tied = tl.sum(tl.where(bins == digit, counts, 0), 0)
+    kept_counts = tl.where(bins > digit, counts, tl.where(bins == digit, tied - rank, 0))
+    near_values = _values((prefix << 8) | bins.to(tl.uint32), logits.dtype.element_ty)
+    # Empty bins may stand for NaN or for values above the maximum.
+    x = tl.where(counts > 0, _floored((near_values - maximum) * factor), 0.0)
+    e = tl.exp(x)
+    kept_e = kept_counts.to(tl.float32) * e
+    gone_e = (counts - kept_counts).to(tl.float32) * e
+    _store_results(
+        results, count, row, tl.load(labels + row), logits, vocabulary, factor, maximum,
+        _total(kept) + _total(kept_e), _total(kept_moment) + _total(kept_e * x),
+        _total(gone) + _total(gone_e), _total(gone_moment) + _total(gone_e * x),
+        tl.sum(tl.where(bins == digit, near_values, 0.0), 0),
+        tl.div_rn((tied - rank).to(tl.float32), tied.to(tl.float32)), STATISTICS,
+    )  # fmt: skip
+
+
+@triton.jit
+def backward(
+    logits, row_stride, vocabulary, labels, scale,
+    maximum, normaliser, kept_normaliser, mean, threshold, share,
+    grad_log_probs, grad_entropy, out, out_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one block of one row; grid ``(rows * blocks of a row,)``. Each element is read before it is written.
+
+    A gradient that comes as None costs nothing; where those of a row are 0, its logits are not read.
+    """
+    blocks = tl.cdiv(vocabulary, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    columns = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < vocabulary
+    g, h = 0.0, 0.0
+    if grad_log_probs is not None:
+        g = tl.load(grad_log_probs + row)
+    if grad_entropy is not None:
+        h = tl.load(grad_entropy + row)
+    gradient = tl.zeros([BLOCK], tl.float32)
+    if (g != 0) | (h != 0):
+        factor = _scale_of(scale, row)
+        values = tl.load(
+            logits + row * row_stride + columns, mask=inside, other=-float("inf"), eviction_policy="evict_first"
+        ).to(tl.float32)
+        x = _floored((values - tl.load(maximum + row)) * factor)
+        if grad_entropy is not None:
+            # Where nothing is kept all weights are 0; the division must not make NaN of it.
+            kept = tl.load(kept_normaliser + row)
+            kept = tl.where(kept == 0, 1.0, kept)
+            weights = _weights(values, tl.load(threshold + row), tl.load(share + row))
+            gradient = weights * (x - tl.load(mean + row)) * (-h * factor / kept)
+        if grad_log_probs is not None:
+            gradient -= g * factor / tl.load(normaliser + row)
+        gradient *= tl.exp(x)
+        if grad_log_probs is not None:
+            gradient += tl.where(columns == tl.load(labels + row), g * factor, 0.0)
+    tl.store(out + row * out_stride + columns, gradient.to(out.dtype.element_ty), mask=inside)
+
+
+# False under Triton's interpreter, which takes tensors on the CPU.
+COMPILED = isinstance(backward, triton.runtime.JITFunction)

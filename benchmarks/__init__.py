@@ -1,0 +1,1 @@
+"""What the entropies cost, beside stock verl: `logits_op`, `linear_memory` and `actor_update` are scripts."""
