@@ -5,14 +5,13 @@ tied at ``t``, some ``r``, each of them with the weight ``share = r / n`` (`entr
 thus stand for the kept set, and no mask or index tensor outlives a chunk. The division by a positive temperature keeps
 the order, so the boundary is one of the logits as they come.
 
-*The k-th smallest on the CPU.* Measured for one row of 151,936 fp32 logits on two cores (`make bench` prints it for
-the machine at hand): ``sort`` 6 ms, ``topk`` of what is kept 4 ms, ``kthvalue`` and numpy's ``partition`` 1 ms, a
-histogram of 16-bit keys .13 ms for each of the two digits of fp32, not counting the making of keys and cumulative
-counts; a compare-and-count pass over a chunk that stays in the cache, .015 ms. So large rows are searched by counting:
-a bracket on order-preserving integer keys of the logits' own dtype (16 bits for half types), opened by a sample of the
-row and narrowed by interpolation, or by halving where tokens are tied. That takes 5 to 15 passes on most rows and at
-most about two per bit of the key: .35 ms in fp32, .18 ms in bf16. Short rows do not repay the passes' fixed cost, and
-CUDA's ``kthvalue`` is a radix selection already: there ``kthvalue`` is used.
+*The k-th smallest on the CPU.* A pass that compares a chunk with one value a row and counts, while the chunk stays in
+the cache, takes a small part of the time of any search that branches on data or scatters (docs/performance.md has the
+figures of ``kthvalue``, numpy's ``partition``, histograms, ``topk`` and ``sort``). So large rows are searched by
+counting: a bracket on order-preserving integer keys of the logits' own dtype (16 bits for half types), opened by a
+sample of the row and narrowed by interpolation, or by halving where tokens are tied. That takes 5 to 15 passes on most
+rows and at most about two per bit of the key. Short rows do not repay the passes' fixed cost, and CUDA's ``kthvalue``
+is a radix selection already: there ``kthvalue`` is used.
 """
 
 import math
