@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 FAST := tests/unit tests/config tests/contract
+PARALLEL := -n auto --dist loadfile
+# pytest's way to say that ARGS choose no test of a part.
+NONE_CHOSEN := test $$? -eq 5
 
 .PHONY: install train test check bench format clean distclean
 
@@ -33,14 +36,16 @@ $(STAMP): pyproject.toml Makefile
 train: install
 	$(BIN)/aent-verl train experiment=cpu_arithmetic $(ARGS)
 
+# The first part on all cores, one thread each; the second starts clusters and wants them for itself.
 test: install
-	$(BIN)/python -m pytest $(FAST) tests/e2e $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(FAST) $(ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest tests/e2e $(ARGS) || $(NONE_CHOSEN)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q $(FAST) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" $(FAST) $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aent_verl.core import rows as chunk_of_rows
-from aent_verl.core.rows import Buffers, Forward, Rows
+from aent_verl.core.rows import Buffers, Forward, Results, Rows
 from aent_verl.core.selection import Boundary, Selector, WithoutSmallest
 
 Kernel = Literal["auto", "triton", "torch"]
@@ -95,14 +95,13 @@ class InChunks:
 
     def forward(self, logits: Tensor, labels: Tensor, scale: Tensor | None) -> tuple[Forward, Rows]:
         """As `Backend.forward`."""
-        results, kept = [], []
+        results = Results(logits.shape[0], logits)
         for part, buffers in self._chunks(logits):
-            result, rows = chunk_of_rows.forward(
+            forward, rows = chunk_of_rows.forward(
                 logits[part], labels[part], _part(scale, part), self.selector, self.statistics, buffers
             )
-            results.append(result)
-            kept.append(rows)
-        return Forward(*map(torch.cat, zip(*results, strict=True))), Rows(*map(torch.cat, zip(*kept, strict=True)))
+            results.put(part, forward, rows)
+        return results.forward, results.rows
 
     def backward(
         self,
@@ -154,9 +153,11 @@ class ByTriton:
             removed = self.selector.removed(logits.shape[1])
         else:
             boundary = self._boundary(logits, scale)
-        return token_entropy.forward(
+        forward, rows = token_entropy.forward(
             logits, labels, scale, removed=removed, boundary=boundary, statistics=self.statistics
         )
+        # Of several views of one tensor, which these are, autograd lets none be changed in place.
+        return Forward(*(column.clone() for column in forward)), rows
 
     def backward(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from aent_verl.core.backends import Backend, Kernel, choose, slices
-from aent_verl.core.rows import Forward, Rows
+from aent_verl.core.rows import Forward, Results, Rows
 from aent_verl.core.selection import selector
 
 Statistics = dict[str, Tensor]
@@ -206,20 +206,17 @@ class _OnHidden(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor | None, backend: Backend, size: int
     ) -> Forward:
-        results, kept = [], []
+        results = Results(hidden.shape[0], hidden)
         buffer = hidden.new_empty(size, weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for part in slices(hidden.shape[0], size):
                 logits = torch.mm(hidden[part], weight.T, out=buffer[: hidden[part].shape[0]])
-                result, rows = backend.forward(logits, labels[part], None if scale is None else scale[part])
-                results.append(result)
-                kept.append(rows)
-        result = Forward(*map(torch.cat, zip(*results, strict=True)))
-        ctx.save_for_backward(hidden, weight, labels, scale, *map(torch.cat, zip(*kept, strict=True)))
+                results.put(part, *backend.forward(logits, labels[part], None if scale is None else scale[part]))
+        ctx.save_for_backward(hidden, weight, labels, scale, *results.rows)
         ctx.backend, ctx.size = backend, size
-        ctx.mark_non_differentiable(result.entropy_full, result.removed_mass)
+        ctx.mark_non_differentiable(results.forward.entropy_full, results.forward.removed_mass)
         ctx.set_materialize_grads(False)
-        return result
+        return results.forward
 
     @staticmethod
     @once_differentiable

@@ -54,6 +54,24 @@ class Forward(NamedTuple):
     removed_mass: Tensor
 
 
+class Results:
+    """Results of all ``tokens``, filled part by part.
+
+    Allocated at once: small tensors that outlive a chunk lie between the large ones that do not, and a heap then grows
+    with every chunk.
+    """
+
+    def __init__(self, tokens: int, like: Tensor) -> None:
+        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        self.forward = Forward(*(torch.empty(tokens, dtype=dtype, device=like.device) for _ in Forward._fields))
+        self.rows = Rows(*(torch.empty(tokens, 1, dtype=dtype, device=like.device) for _ in Rows._fields))
+
+    def put(self, part: slice, forward: Forward, rows: Rows) -> None:
+        """Copy the results of a part into their place."""
+        for column, values in zip((*self.forward, *self.rows), (*forward, *rows), strict=True):
+            column[part] = values
+
+
 class Buffers:
     """Three buffers of one chunk's size, in the precision of the arithmetic."""
 

@@ -34,7 +34,9 @@ def on_logits(settings: dict[str, Any], inplace: bool) -> list[Tensor]:
         inplace_backward=inplace,
         **settings,
     )
-    (log_probs - 0.5 * entropy).sum().backward()
+    # In place, which autograd would refuse if the results were views of one tensor.
+    log_probs -= 0.5 * entropy
+    log_probs.sum().backward()
     assert leaf.grad is not None
     return [log_probs.detach(), entropy.detach(), *statistics.values(), leaf.grad]
 

@@ -324,6 +324,7 @@ def test_refused(logits: Tensor, labels: Tensor, settings: dict[str, Any], messa
         logprobs_and_entropy(logits, labels, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inplace", "bound"), [(False, 4 * 151_936 * 1024 + 64 * MIB), (True, 64 * MIB)])
 def test_peak_memory_is_one_gradient_and_little_more(inplace: bool, bound: int) -> None:
     setup = """

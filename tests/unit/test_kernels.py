@@ -21,6 +21,8 @@ from aent_verl.core.entropy import clamped_entropy, full_entropy, keep_share, re
 from aent_verl.core.kernels import token_entropy
 from aent_verl.core.rows import Forward, Rows
 
+pytestmark = pytest.mark.slow
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CLAMPS = (0.0, 0.25, 0.33, 0.9)
 # No multiples of a block of columns; the last has three blocks forward and two backward.
