@@ -32,6 +32,7 @@ class Case:
     send_coefficient: bool = True
     # verl changes the class of a fused model: cases with and without a head belong into different calls of `run`.
     fused_head: str | None = None
+    param_dtype: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     platform_cpu.initialize_gloo()
     platform_cpu.register_engines()
     engine.register()
-    engines: dict[str, Any] = {}
+    engines: dict[Any, Any] = {}
     results = []
     for case in cases:
-        if case.engine not in engines:
-            engines[case.engine] = _build(case, model)
+        built = case.engine, case.param_dtype
+        if built not in engines:
+            engines[built] = _build(case, model)
         try:
-            results.append(_run_case(engines[case.engine], case, rank, world_size))
+            results.append(_run_case(engines[built], case, rank, world_size))
         except RuntimeError as error:
             results.append(error)
     if rank == 0:
@@ -97,7 +99,7 @@ def _build(case: Case, model: str) -> Any:
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
             use_torch_compile=False,
-            mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+            mixed_precision={"param_dtype": case.param_dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
         ),
         optimizer_config=FSDPOptimizerConfig(lr=0.0, total_training_steps=1),
         checkpoint_config=CheckpointConfig(),

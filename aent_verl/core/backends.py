@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aent_verl.core import rows as chunk_of_rows
 from aent_verl.core.rows import Buffers, Forward, Results, Rows
-from aent_verl.core.selection import Boundary, Selector, WithoutSmallest
+from aent_verl.core.selection import Boundary, Everything, Selector, WithoutSmallest
 
 Kernel = Literal["auto", "triton", "torch"]
 KERNELS = ("auto", "triton", "torch")
@@ -123,6 +123,7 @@ class InChunks:
                 _part(grad_log_probs, part),
                 _part(grad_entropy, part),
                 out[part],
+                not isinstance(self.selector, Everything),
                 buffers,
             )
 

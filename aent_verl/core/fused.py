@@ -1,11 +1,12 @@
 r"""Log-prob of the sampled token and an entropy of the whole distribution from one differentiable op.
 
 Reads the logits ``[N, V]`` a chunk of tokens at a time, keeps a handful of numbers per token for the backward pass, and
-writes the gradient once: no second copy of the logits, no mask or index tensor of their size, no sorting. Arithmetic is
+writes the gradient once: no second copy of the logits, no mask or index tensor of their size. Arithmetic is
 fp32 (fp64 for fp64), whatever the logits' type. The definitions are in `entropy`, the formulas in `rows`, the choice of
 tokens in `selection`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ Result = tuple[Tensor, Tensor] | WithStatistics
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LINEAR_CHUNK_BYTES_CPU = 64 * 2**20
 _LINEAR_CHUNK_BYTES = 256 * 2**20
+_PRODUCT_BYTES = 64 * 2**20
 
 
 def logprobs_and_entropy(
@@ -48,7 +50,7 @@ def logprobs_and_entropy(
         functional: ``"full"``, ``"clamped"`` (AEnt, arXiv 2509.03493) or ``"nucleus"`` (SIREN, arXiv 2509.25133).
         clamp_p: share of the vocabulary that the clamped entropy leaves out, in ``[0, 1)``.
         top_p: probability that the nucleus stays below, in ``(0, 1)``.
-        temperature: one number, or one per token, ``[N]``; greater than 0. Values of a tensor are not checked.
+        temperature: one number, or one per token, ``[N]``; finite, greater than 0. Those of a tensor are not checked.
         chunk_size: tokens per chunk; None chooses by memory. The Triton kernels need no chunks.
         statistics: return also ``{"entropy_full": [N], "removed_mass": [N]}`` (nats; probability that the functional
             leaves out), without gradient.
@@ -64,10 +66,8 @@ def logprobs_and_entropy(
     _check_type("logits", logits)
     _check_labels(labels, *logits.shape)
     _check_chunk_size(chunk_size)
-    if inplace_backward and logits.is_leaf and logits.requires_grad:
-        raise ValueError(
-            "inplace_backward=True is not allowed for a leaf tensor: its gradient would overwrite its value"
-        )
+    if inplace_backward:
+        _check_may_be_overwritten(logits)
     backend = choose(logits, selector(functional, clamp_p, top_p), statistics, chunk_size, kernel)
     scale = _inverse(temperature, logits)
     result: Forward = _OnLogits.apply(logits, labels, scale, backend, inplace_backward)  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ def linear_logprobs_and_entropy(
 
     With logits ``hidden @ weight.T``: ``[N, D], [V, D], [N] -> [N], [N]``, differentiable in ``hidden`` and ``weight``.
     The backward pass computes each chunk's logits again. The product runs in the type of its inputs, or in autocast's;
-    the gradient of ``weight`` is summed over the chunks in at least fp32.
+    the gradient of ``weight`` is summed over the chunks in at least fp32, which takes ``4 V D`` bytes.
 
     Args:
         hidden: ``[N, D]``, fp32, bf16, fp16 or fp64.
@@ -115,7 +115,7 @@ def linear_logprobs_and_entropy(
             "expected [N, D] and [V, D] with V >= 1"
         )
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and hidden.dtype is not torch.float64:
         hidden, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (hidden, weight))
     _check_type("hidden", hidden)
     if weight.dtype is not hidden.dtype:
@@ -136,6 +136,14 @@ def linear_logprobs_and_entropy(
 def _result(forward: Forward, statistics: bool) -> Result:
     log_probs, entropy, full, mass = forward
     return (log_probs, entropy, {"entropy_full": full, "removed_mass": mass}) if statistics else (log_probs, entropy)
+
+
+def _check_may_be_overwritten(logits: Tensor) -> None:
+    base = logits._base if logits._is_view() else logits
+    if base is not None and base.is_leaf and base.requires_grad:
+        raise ValueError("inplace_backward=True is not allowed for a leaf or a view of one: it would lose its value")
+    if logits.shape[0] > 1 and logits.stride(0) == 0:
+        raise ValueError("inplace_backward=True is not allowed for expanded logits: their rows share memory")
 
 
 def _check_type(name: str, tensor: Tensor) -> None:
@@ -166,8 +174,8 @@ def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor | None:
         if temperature.shape != (tokens,):
             raise ValueError(f"temperature has shape {list(temperature.shape)}; expected a number or shape [{tokens}]")
         return temperature.detach().to(like.device, dtype).reciprocal().unsqueeze(-1)
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} is not allowed: must be greater than 0")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature!r} is not allowed: must be finite and greater than 0")
     return None if temperature == 1.0 else torch.full((tokens, 1), 1.0 / temperature, dtype=dtype, device=like.device)
 
 
@@ -193,9 +201,11 @@ class _OnLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_probs: Tensor | None, grad_entropy: Tensor | None, *_: None) -> Any:
         logits, labels, scale, *rows = ctx.saved_tensors
-        # detach() shares the version counter, so that autograd notices whoever still needs the overwritten values.
         out = logits.detach() if ctx.inplace else torch.empty_like(logits)
         ctx.backend.backward(logits, labels, scale, Rows(*rows), _column(grad_log_probs), _column(grad_entropy), out)
+        if ctx.inplace:
+            # Autograd then notices whoever still needs the values; a kernel alone would write behind its back.
+            torch.autograd.graph.increment_version(logits)
         return out, None, None, None, None
 
 
@@ -248,6 +258,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype is total.dtype:
         total.addmm_(left, right)
     elif left.is_cuda:
-        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+        # In parts: the product has the size of the whole weight.
+        for part in slices(total.shape[0], max(1, _PRODUCT_BYTES // (4 * total.shape[1]))):
+            total[part].add_(torch.mm(left[part], right, out_dtype=total.dtype))
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))

@@ -135,7 +135,11 @@ def forward(
     mean = (kept_moment / kept_normaliser).masked_fill(nothing, 0.0)
     entropy = (kept_normaliser.log() - mean).masked_fill(nothing, 0.0)
     results = [label - normaliser.log(), entropy]
-    results += [normaliser.log() - moment / normaliser, removed / normaliser] if statistics else [entropy, nothing]
+    results += (
+        [normaliser.log() - moment / normaliser, removed / normaliser]
+        if statistics
+        else [entropy, torch.zeros_like(mean)]
+    )
     kept = maximum, normaliser, kept_normaliser, mean, threshold, share
     return Forward(*(r.to(x.dtype).squeeze(-1) for r in results)), Rows(*(k.to(x.dtype) for k in kept))
 
@@ -162,6 +166,7 @@ def backward(
     grad_log_probs: Tensor | None,
     grad_entropy: Tensor | None,
     out: Tensor,
+    weighted: bool,
     buffers: Buffers,
 ) -> None:
     """Write the gradient of the rows ``[C, V]`` into ``out``, which may be the memory of ``logits``.
@@ -176,6 +181,7 @@ def backward(
         grad_log_probs: ``[C, 1]`` in the precision of the arithmetic, or None for 0.
         grad_entropy: likewise.
         out: ``[C, V]``.
+        weighted: whether the entropy leaves tokens out.
         buffers: overwritten.
     """
     idle = _all_zero(rows.maximum, grad_log_probs, grad_entropy)
@@ -186,7 +192,8 @@ def backward(
     if out.dtype is x.dtype and out.is_contiguous():
         x = out
     x.copy_(logits)
-    if grad_entropy is not None:
+    weighted = weighted and grad_entropy is not None
+    if weighted:
         _weights(x, rows.threshold, rows.share, w, scratch=e)
     shift_and_exp_(x, e, rows.maximum, scale)
     if scale is not None:
@@ -195,7 +202,9 @@ def backward(
     if grad_entropy is not None:
         # Where nothing is kept the weights are 0; the division must not make NaN of it.
         kept = rows.kept_normaliser.masked_fill(rows.kept_normaliser == 0, 1.0)
-        x.sub_(rows.mean).mul_(-grad_entropy / kept).mul_(w)
+        x.sub_(rows.mean).mul_(-grad_entropy / kept)
+        if weighted:
+            x.mul_(w)
     else:
         x.zero_()
     if grad_log_probs is not None:

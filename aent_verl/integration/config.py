@@ -130,6 +130,8 @@ class EntropyControlConfig:
         values = _fields(block, ROOT, ("method", "functional", "bonus", "kernel", "restart_controller", "host"))
         bonus = _fields(values.get("bonus"), f"{ROOT}.bonus", ("name", "controller"))
         kernel = _choice(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
+        if kernel == "triton" and (values.get("host") or {}).get("device") == "cpu":
+            raise ValueError(f"{ROOT}.kernel='triton' is not allowed with trainer.device=cpu: use auto or torch")
         restart = values.get("restart_controller", False)
         if not isinstance(restart, bool):
             raise ValueError(f"{ROOT}.restart_controller={restart!r} is not allowed: must be true or false")

@@ -79,7 +79,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                 temperature=temperature,
                 statistics=True,
                 # verl lets go of the logits after this; autograd would tell if their values were needed once more.
-                inplace_backward=not logits.is_leaf,
+                inplace_backward=True,
                 **self._settings(),
             )
             log_probs, entropy, statistics = cast(WithStatistics, result)
@@ -91,14 +91,16 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             results["entropy"] = entropy
         if asked_for["calculate_sum_pi_squared"]:
             with torch.no_grad():
-                results["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(
-                    logits / temperature.to(logits.dtype).unsqueeze(-1)
-                )
+                if isinstance(temperature, Tensor):
+                    logits = logits / temperature.to(logits.dtype).unsqueeze(-1)
+                results["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(logits)
+        if real is not None:
+            places = real.flatten().nonzero().squeeze(-1)
+            results = {key: value[places] for key, value in results.items()}
         offsets, pad_size = micro_batch["input_ids"].offsets(), output_args.get("pad_size", 0)
-        packed = {key: value if real is None else value.view_as(real)[real] for key, value in results.items()}
         return {
             key: torch.nested.nested_tensor_from_jagged(self._gather_and_unpad_packed(value, pad_size), offsets)
-            for key, value in packed.items()
+            for key, value in results.items()
         }
 
 
@@ -110,7 +112,9 @@ def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor
     return torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
 
 
-def _rows(logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(
+    logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | float]:
     """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
 
     Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
@@ -124,6 +128,8 @@ def _rows(logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | 
         logits = logits.flatten(0, 1)
         labels = torch.zeros_like(real, dtype=labels.dtype).masked_scatter(real, labels).flatten()
         temperature = output_args["temperature"].repeat_interleave(real.shape[1])
+    if output_args.get("temperature_is_one", False):
+        return logits, labels, 1.0
     return logits, labels, temperature.clamp(min=1e-8)
 
 

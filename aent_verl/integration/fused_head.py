@@ -17,6 +17,7 @@ from typing import Any, cast
 import verl.utils.experimental.torch_functional as torch_head
 import verl.utils.kernel.linear_cross_entropy as triton_head
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from aent_verl.core.fused import Statistics, WithStatistics, linear_logprobs_and_entropy
 
@@ -24,7 +25,15 @@ logger = logging.getLogger(__name__)
 
 # Names under which model configs say that logits are more than hidden states times weight. verl's fused forward methods
 # leave these out.
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
+SCALED_LOGITS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "logits_scale",
+    "lm_head_multiplier",
+)
 
 
 class Head:
@@ -54,13 +63,17 @@ class Head:
             )
             return cast(WithStatistics, result)
 
-        before = self._lm_head.forward
+        before = vars(self._lm_head).get("forward")
         self._lm_head.forward = op
         try:
             # The call goes through FSDP's hooks.
             log_probs, entropy, self._statistics = self._lm_head(hidden_states)
         finally:
-            self._lm_head.forward = before
+            if before is None:
+                # The method of the class shows again.
+                del self._lm_head.forward
+            else:
+                self._lm_head.forward = before
         return log_probs.view_as(input_ids), entropy.view_as(input_ids)
 
     def outputs(self, model_output: Any) -> WithStatistics:
@@ -85,7 +98,13 @@ def lm_head_of(model: Any) -> nn.Module:
     Raises:
         ValueError: they are more; verl's fused forward methods would compute other log-probs than the model's.
     """
-    lm_head: nn.Module = model.get_output_embeddings()
+    lm_head: nn.Module | None = model.get_output_embeddings()
+    # An adapter (PEFT) has a base layer; a unit of FSDP1 gathers its weight in the forward method that we replace.
+    if lm_head is None or hasattr(lm_head, "base_layer") or isinstance(lm_head, FullyShardedDataParallel):
+        raise ValueError(
+            f"model.use_fused_kernels=True is not allowed: the LM head is a {type(lm_head).__name__}, whose logits are "
+            "not simply hidden states times its weight; set it to False"
+        )
     if getattr(lm_head, "bias", None) is not None:
         raise ValueError("model.use_fused_kernels=True is not allowed: the LM head has a bias, which verl leaves out")
     for name in SCALED_LOGITS:

@@ -77,7 +77,7 @@ def entropy_control_loss(
     metrics[COEFFICIENT_LOWEST] = Metric(value=coefficient, aggregation=AggregationType.MIN)
     metrics[COEFFICIENT_HIGHEST] = Metric(value=coefficient, aggregation=AggregationType.MAX)
 
-    # A coefficient of zero adds no term, so that the loss is then verl's own to the last bit; it is still measured.
+    # A coefficient of zero adds no term: the loss is then verl's own. The entropy is measured all the same.
     if coefficient != 0.0:
         term = agg_loss(
             loss_mat=bonus.linear(per_token[ENTROPY], coefficient),

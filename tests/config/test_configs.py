@@ -172,6 +172,7 @@ KEY = "entropy_control.bonus.controller"
         (["actor_rollout_ref.actor.strategy=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
         (["model_engine=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
         (["actor_rollout_ref.actor.entropy_coeff=0.001"], r"actor\.entropy_coeff=0\.001 .*must be 0"),
+        (["platform=cpu", "entropy_control.kernel=triton"], r"entropy_control\.kernel='triton' .*use auto or torch"),
         (["entropy_control.kernel=cuda"], r"entropy_control\.kernel='cuda' .*auto, triton, torch"),
         (
             ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"],
@@ -237,6 +238,7 @@ def test_the_block_reaches_the_workers_resolved() -> None:
         "use_v1": True,
         "trainer_mode": "aent_sync",
         "distillation": False,
+        "device": "cuda",
         "attention": "flash_attention_2",
     }
     assert EntropyControlConfig.parse(block).method == "aent"

@@ -44,7 +44,7 @@ def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.
     micro_batch = TensorDict({"input_ids": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, batch_size=3)
     tu.assign_non_tensor(micro_batch, aent_coefficient=COEFFICIENT)
     result = engine.prepare_model_outputs(
-        SimpleNamespace(logits=mine),
+        SimpleNamespace(logits=mine * 1.0),
         {
             "input_ids_rmpad_rolled": labels[share],
             "temperature_rmpad": torch.full((len(labels[share]),), 0.7),

@@ -22,10 +22,15 @@ FUNCTIONALS: list[dict[str, Any]] = [
 ]
 
 
-def on_logits(settings: dict[str, Any], inplace: bool) -> list[Tensor]:
+# Where and in which type a function runs the op.
+Place = tuple[str, torch.dtype]
+ON_CPU: Place = ("cpu", torch.float32)
+
+
+def on_logits(settings: dict[str, Any], inplace: bool, place: Place = ON_CPU) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
-    leaf = (torch.randn(5, 301, generator=generator) * 3).requires_grad_()
-    labels = torch.randint(301, (5,), generator=generator)
+    leaf = (torch.randn(5, 301, generator=generator) * 3).to(*place).requires_grad_()
+    labels = torch.randint(301, (5,), generator=generator).to(place[0])
     log_probs, entropy, statistics = logprobs_and_entropy(
         leaf * 1.0,
         labels,
@@ -41,11 +46,11 @@ def on_logits(settings: dict[str, Any], inplace: bool) -> list[Tensor]:
     return [log_probs.detach(), entropy.detach(), *statistics.values(), leaf.grad]
 
 
-def on_hidden(settings: dict[str, Any], chunk_size: int) -> list[Tensor]:
+def on_hidden(settings: dict[str, Any], chunk_size: int, place: Place = ON_CPU) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(5, 16, generator=generator).requires_grad_()
-    weight = torch.randn(301, 16, generator=generator).requires_grad_()
-    labels = torch.randint(301, (5,), generator=generator)
+    hidden = torch.randn(5, 16, generator=generator).to(*place).requires_grad_()
+    weight = torch.randn(301, 16, generator=generator).to(*place).requires_grad_()
+    labels = torch.randint(301, (5,), generator=generator).to(place[0])
     log_probs, entropy = linear_logprobs_and_entropy(
         hidden, weight, labels, temperature=0.7, chunk_size=chunk_size, **settings
     )
@@ -73,6 +78,47 @@ def test_triton_gives_what_torch_gives(
 ) -> None:
     found = worker.submit(by_triton, function, settings, option).result()
     torch.testing.assert_close(found, function(settings, option), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kernel", ["triton", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", FUNCTIONALS, ids=str)
+@pytest.mark.parametrize(("function", "option"), [(on_logits, False), (on_logits, True), (on_hidden, 2)])
+def test_cuda_gives_what_the_cpu_gives(
+    settings: dict[str, Any], function: Callable[..., list[Tensor]], option: Any, dtype: torch.dtype, kernel: str
+) -> None:
+    found = function({**settings, "kernel": kernel}, option, ("cuda", dtype))
+    expected = function(settings, option, ("cpu", dtype))
+    tolerance = 2e-5 if dtype is torch.float32 else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu().float(), other.float(), atol=tolerance, rtol=tolerance)
+
+
+def overwritten_too_early(case: str, kernel: str) -> str | None:
+    """The error that autograd raises when someone needs logits whose memory holds the gradient already."""
+    leaf = torch.zeros(3, 40, requires_grad=True)
+    labels = torch.tensor([0, 1, 2])
+    log_probs, _ = logprobs_and_entropy(leaf.exp(), labels, inplace_backward=True, kernel=kernel)
+    if case == "twice":
+        log_probs, _ = logprobs_and_entropy(leaf * 1.0, labels, inplace_backward=True, kernel=kernel)
+        log_probs.sum().backward(retain_graph=True)
+    try:
+        log_probs.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("case", ["by whoever made them", "twice"])
+def test_autograd_notices_what_a_kernel_overwrites(worker: ProcessPoolExecutor, case: str) -> None:
+    for found in (
+        worker.submit(overwritten_too_early, case, "triton").result(),
+        overwritten_too_early(case, "torch"),
+    ):
+        assert found is not None
+        assert "modified by an inplace operation" in found
 
 
 def test_triton_is_chosen_on_cuda_alone_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,8 +178,17 @@ def test_inplace_backward_is_noticed_by_whoever_needs_the_values() -> None:
     log_probs, _ = logprobs_and_entropy(leaf.exp(), labels, inplace_backward=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         log_probs.sum().backward()
-    with pytest.raises(ValueError, match="inplace_backward=True is not allowed for a leaf"):
-        logprobs_and_entropy(leaf, labels, inplace_backward=True)
+
+
+def test_inplace_backward_is_refused_where_it_would_destroy_what_is_needed() -> None:
+    wide, labels = rows("random", 97)
+    leaf = wide.requires_grad_()
+    for logits in (leaf, leaf[:], leaf.unsqueeze(0).squeeze(0)):
+        with pytest.raises(ValueError, match="inplace_backward=True is not allowed for a leaf or a view of one"):
+            logprobs_and_entropy(logits, labels, inplace_backward=True)
+    expanded = (leaf[:1] * 1.0).expand(6, 97)
+    with pytest.raises(ValueError, match="inplace_backward=True is not allowed for expanded logits"):
+        logprobs_and_entropy(expanded, labels, inplace_backward=True)
 
 
 @each_functional
@@ -309,7 +318,8 @@ Z, Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.long)
         (Z, Y.int(), {}, "labels are torch.int32"),
         (Z, torch.tensor([0, 5, 1]), {}, r"labels\[1\]=5 is outside \[0, 5\)"),
         (Z, torch.tensor([0, 1, -100]), {}, r"labels\[2\]=-100 is outside \[0, 5\)"),
-        (Z, Y, {"temperature": 0.0}, "temperature=0.0 is not allowed: must be greater than 0"),
+        (Z, Y, {"temperature": 0.0}, "temperature=0.0 is not allowed: must be finite and greater than 0"),
+        (Z, Y, {"temperature": math.inf}, "temperature=inf is not allowed"),
         (Z, Y, {"temperature": math.nan}, "temperature=nan is not allowed"),
         (Z, Y, {"temperature": torch.ones(2)}, r"temperature has shape \[2\]; expected a number or shape \[3\]"),
         (Z, Y, {"chunk_size": 0}, "chunk_size=0 is not allowed"),
@@ -329,9 +339,13 @@ def test_refused(logits: Tensor, labels: Tensor, settings: dict[str, Any], messa
 def test_peak_memory_is_one_gradient_and_little_more(inplace: bool, bound: int) -> None:
     setup = """
         from aent_verl.core.fused import logprobs_and_entropy
-        logits = torch.randn(1024, 151_936).requires_grad_()
+        logits = torch.randn(1024, 151_936)
         labels = torch.randint(151_936, (1024,))
-        view = logits.view_as(logits)
+        # An output of some op, as logits are, that shares their memory.
+        class Output(torch.autograd.Function):
+            forward = staticmethod(lambda ctx, one: logits)
+            backward = staticmethod(lambda ctx, gradient: gradient.sum())
+        view = Output.apply(torch.ones((), requires_grad=True))
     """
     run = f"""
         outputs = logprobs_and_entropy(view, labels, functional="clamped", clamp_p=0.33, inplace_backward={inplace})

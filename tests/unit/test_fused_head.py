@@ -46,6 +46,7 @@ def test_both_of_verls_functions_are_the_op_while_it_lasts(call: Any) -> None:
         found = head.outputs(SimpleNamespace(log_probs=log_probs, entropy=entropy))
     assert (torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy) == before
     assert lm_head(hidden).shape == (2, 5, 31)
+    assert "forward" not in vars(lm_head)
     torch.testing.assert_close(found, expected)
 
 
@@ -66,6 +67,14 @@ def test_a_forward_pass_that_used_another_head_is_noticed() -> None:
         head.outputs(SimpleNamespace(log_probs=torch.zeros(1), entropy=torch.zeros(1)))
 
 
+def test_a_forward_method_of_the_instance_comes_back() -> None:
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    own = lm_head.forward = lambda hidden: hidden
+    with replaced(lm_head, SETTINGS):
+        through_triton(torch.zeros(1, 1, 8), lm_head.weight, torch.tensor([[3]]))
+    assert lm_head.forward is own
+
+
 def test_plain_heads_are_accepted() -> None:
     lm_head = torch.nn.Linear(8, 31, bias=False)
     assert lm_head_of(model(lm_head, logit_scale=1.0, final_logit_softcapping=None)) is lm_head
@@ -78,6 +87,7 @@ def test_plain_heads_are_accepted() -> None:
         (False, {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
         (False, {"logit_scale": 0.0625}, "logit_scale=0.0625"),
         (False, {"logits_scaling": 8.0}, "logits_scaling=8.0"),
+        (False, {"lm_head_multiplier": 0.04}, "lm_head_multiplier=0.04"),
     ],
 )
 def test_models_whose_logits_are_more_than_a_product_are_refused(
@@ -85,3 +95,11 @@ def test_models_whose_logits_are_more_than_a_product_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         lm_head_of(model(torch.nn.Linear(8, 31, bias=bias), **config))
+
+
+def test_heads_that_are_not_one_weight_are_refused() -> None:
+    adapted = torch.nn.Linear(8, 31, bias=False)
+    adapted.base_layer = torch.nn.Linear(8, 31, bias=False)
+    for lm_head in (None, adapted):
+        with pytest.raises(ValueError, match="not simply hidden states times its weight"):
+            lm_head_of(model(lm_head))
