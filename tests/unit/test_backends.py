@@ -13,7 +13,7 @@ from aent_verl.core import backends
 from aent_verl.core.backends import ByTriton, InChunks
 from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
 from aent_verl.core.selection import Everything
-from tests.unit.test_kernels import interpret
+from tests.interpreter import interpret
 
 FUNCTIONALS: list[dict[str, Any]] = [
     {},
@@ -119,6 +119,27 @@ def test_autograd_notices_what_a_kernel_overwrites(worker: ProcessPoolExecutor, 
     ):
         assert found is not None
         assert "modified by an inplace operation" in found
+
+
+def test_triton_is_not_given_rows_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    token_entropy = pytest.importorskip("aent_verl.core.kernels.token_entropy", exc_type=ImportError)
+    monkeypatch.setattr(token_entropy, "supported", lambda logits: True)
+    assert backends._triton_runs(torch.zeros(6, 4))
+    assert not backends._triton_runs(torch.zeros(4, 6).T)
+
+
+@pytest.mark.parametrize(("chunk_size", "rows"), [(None, 6), (4, 4), (100, 6)])
+def test_buffers_hold_one_chunk(monkeypatch: pytest.MonkeyPatch, chunk_size: int | None, rows: int) -> None:
+    made = []
+
+    class Recorded(backends.Buffers):
+        def __init__(self, like: Tensor, rows: int) -> None:
+            made.append(rows)
+            super().__init__(like, rows)
+
+    monkeypatch.setattr(backends, "Buffers", Recorded)
+    logprobs_and_entropy(torch.zeros(6, 97), torch.zeros(6, dtype=torch.long), chunk_size=chunk_size)
+    assert made == [rows]
 
 
 def test_triton_is_chosen_on_cuda_alone_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from aent_verl.core.entropy import clamped_entropy, full_entropy, keep_share, removed_mass
+from aent_verl.core.entropy import (
+    clamped_entropy,
+    full_entropy,
+    keep_share,
+    nucleus_entropy,
+    nucleus_share,
+    removed_mass,
+)
 from tests import reference
 
 CLAMPS = (0.0, 0.25, 0.33, 0.9)
@@ -166,6 +173,27 @@ def test_removed_mass_is_the_probability_of_what_goes() -> None:
     expected = z.softmax(-1).sort(-1).values[:, : int(37 * 0.33)].sum(-1)
     torch.testing.assert_close(removed_mass(z, keep_share(z, 0.33)), expected)
     assert removed_mass(z, keep_share(z, 0.0)).tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_p", [0.3, 0.8, 0.999])
+def test_nucleus_entropy_is_the_definition(kind: str, top_p: float) -> None:
+    z = rows(kind)
+    expected = [reference.nucleus_entropy_row(row, top_p, 10_000) for row in z.tolist()]
+    assert nucleus_entropy(z, top_p).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.0, math.nan])
+def test_top_p_outside_its_range_is_refused(top_p: float) -> None:
+    with pytest.raises(ValueError, match=r"top_p=.* outside \(0, 1\)"):
+        nucleus_entropy(torch.zeros(1, 4), top_p)
+
+
+def test_nan_stays_nan_in_the_nucleus() -> None:
+    z = rows("distinct")
+    z[2, 5] = math.nan
+    assert nucleus_share(z, 0.8)[2].tolist() == [0.0] * 37
+    assert nucleus_entropy(z, 0.8).isnan().tolist() == [False, False, True, False, False]
 
 
 def test_leading_dimensions_are_kept() -> None:

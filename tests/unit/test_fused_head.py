@@ -75,6 +75,38 @@ def test_a_forward_method_of_the_instance_comes_back() -> None:
     assert lm_head.forward is own
 
 
+def test_temperature_of_zero_is_greedy_and_not_nan() -> None:
+    torch.manual_seed(0)
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    hidden = torch.randn(2, 5, 8)
+    with replaced(lm_head, SETTINGS) as head:
+        log_probs, entropy = head.forward(hidden, lm_head.weight, lm_head(hidden).argmax(-1), 0.0)
+    assert log_probs.tolist() == entropy.tolist() == [[0.0] * 5] * 2
+
+
+def test_weight_is_the_modules_and_not_the_one_that_is_passed() -> None:
+    """What is passed may be one rank's part of it."""
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    hidden, labels = torch.randn(2, 5, 8), torch.randint(31, (2, 5))
+    with replaced(lm_head, SETTINGS):
+        whole = through_torch(hidden, lm_head.weight, labels)
+        part = through_torch(hidden, lm_head.weight[:16], labels)
+    torch.testing.assert_close(part, whole)
+
+
+def test_op_runs_inside_a_call_of_the_head_and_outputs_are_the_models() -> None:
+    lm_head = torch.nn.Linear(8, 31, bias=False)
+    calls = []
+    lm_head.register_forward_hook(lambda *_: calls.append("head"))
+    log_probs, entropy = torch.ones(2, 5), torch.zeros(2, 5)
+    with replaced(lm_head, SETTINGS) as head:
+        through_torch(torch.randn(2, 5, 8), lm_head.weight, torch.zeros(2, 5, dtype=torch.long))
+        found = head.outputs(SimpleNamespace(log_probs=log_probs, entropy=entropy))
+    assert calls == ["head"]
+    assert found[0].tolist() == [1.0] * 10
+    assert found[1].tolist() == [0.0] * 10
+
+
 def test_plain_heads_are_accepted() -> None:
     lm_head = torch.nn.Linear(8, 31, bias=False)
     assert lm_head_of(model(lm_head, logit_scale=1.0, final_logit_softcapping=None)) is lm_head
@@ -86,6 +118,7 @@ def test_plain_heads_are_accepted() -> None:
         (True, {}, "the LM head has a bias"),
         (False, {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
         (False, {"logit_scale": 0.0625}, "logit_scale=0.0625"),
+        (False, {"logits_scale": 0.5}, "logits_scale=0.5"),
         (False, {"logits_scaling": 8.0}, "logits_scaling=8.0"),
         (False, {"lm_head_multiplier": 0.04}, "lm_head_multiplier=0.04"),
     ],

@@ -5,8 +5,6 @@ test of this run is affected, whatever was imported before.
 """
 
 import multiprocessing
-import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +18,7 @@ from torch import Tensor
 from aent_verl.core.entropy import clamped_entropy, full_entropy, keep_share, removed_mass, restricted_entropy
 from aent_verl.core.kernels import token_entropy
 from aent_verl.core.rows import Forward, Rows
+from tests.interpreter import interpret
 
 pytestmark = pytest.mark.slow
 
@@ -86,13 +85,6 @@ def run_kernels(
         assert in_place or torch.equal(inside.nan_to_num(), logits.to(device).nan_to_num())
         gradient = gradient.cpu().clone()
     return Output(Forward(*(x.cpu() for x in forward)), Rows(*(x.cpu() for x in rows)), gradient)
-
-
-def interpret() -> None:
-    """First thing in the worker: the kernels' module has been imported by then, Triton must not have been."""
-    assert "triton" not in sys.modules
-    os.environ["TRITON_INTERPRET"] = "1"
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(

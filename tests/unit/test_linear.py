@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
+from aent_verl.core.fused import _add_product, linear_logprobs_and_entropy, logprobs_and_entropy
 from tests.peak_memory import MIB, peak_extra
 
 FUNCTIONALS: list[dict[str, Any]] = [
@@ -106,6 +106,29 @@ def test_autocast_decides_the_type_of_the_product() -> None:
     assert [t.dtype for t in found] == [torch.float32, torch.float32]
     torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(found, gradients(expected, h, w), atol=0.02, rtol=0.02)
+
+
+@each_functional
+def test_statistics_have_no_gradient(settings: dict[str, Any]) -> None:
+    hidden, weight, labels, _ = case()
+    *_, statistics = linear_logprobs_and_entropy(hidden, weight, labels, statistics=True, **settings)
+    assert not statistics["entropy_full"].requires_grad
+    assert not statistics["removed_mass"].requires_grad
+
+
+def test_second_derivative_is_refused() -> None:
+    hidden, weight, labels, _ = case()
+    log_probs, _ = linear_logprobs_and_entropy(hidden, weight, labels)
+    (first,) = torch.autograd.grad(log_probs.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 256.0), (torch.float16, 2048.0)], ids=str)
+def test_product_is_not_rounded_to_the_type_of_its_factors(dtype: torch.dtype, large: float) -> None:
+    total = torch.ones(1, 1)
+    _add_product(total, torch.ones(1, 2, dtype=dtype), torch.tensor([[large], [1.0]], dtype=dtype))
+    assert total.item() == large + 2.0
 
 
 def test_zero_tokens() -> None:

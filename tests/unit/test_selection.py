@@ -123,6 +123,22 @@ def test_nucleus_holds_at_most_ten_thousand_tokens() -> None:
     assert nucleus_share(z, 0.99).sum().item() == pytest.approx(10_000)
 
 
+def test_token_that_reaches_top_p_exactly_is_left_out() -> None:
+    """Of four equal tokens, cumulative probabilities 1/4, 1/2, 3/4, 1 without rounding, one stays below a half."""
+    z = torch.zeros(1, 4)
+    boundary = Nucleus(0.5).boundary(z, None, torch.empty_like(z), z.dtype)
+    assert kept(z, boundary).tolist() == nucleus_share(z, 0.5).tolist() == [[0.25] * 4]
+
+
+def test_boundary_that_lies_at_an_end_of_the_sample() -> None:
+    """Where the sample has nothing on one side of the boundary, there is one pivot less to begin with."""
+    z = rows("random", 20011, torch.float32)
+    for few in range(100, 250, 10):
+        for removed in (few, 20011 - few):
+            found = boundary_by_counting(z, removed, scratch=torch.empty_like(z), dtype=torch.float32)
+            assert kept(z, found).sum(-1).tolist() == pytest.approx([20011 - removed] * 3)
+
+
 def test_long_and_short_rows_take_different_ways_to_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
     z = rows("values of bf16", 1009, torch.bfloat16)
     short = WithoutSmallest(0.33).boundary(z, None, torch.empty_like(z), torch.bfloat16)
