@@ -5,6 +5,7 @@ test of this run is affected, whatever was imported before.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
