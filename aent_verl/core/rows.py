@@ -116,32 +116,37 @@ def forward(
     shift_and_exp_(x, e, maximum, scale)
     normaliser = _sum(e)
     if boundary is None:
-        kept_normaliser = normaliser
-        moment = kept_moment = _sum(torch.mul(e, x, out=w))
-        removed = torch.zeros_like(normaliser)
+        moment = _sum(torch.mul(e, x, out=w))
+        kept, kept_moment, removed = normaliser, moment, torch.zeros_like(normaliser)
         threshold, share = torch.full_like(maximum, -torch.inf), torch.zeros_like(maximum)
     else:
+        kept, kept_moment, removed, moment = _restricted_sums(x, e, w, boundary, maximum, scale, statistics)
         threshold, share, _ = boundary
-        at, at_moment = _at_boundary(boundary, maximum, scale)
-        kept_normaliser = _sum(w.mul_(e)) + at
-        if statistics:
-            removed = (_sum(e.sub_(w)) - at).clamp(min=0.0)
-            rest = _sum(e.mul_(x))
-        kept_moment = _sum(w.mul_(x))
-        if statistics:
-            moment = kept_moment + rest
-        kept_moment = kept_moment + at_moment
-    nothing = kept_normaliser == 0
-    mean = (kept_moment / kept_normaliser).masked_fill(nothing, 0.0)
-    entropy = (kept_normaliser.log() - mean).masked_fill(nothing, 0.0)
-    results = [label - normaliser.log(), entropy]
-    results += (
-        [normaliser.log() - moment / normaliser, removed / normaliser]
-        if statistics
-        else [entropy, torch.zeros_like(mean)]
-    )
-    kept = maximum, normaliser, kept_normaliser, mean, threshold, share
-    return Forward(*(r.to(x.dtype).squeeze(-1) for r in results)), Rows(*(k.to(x.dtype) for k in kept))
+    nothing = kept == 0
+    mean = (kept_moment / kept).masked_fill(nothing, 0.0)
+    entropy = (kept.log() - mean).masked_fill(nothing, 0.0)
+    full = normaliser.log() - moment / normaliser if statistics else entropy
+    results = label - normaliser.log(), entropy, full, removed / normaliser
+    rows = maximum, normaliser, kept, mean, threshold, share
+    return Forward(*(r.to(x.dtype).squeeze(-1) for r in results)), Rows(*(r.to(x.dtype) for r in rows))
+
+
+def _restricted_sums(
+    x: Tensor, e: Tensor, w: Tensor, boundary: Boundary, maximum: Tensor, scale: Tensor | None, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``S~``, ``S~ M~``, the removed part of ``S``, and the sum of ``x exp(x)`` over all; ``[C, 1]`` each, in fp64.
+
+    Without ``statistics`` the third is 0 and the last of no use. On entry ``w`` is 1 above the boundary, 0 elsewhere;
+    ``e`` and ``w`` are overwritten.
+    """
+    at, at_moment = _at_boundary(boundary, maximum, scale)
+    kept = _sum(w.mul_(e)) + at
+    removed = rest = torch.zeros_like(kept)
+    if statistics:
+        removed = (_sum(e.sub_(w)) - at).clamp(min=0.0)
+        rest = _sum(e.mul_(x))
+    above = _sum(w.mul_(x))
+    return kept, above + at_moment, removed, above + rest
 
 
 def _sum(terms: Tensor) -> Tensor:
