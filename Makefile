@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The first interpreter that verl supports.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
-FAST := tests/unit tests/config tests/contract
-PARALLEL := -n auto --dist loadfile
+# On all cores, one thread each. The slow tests start processes and clusters, and want the cores for themselves.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 
@@ -36,16 +36,15 @@ $(STAMP): pyproject.toml Makefile
 train: install
 	$(BIN)/aent-verl train experiment=cpu_arithmetic $(ARGS)
 
-# The first part on all cores, one thread each; the second starts clusters and wants them for itself.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(FAST) $(ARGS) || $(NONE_CHOSEN)
-	$(BIN)/python -m pytest tests/e2e $(ARGS) || $(NONE_CHOSEN)
+	$(FAST) $(ARGS) || $(NONE_CHOSEN)
+	$(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_CHOSEN)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" $(FAST) $(ARGS)
+	$(FAST) -q $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)

@@ -9,6 +9,8 @@ from aent_verl.integration import loss
 from aent_verl.integration.trainer import step_means
 from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = (True, False)
 STOCK = [Case(engine="stock", remove_padding=r, loss_agg_mode=m) for r in LAYOUTS for m in LOSS_AGG_MODES]
 HOT = [Case(engine="stock", temperature=0.7, remove_padding=r) for r in LAYOUTS]

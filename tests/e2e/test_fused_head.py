@@ -12,6 +12,8 @@ from aent_verl.integration.trainer import step_means
 from tests.e2e.test_engine import assert_same
 from tests.engine_harness import Case, Result, batch, run
 
+pytestmark = pytest.mark.slow
+
 GRPO = Case(temperature=0.7)
 ENTREG = Case(coefficient=0.3, temperature=0.7)
 AENT = Case(coefficient=0.3, clamp_p=0.33, temperature=0.7)

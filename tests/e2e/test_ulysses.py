@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (5, 3, 7)
 PAD = 1
 VOCABULARY = 31
