@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aent_verl.core import rows as chunk_of_rows
+from aent_verl.core.numerics import arithmetic_type
 from aent_verl.core.rows import Buffers, Forward, Results, Rows
 from aent_verl.core.selection import Boundary, Everything, Selector, WithoutSmallest
 
@@ -71,8 +72,14 @@ def slices(tokens: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(tokens, 1), size)]
 
 
-def _part(column: Tensor | None, part: slice) -> Tensor | None:
+def part_of(column: Tensor | None, part: slice) -> Tensor | None:
+    """Some of the rows of a column that may not be there."""
     return None if column is None else column[part]
+
+
+def tokens_per_chunk(tokens: int, bytes_per_token: int, budget: int, chunk_size: int | None) -> int:
+    """``chunk_size``, or as many tokens as the budget allows; at least one, and no more than there are."""
+    return max(1, min(chunk_size or budget // bytes_per_token, tokens))
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,12 @@ class InChunks:
 
     def _chunks(self, logits: Tensor) -> Iterator[tuple[slice, Buffers]]:
         """Slices of the tokens, each with buffers that all of them share."""
-        itemsize = 8 if logits.dtype is torch.float64 else 4
+        tokens, vocabulary = logits.shape
         budget = _CHUNK_BYTES_CPU if logits.device.type == "cpu" else _CHUNK_BYTES
-        size = self.chunk_size or max(1, budget // (logits.shape[1] * itemsize))
-        size = max(1, min(size, logits.shape[0]))
+        itemsize = arithmetic_type(logits.dtype).itemsize
+        size = tokens_per_chunk(tokens, vocabulary * itemsize, budget, self.chunk_size)
         buffers = Buffers(logits, size)
-        for part in slices(logits.shape[0], size):
+        for part in slices(tokens, size):
             yield part, buffers
 
     def forward(self, logits: Tensor, labels: Tensor, scale: Tensor | None) -> tuple[Forward, Rows]:
@@ -98,7 +105,7 @@ class InChunks:
         results = Results(logits.shape[0], logits)
         for part, buffers in self._chunks(logits):
             forward, rows = chunk_of_rows.forward(
-                logits[part], labels[part], _part(scale, part), self.selector, self.statistics, buffers
+                logits[part], labels[part], part_of(scale, part), self.selector, self.statistics, buffers
             )
             results.put(part, forward, rows)
         return results.forward, results.rows
@@ -118,10 +125,10 @@ class InChunks:
             chunk_of_rows.backward(
                 logits[part],
                 labels[part],
-                _part(scale, part),
-                Rows(*(column[part] for column in rows)),
-                _part(grad_log_probs, part),
-                _part(grad_entropy, part),
+                part_of(scale, part),
+                rows.part(part),
+                part_of(grad_log_probs, part),
+                part_of(grad_entropy, part),
                 out[part],
                 not isinstance(self.selector, Everything),
                 buffers,
@@ -139,7 +146,7 @@ class ByTriton:
         found: list[Boundary] = []
         for part, buffers in InChunks(self.selector, self.statistics)._chunks(logits):
             z, scratch, _ = buffers.first(logits[part].shape[0])
-            boundary = self.selector.boundary(z.copy_(logits[part]), _part(scale, part), scratch, logits.dtype)
+            boundary = self.selector.boundary(z.copy_(logits[part]), part_of(scale, part), scratch, logits.dtype)
             if boundary is None:
                 return None
             found.append(boundary)

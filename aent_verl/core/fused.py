@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aent_verl.core.backends import Backend, Kernel, choose, slices
+from aent_verl.core.backends import Backend, Kernel, choose, part_of, slices, tokens_per_chunk
+from aent_verl.core.numerics import arithmetic_type
 from aent_verl.core.rows import Forward, Results, Rows
 from aent_verl.core.selection import selector
 
@@ -124,11 +125,10 @@ def linear_logprobs_and_entropy(
     _check_labels(labels, tokens, vocabulary)
     _check_chunk_size(chunk_size)
     budget = _LINEAR_CHUNK_BYTES_CPU if device == "cpu" else _LINEAR_CHUNK_BYTES
-    size = chunk_size or max(1, budget // (vocabulary * hidden.element_size()))
+    size = tokens_per_chunk(tokens, vocabulary * hidden.element_size(), budget, chunk_size)
     like = hidden.new_empty(0, vocabulary)
     backend = choose(like, selector(functional, clamp_p, top_p), statistics, None, kernel)
     scale = _inverse(temperature, hidden)
-    size = max(1, min(size, tokens))
     result: Forward = _OnHidden.apply(hidden, weight, labels, scale, backend, size)  # type: ignore[no-untyped-call]
     return _result(result, statistics)
 
@@ -168,7 +168,7 @@ def _check_labels(labels: Tensor, tokens: int, vocabulary: int) -> None:
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor | None:
     """Inverse temperature ``[N, 1]`` in the precision of the arithmetic; None for a temperature of 1."""
-    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    dtype = arithmetic_type(like.dtype)
     tokens = like.shape[0]
     if isinstance(temperature, Tensor):
         if temperature.shape != (tokens,):
@@ -221,7 +221,7 @@ class _OnHidden(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in slices(hidden.shape[0], size):
                 logits = torch.mm(hidden[part], weight.T, out=buffer[: hidden[part].shape[0]])
-                results.put(part, *backend.forward(logits, labels[part], None if scale is None else scale[part]))
+                results.put(part, *backend.forward(logits, labels[part], part_of(scale, part)))
         ctx.save_for_backward(hidden, weight, labels, scale, *results.rows)
         ctx.backend, ctx.size = backend, size
         ctx.mark_non_differentiable(results.forward.entropy_full, results.forward.removed_mass)
@@ -234,16 +234,15 @@ class _OnHidden(torch.autograd.Function):
         hidden, weight, labels, scale, *rows = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        summed = torch.float64 if weight.dtype is torch.float64 else torch.float32
-        grad_weight = torch.zeros_like(weight, dtype=summed) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=arithmetic_type(weight.dtype)) if wants_weight else None
         buffer = hidden.new_empty(ctx.size, weight.shape[0])
         columns = (scale, _column(grad_log_probs), _column(grad_entropy))
         with torch.autocast(hidden.device.type, enabled=False):
             for part in slices(hidden.shape[0], ctx.size):
                 states = hidden[part]
                 logits = torch.mm(states, weight.T, out=buffer[: states.shape[0]])
-                inverse, of_log_probs, of_entropy = (None if column is None else column[part] for column in columns)
-                kept = Rows(*(column[part] for column in rows))
+                inverse, of_log_probs, of_entropy = (part_of(column, part) for column in columns)
+                kept = Rows(*rows).part(part)
                 ctx.backend.backward(logits, labels[part], inverse, kept, of_log_probs, of_entropy, logits)
                 if grad_hidden is not None:
                     torch.mm(logits, weight, out=grad_hidden[part])

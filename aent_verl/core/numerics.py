@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
+def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
+    """Type in which numbers of ``dtype`` are computed with: fp64 for fp64, fp32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return ``x`` in fp32, or unchanged where it is fp32 or fp64 already. ``[...] -> [...]``."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.to(arithmetic_type(x.dtype))
 
 
 def x_exp_x(x: Tensor) -> Tensor:
@@ -31,8 +36,8 @@ def shift_and_exp_(x: Tensor, e: Tensor, maximum: Tensor, scale: Tensor | None) 
     """As `shift_`, and ``e <- exp(x)``, with ``x`` no larger than 0. ``[C, V], [C, V], [C, 1], [C, 1]``, fp32 or fp64.
 
     An exponential of less than e^-70 (fp64: e^-700) becomes 0, and its ``x`` stays at that floor, so that ``x * e`` is
-    0 and not ``-inf * 0``. The floor also keeps ``exp`` clear of subnormal results, for which torch takes forty times
-    as long on a CPU.
+    0 and not ``-inf * 0``. The floor also keeps ``exp`` clear of subnormal results, for which torch takes many
+    times as long on a CPU.
     """
     shift_(x, maximum, scale)
     floor = -700.0 if x.dtype is torch.float64 else -70.0

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aent_verl.core.numerics import shift_, shift_and_exp_
+from aent_verl.core.numerics import arithmetic_type, shift_, shift_and_exp_
 from aent_verl.core.selection import Boundary, Selector
 
 
@@ -44,6 +44,10 @@ class Rows(NamedTuple):
     threshold: Tensor
     share: Tensor
 
+    def part(self, part: slice) -> "Rows":
+        """Of some of the rows."""
+        return Rows(*(column[part] for column in self))
+
 
 class Forward(NamedTuple):
     """Results of the forward pass, ``[N]`` each; the last two without gradient."""
@@ -62,7 +66,7 @@ class Results:
     """
 
     def __init__(self, tokens: int, like: Tensor) -> None:
-        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        dtype = arithmetic_type(like.dtype)
         self.forward = Forward(*(torch.empty(tokens, dtype=dtype, device=like.device) for _ in Forward._fields))
         self.rows = Rows(*(torch.empty(tokens, 1, dtype=dtype, device=like.device) for _ in Rows._fields))
 
@@ -76,7 +80,7 @@ class Buffers:
     """Three buffers of one chunk's size, in the precision of the arithmetic."""
 
     def __init__(self, like: Tensor, rows: int) -> None:
-        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        dtype = arithmetic_type(like.dtype)
         self._all = [torch.empty(rows, like.shape[1], dtype=dtype, device=like.device) for _ in range(3)]
 
     def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:

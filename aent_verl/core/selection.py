@@ -9,8 +9,8 @@ the order, so the boundary is one of the logits as they come.
 the cache, takes a small part of the time of any search that branches on data or scatters (docs/performance.md has the
 figures of ``kthvalue``, numpy's ``partition``, histograms, ``topk`` and ``sort``). So large rows are searched by
 counting: a bracket on order-preserving integer keys of the logits' own dtype (16 bits for half types), opened by a
-sample of the row and narrowed by interpolation, or by halving where tokens are tied. That takes 5 to 15 passes on most
-rows, 25 on fp32 logits that were bf16 before, and at most about two per bit of the key. Short rows do not repay the
+sample of the row and narrowed by interpolation, or by halving where tokens are tied. That takes few passes on most rows
+(a test counts them) and at most about two per bit of the key. Short rows do not repay the
 passes' fixed cost, and CUDA's ``kthvalue`` is a radix selection already: there ``kthvalue`` is used.
 """
 
@@ -99,7 +99,7 @@ class Nucleus:
     top_p: float
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """A boundary at the smallest kept value; at infinity if none is kept."""
+        """A boundary at the smallest kept value; at the largest of all, with share 0, if none is kept."""
         maximum = z.amax(-1, keepdim=True)
         shift_and_exp_(scratch.copy_(z), scratch, maximum, scale)
         normaliser = scratch.sum(-1, keepdim=True)
@@ -108,11 +108,7 @@ class Nucleus:
         shift_(x, maximum, scale)
         kept = ((x.exp() / normaliser).cumsum(-1, dtype=torch.float64) < self.top_p).sum(-1, keepdim=True)
         threshold = largest.gather(-1, (kept - 1).clamp(min=0))
-        above = torch.gt(z, threshold, out=scratch).sum(-1, keepdim=True)
-        equal = torch.eq(z, threshold, out=scratch).sum(-1, keepdim=True)
-        nothing = kept == 0
-        tied = (kept - above).masked_fill(nothing, 0.0)
-        return Boundary(threshold.masked_fill(nothing, torch.inf), tied / equal, tied)
+        return _boundary_at(z, threshold, kept, scratch)
 
 
 def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Selector:
@@ -140,9 +136,14 @@ def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Sel
 def boundary_by_kthvalue(z: Tensor, removed: int, *, scratch: Tensor) -> Boundary:
     """Boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``."""
     threshold = z.kthvalue(removed, dim=-1, keepdim=True).values
+    return _boundary_at(z, threshold, z.shape[-1] - removed, scratch)
+
+
+def _boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tensor) -> Boundary:
+    """Boundary at the value ``threshold`` of each row, which leaves ``kept`` tokens in; ``[C, V], [C, 1]``."""
     above = torch.gt(z, threshold, out=scratch).sum(-1, keepdim=True)
     equal = torch.eq(z, threshold, out=scratch).sum(-1, keepdim=True)
-    tied = z.shape[-1] - removed - above
+    tied = kept - above
     return Boundary(threshold, tied / equal, tied)
 
 

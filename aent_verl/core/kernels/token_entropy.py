@@ -19,9 +19,9 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Columns that a program reads at a time, and what they are compiled with. The same for all, no autotuning: the number
 # of rows changes with every batch, and vocabularies are long. 8 warps share a block, so that a thread has 8 elements
-# in the forward pass, one 16-byte load in half precision: with up to four sums for each that takes 40 to 80 registers
-# (Triton 3.9, sm_80 and sm_90), so that three or more programs fit on a multiprocessor and hide each other's barriers.
-# With 16 elements it is 128 registers and one or two programs. The backward pass has no sums: twice the columns.
+# in the forward pass, one 16-byte load in half precision: with up to four sums for each that leaves registers for
+# several programs on a multiprocessor, which hide each other's barriers. The backward pass has no sums: twice the
+# columns. How fast other sizes are has not been measured.
 _FORWARD: dict[str, int | bool] = {"BLOCK": 2048, "num_warps": 8, "enable_fp_fusion": True}
 _BACKWARD: dict[str, int | bool] = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
 
