@@ -15,10 +15,24 @@ Train with verl and entropy control. Settings are Hydra overrides; every key of 
   aent-verl train data.train_files=train.parquet data.val_files=test.parquet \\
       actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B-Instruct ...   your own data and model, on GPUs
 
-Choices: experiment=NAME  entropy_control=grpo|entreg|aent  platform=cpu
-         entropy_control/functional=full|clamped  entropy_control/controller=constant|band
+Choices: experiment=NAME  platform=cpu
+         entropy_control=grpo|entreg|aent|skywork|aer|siren|epo|par_stage|par_epoch|par_entropy|steer|entropy_adv|
+                         progrpo|clip_cov|kl_cov|clip_higher|linear_decay
+         entropy_control/functional=full|clamped|nucleus  entropy_control/controller=constant|band|step_to_target|...
+         and the other axes: docs/methods.md has the methods in a table, docs/configuration.md all settings
 Show the composed config without running: --cfg job [--resolve]    more of Hydra: --hydra-help
 Resume: the same command again; the controller goes on where it was.
+"""
+
+TOKENS_HELP = """\
+Write a page of responses whose tokens are coloured by entropy, advantage or policy weight; it opens in any browser.
+The run has to be trained with entropy_control.token_dump=4 (responses a step).
+"""
+TOKENS_EXAMPLES = """\
+examples:
+  aent-verl tokens outputs/aent_verl/cpu_arithmetic_aent                      the whole dump of a run
+  aent-verl tokens outputs/aent_verl/cpu_arithmetic_aent --step 1 20 40       three of its steps
+  aent-verl tokens outputs/aent_verl/cpu_arithmetic_aent/tokens -o page.html  the dump's folder; where the page goes
 """
 
 
@@ -36,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw reward, entropy and coefficient of a run as a PNG")
     plot.add_argument("folder", help="the run's folder (run.dir), with its metrics.jsonl")
     plot.add_argument("--output", help="where to write the PNG; default: in the run's folder")
+    tokens = commands.add_parser(
+        "tokens",
+        help="show a run's responses, each token coloured by its entropy, as an HTML page",
+        description=TOKENS_HELP,
+        epilog=TOKENS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tokens.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, its folder tokens, or files of it")
+    tokens.add_argument("-o", "--output", help="where to write the page; default: tokens.html in the first folder")
+    tokens.add_argument("--step", nargs="+", type=int, metavar="N", help="only these training steps")
     return parser
 
 
@@ -49,14 +73,25 @@ def main(argv: list[str] | None = None) -> int:
         from aent_verl import doctor
 
         return doctor.main([*options.overrides, *(["--cluster"] if options.cluster else [])])
-    from aent_verl.plot import plot_run
-
     try:
-        print(plot_run(options.folder, output=options.output))
+        print(_plot(options) if options.command == "plot" else _tokens(options))
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _plot(options: argparse.Namespace) -> str:
+    from aent_verl.plot import plot_run
+
+    return str(plot_run(options.folder, output=options.output))
+
+
+def _tokens(options: argparse.Namespace) -> str:
+    from aent_verl.tokens.page import write_page
+
+    page, count = write_page(options.paths, output=options.output, steps=options.step)
+    return f"{page}: {count} response{'s' if count != 1 else ''}"
 
 
 def _train(overrides: list[str]) -> int:

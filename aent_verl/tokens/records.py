@@ -1,0 +1,259 @@
+"""The token dump: JSON lines, one response a line, in files ``step_*.jsonl``.
+
+JSON has no NaN and no infinity. A number that is not finite is one of the strings ``"NaN"``, ``"Infinity"`` and
+``"-Infinity"``, so every line is strictly valid JSON, and null is left for "there is no such number".
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PATTERN = "step_*.jsonl"
+# Where a run keeps its dump, in the run's folder.
+FOLDER = "tokens"
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One response of one training step; the attributes are the fields of its line, and this is their definition.
+
+    All lists have one entry per response token.
+
+    Attributes:
+        step: training step, counted from 1.
+        sample: index of the sample in the step's batch.
+        rank: rank of the worker that wrote the line.
+        method: name of the method, as in ``entropy_control.method``.
+        functional: name of the entropy in ``entropy``: full, clamped, ...
+        prompt: the prompt as text.
+        tokens: decoded pieces of the response.
+        log_prob: log-probability of each token under the policy, nats.
+        entropy: entropy of the distribution that each token was drawn from, by ``functional``, nats.
+        advantage: the advantage as verl computed it, before shaping.
+        policy_weight: factor of advantage shaping on each token's policy loss, shaped over verl's advantage; None where
+            verl's advantage is 0.
+        bonus_weight: token mask times sample weight of the entropy bonus; 0: no bonus on this token.
+        in_loss: the response mask: whether the token counts in the loss.
+        score: the reward function's score of the response; None where there is none.
+    """
+
+    step: int
+    sample: int
+    rank: int
+    method: str
+    functional: str
+    prompt: str
+    tokens: list[str]
+    log_prob: list[float]
+    entropy: list[float]
+    advantage: list[float]
+    policy_weight: list[float | None]
+    bonus_weight: list[float]
+    in_loss: list[bool]
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("step", "sample", "rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed: must be at least 0")
+        for name in PER_TOKEN:
+            if len(getattr(self, name)) != len(self.tokens):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.tokens)} tokens")
+
+    def to_json(self) -> str:
+        """The record as one line of strict JSON, in ASCII, without the line's end."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("log_prob", "entropy", "advantage", "policy_weight", "bonus_weight"):
+            data[name] = [_to_json_number(value) for value in data[name]]
+        data["in_loss"] = [bool(value) for value in self.in_loss]
+        data["score"] = _to_json_number(self.score)
+        return json.dumps(data, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "TokenRecord":
+        """The record of a line; fields that this version does not know are ignored.
+
+        Raises:
+            ValueError: not strict JSON, a field is missing or has a wrong type, or the lengths differ.
+        """
+        data = json.loads(line, parse_constant=_refuse_constant)
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")
+        missing = sorted(_PARSERS.keys() - data.keys())
+        if missing:
+            raise ValueError(f"without {', '.join(missing)}")
+        values = {}
+        for name, parse in _PARSERS.items():
+            try:
+                values[name] = parse(data[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return cls(**values)
+
+
+def dump_file(folder: str | Path, step: int, rank: int) -> Path:
+    """The file for what this rank writes of this step: `write_records` wants one writer a file."""
+    return Path(folder) / f"step_{step:06d}_rank_{rank}.jsonl"
+
+
+def write_records(path: str | Path, records: Iterable[TokenRecord]) -> None:
+    """Append the records to a file that only this process writes; its folder is made.
+
+    Each line is written at once, so that a run that is killed leaves at most the last one incomplete. Such a remainder
+    of an earlier start is removed before the first line.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        _drop_incomplete_line(path)
+        for record in records:
+            file.write(record.to_json().encode() + b"\n")
+            file.flush()
+
+
+def read_records(paths: str | Path | Iterable[str | Path]) -> list[TokenRecord]:
+    """The records of files and folders, sorted by step and sample.
+
+    A folder stands for the dump files in it, or in its folder ``tokens``. An incomplete last line is skipped with a
+    warning: the run is writing it, or was killed while it did. A resumed run repeats steps: of the same sample in the
+    same file, the later line counts.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without a dump.
+        ValueError: another damage; the message names file and line.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    # A file that is named and in a named folder is read once.
+    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
+    records = [record for file in files.values() for record in _read_file(file)]
+    return sorted(records, key=lambda record: (record.step, record.sample))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(path.glob(PATTERN)) or sorted((path / FOLDER).glob(PATTERN))
+        if not files:
+            raise FileNotFoundError(f"no token dump in {path}: train with entropy_control.token_dump=4")
+        return files
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    return [path]
+
+
+def _read_file(path: Path) -> list[TokenRecord]:
+    records: dict[tuple[int, int, int, str], TokenRecord] = {}
+    *complete, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*complete, rest], start=1):
+        if not line.strip():
+            continue
+        try:
+            record = TokenRecord.from_json(line)
+        except json.JSONDecodeError as error:
+            if number > len(complete):
+                logger.warning(
+                    "%s, line %d is incomplete and was skipped: the run is writing it, or was killed", path, number
+                )
+                continue
+            raise ValueError(f"{path}, line {number} is damaged: no JSON: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+        records[record.step, record.sample, record.rank, record.method] = record
+    return list(records.values())
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    """Cut the file after its last line's end, so that the next line does not continue a broken one."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n"):
+            return
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+    os.truncate(path, end)
+    logger.warning("%s: removed an incomplete last line", path)
+
+
+def _to_json_number(value: float | None) -> float | str | None:
+    if value is None:
+        return None
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f'{name} is no JSON: write "{name}", in quotes')
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r:.40} is no integer")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no string")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r:.40} is no number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{value!r:.40} is too large") from None
+
+
+def _optional_number(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _each(parse: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    def parse_list(values: Any) -> list[Any]:
+        if not isinstance(values, list):
+            raise ValueError(f"{values!r:.40} is no list")
+        return [parse(value) for value in values]
+
+    return parse_list
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "step": _integer,
+    "sample": _integer,
+    "rank": _integer,
+    "method": _text,
+    "functional": _text,
+    "prompt": _text,
+    "tokens": _each(_text),
+    "log_prob": _each(_number),
+    "entropy": _each(_number),
+    "advantage": _each(_number),
+    "policy_weight": _each(_optional_number),
+    "bonus_weight": _each(_number),
+    "in_loss": _each(_boolean),
+    "score": _optional_number,
+}
+PER_TOKEN = ("log_prob", "entropy", "advantage", "policy_weight", "bonus_weight", "in_loss")
