@@ -215,7 +215,8 @@ def check_settings(cfg: DictConfig) -> Iterator[Row]:
 
         control = EntropyControlConfig.parse(OmegaConf.to_container(cfg.entropy_control, resolve=True))
         validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
-        return None, f"method {control.method}, functional {control.functional}, controller {control.controller}"
+        controller = control.bonus.controller
+        return None, f"method {control.method}, functional {control.functional}, controller {controller}"
 
     yield from attempt("settings", validate).rows
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aent_verl.metrics import COEFFICIENT, ENTROPY, ENTROPY_FULL, REWARD, Metrics, read_run, validation_accuracy
+from aent_verl.metrics import (
+    ADVANTAGES_COEFFICIENT,
+    COEFFICIENT,
+    ENTROPY,
+    ENTROPY_FULL,
+    INITIAL_ENTROPY,
+    REWARD,
+    Metrics,
+    read_run,
+    validation_accuracy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +27,7 @@ PICTURE = "plot.png"
 # What Hydra wrote of the run's config, in the run's folder; the values may still be interpolations.
 CONFIG = Path("hydra", "config.yaml")
 
+WEIGHT = "weight of A > 0"
 # Okabe and Ito's palette, told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#222222", "#777777"
 
@@ -30,6 +41,7 @@ class Setting:
     Attributes:
         title: heading of the picture.
         functional: name of the entropy that the controller sees.
+        target: entropy that the controller steps towards, nats.
         low: lower end of the entropy band, nats.
         high: upper end of the entropy band, nats.
         min: lower bound of the coefficient.
@@ -38,6 +50,7 @@ class Setting:
 
     title: str
     functional: str | None = None
+    target: float | None = None
     low: float | None = None
     high: float | None = None
     min: float | None = None
@@ -92,7 +105,7 @@ def read_setting(folder: Path) -> Setting:
     return Setting(
         title=f"{method}: {name}" if method else name,
         functional=value("entropy_control.functional.name"),
-        **{key: value(f"{controller}.{key}") for key in ("low", "high", "min", "max")},
+        **{key: value(f"{controller}.{key}") for key in ("target", "low", "high", "min", "max")},
     )
 
 
@@ -172,12 +185,34 @@ def _draw_entropy(panel: "Axes", steps: dict[int, Metrics], setting: Setting) ->
         panel.axhspan(setting.low, setting.high, facecolor=GREEN, alpha=0.18, edgecolor="none", label=label, zorder=0)
         for end in (setting.low, setting.high):
             panel.axhline(end, color=GREEN, linewidth=0.8, zorder=0)
+    if setting.target is not None:
+        panel.axhline(setting.target, color=GREEN, linewidth=1.4, label=f"target {setting.target:g} nats")
+    _, initial = _series(steps, INITIAL_ENTROPY)
+    if initial:
+        panel.axhline(initial[-1], color=GREY, linewidth=1.4, linestyle=":", label="before training")
 
 
 def _draw_coefficient(panel: "Axes", steps: dict[int, Metrics], setting: Setting) -> None:
     panel.set_title("Entropy coefficient")
     panel.set_ylabel("coefficient")
     x, coefficient = _series(steps, COEFFICIENT)
+    weighted, weight = _series(steps, ADVANTAGES_COEFFICIENT)
+    if any(value != 1 for value in weight):
+        if any(coefficient):
+            panel.set_title("Coefficients")
+            # Two scales: the weight is of the order of 1, a coefficient of a hundredth.
+            right = panel.twinx()
+            right.set_ylim(-0.05, 1.05)
+            right.set_ylabel("weight", color=PURPLE, fontsize=12)
+            right.spines["top"].set_visible(False)
+            right.tick_params(labelsize=11, color=GREY)
+            _line(right, weighted, weight, color=PURPLE, linewidth=1.8, linestyle="--", drawstyle="steps-mid")
+            panel.plot([], [], color=PURPLE, linewidth=1.8, linestyle="--", label=WEIGHT)
+        else:
+            panel.set_title("Weight of advantages")
+            panel.set_ylabel("weight")
+            _line(panel, weighted, weight, color=BLUE, linewidth=2, drawstyle="steps-mid", label=WEIGHT)
+            return
     if not x:
         return
     _line(panel, x, coefficient, color=BLUE, linewidth=2, drawstyle="steps-mid", label="coefficient")

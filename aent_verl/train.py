@@ -131,7 +131,7 @@ def is_complete(cfg: DictConfig, control: "EntropyControlConfig", terminal: Text
     if folder is None:
         return False
     if not control.restart_controller:
-        _, changes = state_file.read(folder, control=control)
+        _, _, changes = state_file.read(folder, control=control, controllers=control.controllers)
         for change in changes:
             print(f"warning: {change}", file=terminal)
     done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
@@ -154,7 +154,7 @@ def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":
     """
     from verl.utils.config import omega_conf_to_dataclass
 
-    from aent_verl.integration.config import NoEffectWarning
+    from aent_verl.integration.parsing import NoEffectWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NoEffectWarning)

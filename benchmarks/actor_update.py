@@ -50,6 +50,7 @@ def worker(kind: str, config: Any) -> Any:
     from verl.workers.utils.losses import ppo_loss
 
     from aent_verl.integration.loss import entropy_control_loss
+    from aent_verl.integration.pre_pass import PrePass
     from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlTrainingWorker
 
     settings = config.actor_rollout_ref.actor
@@ -75,6 +76,7 @@ def worker(kind: str, config: Any) -> Any:
     built.set_loss_fn(partial(ppo_loss if kind == "stock" else entropy_control_loss, config=actor))
     if kind == "ours":
         built.engine.functional = actor.entropy_control.functional
+        built.engine.pre_pass = PrePass(actor)
     return built
 
 
@@ -110,7 +112,7 @@ def batch(kind: str, fields: dict[str, list[torch.Tensor]], config: Any, pad_tok
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.integration.loss import COEFFICIENT
+    from aent_verl.integration.step import STEP, StepValues
 
     settings, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     data = TensorDict(
@@ -130,7 +132,8 @@ def batch(kind: str, fields: dict[str, list[torch.Tensor]], config: Any, pad_tok
         pad_token_id=pad_token,
     )
     if kind == "ours":
-        tu.assign_non_tensor(data, **{COEFFICIENT: config.entropy_control.bonus.controller.init})
+        coefficient = config.entropy_control.bonus.controller.init
+        tu.assign_non_tensor(data, **{STEP: StepValues(step=1, total_steps=1, bonus=coefficient)})
     return data
 
 

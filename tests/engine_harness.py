@@ -28,8 +28,12 @@ class Case:
     clamp_p: float | None = None
     temperature: float = 1.0
     evaluate: bool = False
+    # Overrides such as "entropy_control=steer": the actor's settings are then composed as in a run.
+    preset: tuple[str, ...] = ()
+    mu: float = 0.3
+    measure_initial: bool = False
     stock_entropy_coeff: float = 0.0
-    send_coefficient: bool = True
+    send_step: bool = True
     # verl changes the class of a fused model: cases with and without a head belong into different calls of `run`.
     fused_head: str | None = None
     param_dtype: str = "fp32"
@@ -58,11 +62,12 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     os.environ.update(
         VERL_PLATFORM="cpu", RANK=str(rank), WORLD_SIZE=str(world_size), DIST_INIT_METHOD=f"file://{folder}/store"
     )
-    from aent_verl.integration import engine, platform_cpu
+    from aent_verl.integration import engine, platform_cpu, policy_loss
 
     platform_cpu.initialize_gloo()
     platform_cpu.register_engines()
     engine.register()
+    policy_loss.register()
     engines: dict[Any, Any] = {}
     results = []
     for case in cases:
@@ -131,22 +136,33 @@ def batch(rank: int, world_size: int) -> Any:
         }
         for key, value in row.items():
             rows.setdefault(key, []).append(value)
+    per_sample = {"aent_sample": torch.arange(SEQUENCES), "aent_accuracy": torch.arange(SEQUENCES) // 2 / 3}
     share = SEQUENCES // world_size
     mine = slice(rank * share, (rank + 1) * share)
     return TensorDict(
-        {key: torch.nested.as_nested_tensor(values[mine], layout=torch.jagged) for key, values in rows.items()},
+        {key: torch.nested.as_nested_tensor(values[mine], layout=torch.jagged) for key, values in rows.items()}
+        | {key: values[mine] for key, values in per_sample.items()},
         batch_size=share,
     )
 
 
-def _loss_function(case: Case) -> Any:
+def _actor_config(case: Case) -> Any:
+    from hydra import compose, initialize_config_module
+    from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.config import FSDPEngineConfig
-    from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.integration.config import EntropyControlActorConfig
-    from aent_verl.integration.loss import entropy_control_loss
+    from aent_verl.core.controllers import ConstantController
+    from aent_verl.integration.axes import Linear
+    from aent_verl.integration.config import BonusConfig, EntropyControlActorConfig, EntropyControlConfig
 
-    config = EntropyControlActorConfig(
+    if case.preset:
+        overrides = ["experiment=cpu_arithmetic", f"actor_rollout_ref.actor.loss_agg_mode={case.loss_agg_mode}"]
+        with initialize_config_module("aent_verl._config", version_base=None):
+            return omega_conf_to_dataclass(
+                compose("aent_trainer", overrides=[*overrides, *case.preset]).actor_rollout_ref.actor
+            )
+    bonus = BonusConfig(Linear(), ConstantController(init=case.coefficient))
+    return EntropyControlActorConfig(
         strategy="fsdp2",
         rollout_n=1,
         ppo_micro_batch_size_per_gpu=1,
@@ -155,16 +171,34 @@ def _loss_function(case: Case) -> Any:
         # Without it this mode divides by the width of each padded micro-batch.
         loss_scale_factor=12 if case.loss_agg_mode == "seq-mean-token-sum-norm" else None,
         fsdp_config=FSDPEngineConfig(strategy="fsdp2"),
+        entropy_control=EntropyControlConfig("test", functional(case), bonus),
     )
-    return partial(entropy_control_loss if case.engine == "ours" else ppo_loss, config=config)
+
+
+def functional(case: Case) -> Any:
+    from aent_verl.integration.functional import FunctionalConfig
+
+    return FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
+
+
+def step(case: Case) -> Any:
+    """What the driver sends with the batch of a case."""
+    from aent_verl.integration.step import StepValues
+
+    return StepValues(
+        step=3, total_steps=10, bonus=case.coefficient, advantages=case.mu, initial_entropy=5.0, entropy_mean=2.5
+    )
 
 
 def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import reduce_metrics
     from verl.utils.torch_functional import allgather_dict_into_dict
+    from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.integration.config import FunctionalConfig
+    from aent_verl.integration.loss import entropy_control_loss
+    from aent_verl.integration.pre_pass import PrePass
+    from aent_verl.integration.step import MEASURE_INITIAL, STEP
 
     data = batch(rank, world_size)
     settings: dict[str, Any] = {
@@ -179,11 +213,15 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
         "pad_token_id": 0,
     }
     if case.engine == "ours":
-        if case.send_coefficient:
-            settings["aent_coefficient"] = case.coefficient
-        engine.functional = (
-            FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
-        )
+        if case.send_step:
+            settings[STEP] = step(case)
+        settings[MEASURE_INITIAL] = case.measure_initial
+        config = _actor_config(case)
+        engine.functional = config.entropy_control.functional
+        engine.pre_pass = PrePass(config)
+        loss_function = partial(entropy_control_loss, config=config)
+    else:
+        loss_function = partial(ppo_loss, config=_actor_config(case))
     tu.assign_non_tensor(data, **settings)
     if case.evaluate:
         with engine.eval_mode():
@@ -194,7 +232,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     gather = mock.patch.object(torch.distributed, name, wraps=getattr(torch.distributed, name))
     with engine.train_mode(), gather as gathers:
         engine.optimizer_zero_grad()
-        output = engine.forward_backward_batch(data, _loss_function(case))
+        output = engine.forward_backward_batch(data, loss_function)
         gradient = torch.cat([p.grad.full_tensor().flatten() for p in engine.module.parameters()])
     loss = torch.tensor(float(sum(output["loss"])))
     torch.distributed.all_reduce(loss)

@@ -1,32 +1,47 @@
-"""The controller as a named Ray actor: the one shared state of the run."""
+"""The controllers as a named Ray actor: the one shared state of the run."""
+
+from collections.abc import Mapping
 
 import ray
 
 from aent_verl.core.controllers import Controller, ControllerState
 
+States = dict[str, ControllerState]
 
-class Coefficient:
-    """Holds a controller and its state; every process that asks sees the same value.
+
+class Coefficients:
+    """Holds each axis's controller and its state; every process that asks sees the same values.
 
     It runs as a Ray actor, which serves one call at a time, so that a read never meets half an update.
     """
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._state = controller.initial_state()
+    def __init__(self, controllers: Mapping[str, Controller]) -> None:
+        self._controllers = dict(controllers)
+        self._states = {axis: controller.initial_state() for axis, controller in self._controllers.items()}
 
-    def state(self) -> ControllerState:
-        """The current state; its ``coefficient`` is the one in force for the next training step."""
-        return self._state
+    def states(self) -> States:
+        """The current states; their ``coefficient`` is the one in force for the next training step."""
+        return self._states
 
-    def update(self, *, entropy: float, step: int) -> ControllerState:
-        """Apply the controller once, with the step's entropy in nats, and return the new state."""
-        self._state = self._controller.update(self._state, entropy=entropy, step=step)
-        return self._state
+    def observe_initial(self, entropy: float) -> States:
+        """Tell all controllers the entropy before the first update, in nats."""
+        self._states = {
+            axis: controller.observe_initial(self._states[axis], entropy=entropy)
+            for axis, controller in self._controllers.items()
+        }
+        return self._states
 
-    def restore(self, state: ControllerState) -> None:
-        """Go on from a saved state."""
-        self._state = state
+    def update(self, entropies: Mapping[str, float], *, step: int) -> States:
+        """Apply each controller once, with its entropy of the step in nats, and return the new states."""
+        self._states = {
+            axis: controller.update(self._states[axis], entropy=entropies[axis], step=step)
+            for axis, controller in self._controllers.items()
+        }
+        return self._states
+
+    def restore(self, states: States) -> None:
+        """Go on from saved states."""
+        self._states = states
 
 
 def actor_name() -> str:
@@ -34,6 +49,6 @@ def actor_name() -> str:
     return f"aent_verl_coefficient_{ray.get_runtime_context().get_job_id()}"
 
 
-def start(controller: Controller) -> "ray.actor.ActorHandle":
+def start(controllers: Mapping[str, Controller]) -> "ray.actor.ActorHandle":
     """Start the actor of this job; it takes no CPU slot, and ends with the driver that holds the handle."""
-    return ray.remote(Coefficient).options(name=actor_name(), num_cpus=0).remote(controller)
+    return ray.remote(Coefficients).options(name=actor_name(), num_cpus=0).remote(controllers)

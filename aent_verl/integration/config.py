@@ -1,102 +1,142 @@
 """The `entropy_control` block as typed, validated objects, and the actor config that carries it to the workers."""
 
-import dataclasses
-import importlib.util
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+from verl.trainer.ppo.core_algos import agg_loss
 from verl.workers.config import FSDPActorConfig
 
+from aent_verl.core import bonus
 from aent_verl.core.backends import KERNELS, Kernel
-from aent_verl.core.controllers import BandController, ConstantController, Controller
-from aent_verl.core.entropy import check_clamp_p
+from aent_verl.core.controllers import (
+    AnchoredTargetController,
+    BandController,
+    ConstantController,
+    Controller,
+    EntropyGuidedController,
+    EpochController,
+    LinearDecayController,
+    StageController,
+    StepToTargetController,
+)
+from aent_verl.integration import parsing
+from aent_verl.integration.axes import (
+    ADVANTAGES,
+    BONUSES,
+    SAMPLE_WEIGHTS,
+    TOKEN_MASKS,
+    AllTokens,
+    BonusForm,
+    LinearDifficulty,
+    PeakTokens,
+    Shaping,
+    ThresholdDifficulty,
+    Unchanged,
+    Uniform,
+)
+from aent_verl.integration.functional import FunctionalConfig
+from aent_verl.integration.host import LOSS_AGG_MODES, check_actor, check_combination, check_host
+from aent_verl.integration.micro_batch import MicroBatch
 
 ROOT = "entropy_control"
-TRAINER_MODES = ("aent_sync",)
-STRATEGIES = ("fsdp", "fsdp2")
-CONTROLLERS: dict[str, type[Controller]] = {"constant": ConstantController, "band": BandController}
-
-
-class NoEffectWarning(UserWarning):
-    """A setting was given that changes nothing in this combination."""
-
-
-def no_effect(key: str, value: Any, why: str) -> None:
-    """Warn that ``key=value`` changes nothing, and say why."""
-    warnings.warn(f"{key}={value!r} has no effect: {why}", NoEffectWarning, stacklevel=3)
-
-
-def _fields(block: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """``block`` as a dict whose keys are all in ``known``."""
-    if not isinstance(block, Mapping):
-        raise ValueError(f"{key}={block!r} is not a block of settings; expected the keys {', '.join(known)}")
-    unknown = sorted(set(block) - set(known))
-    if unknown:
-        raise ValueError(f"{key}.{unknown[0]} is not a known key; {key} has: {', '.join(known)}")
-    return dict(block)
-
-
-def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r} is not allowed: must be one of {', '.join(allowed)}")
-    return str(value)
+BONUS_CONTROLLERS: dict[str, type[Controller]] = {
+    "constant": ConstantController,
+    "band": BandController,
+    "step_to_target": StepToTargetController,
+    "anchored_target": AnchoredTargetController,
+    "linear_decay": LinearDecayController,
+}
+ADVANTAGES_CONTROLLERS: dict[str, type[Controller]] = {
+    "constant": ConstantController,
+    "linear_decay": LinearDecayController,
+    "stage": StageController,
+    "epoch": EpochController,
+    "entropy_guided": EntropyGuidedController,
+}
+NO_SHAPING = ConstantController(init=1.0)
+ALL_TOKENS, UNIFORM = AllTokens(), Uniform()
 
 
 @dataclass(frozen=True)
-class FunctionalConfig:
-    """Which entropy of a next-token distribution: ``full``, or ``clamped`` with the share ``clamp_p`` removed."""
+class BonusConfig:
+    """How per-token entropies become a loss term.
 
-    name: str
-    clamp_p: float | None = None
+    Attributes:
+        form: the loss term of a token.
+        controller: moves its coefficient.
+        token_mask: which tokens have a part in it.
+        sample_weight: how much each sample counts.
+        loss_agg_mode: how the term is aggregated; None: as the policy loss is.
+    """
+
+    form: BonusForm
+    controller: Controller
+    token_mask: AllTokens | PeakTokens = ALL_TOKENS
+    sample_weight: Uniform | LinearDifficulty | ThresholdDifficulty = UNIFORM
+    loss_agg_mode: str | None = None
 
     @classmethod
-    def parse(cls, block: Any, key: str) -> "FunctionalConfig":
+    def parse(cls, block: Any, key: str) -> "BonusConfig":
         """Build from the block at ``key``; ``ValueError`` names key, value and allowed range."""
-        values = _fields(block, key, ("name", "clamp_p"))
-        name = _choice(f"{key}.name", values.get("name"), ("full", "clamped"))
-        clamp_p = values.get("clamp_p")
-        if name == "full":
-            if clamp_p is not None:
-                no_effect(f"{key}.clamp_p", clamp_p, f"{key}.name=full removes no token")
-            return cls(name)
-        if not isinstance(clamp_p, int | float) or isinstance(clamp_p, bool):
-            raise ValueError(f"{key}.clamp_p={clamp_p!r} is not allowed: must be a number in [0, 1)")
-        try:
-            check_clamp_p(clamp_p)
-        except ValueError as error:
-            raise ValueError(f"{key}.{error}") from None
-        return cls(name, float(clamp_p))
+        parts = ("token_mask", "sample_weight", "loss_agg_mode", "controller")
+        mode = block.get("loss_agg_mode") if isinstance(block, Mapping) else None
+        return cls(
+            form=parsing.chosen(block, key, BONUSES, also=parts),
+            controller=parsing.chosen(block.get("controller"), f"{key}.controller", BONUS_CONTROLLERS),
+            token_mask=parsing.chosen(block.get("token_mask", {"name": "all"}), f"{key}.token_mask", TOKEN_MASKS),
+            sample_weight=parsing.chosen(
+                block.get("sample_weight", {"name": "uniform"}), f"{key}.sample_weight", SAMPLE_WEIGHTS
+            ),
+            loss_agg_mode=mode and parsing.choice(f"{key}.loss_agg_mode", mode, LOSS_AGG_MODES),
+        )
 
-    def arguments(self) -> dict[str, Any]:
-        """How `core.fused` is asked for it."""
-        return {"functional": self.name, "clamp_p": self.clamp_p}
+    @property
+    def form_name(self) -> str:
+        """The form's name in the config."""
+        return parsing.name_in(BONUSES, self.form)
 
-    def __str__(self) -> str:
-        return self.name if self.clamp_p is None else f"{self.name}(clamp_p={self.clamp_p:g})"
+    def weights(self, entropy: Tensor, mask: Tensor, accuracy: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens that have a part, Boolean ``[B, T]``, and weights of the samples, ``[B]``; None where all are equal.
+
+        ``accuracy`` is called for the groups' accuracies ``[B]`` if they are needed.
+        """
+        return self.token_mask.tokens(entropy, mask), self.sample_weight.weight(accuracy)
+
+    def weigh(self, batch: MicroBatch) -> Any:
+        """A function that masks and weighs a per-token term ``[B, T]`` of this batch."""
+        tokens, weight = self.weights(batch.entropy, batch.mask, lambda: batch.accuracy)
+        return lambda term: bonus.weighted(term, batch.mask, tokens, weight)
 
 
-def parse_controller(block: Any, key: str) -> Controller:
-    """Build a controller from ``{name: band, init: ...}``; the keys of other controllers may be present but null.
+@dataclass(frozen=True)
+class AdvantagesConfig:
+    """How advantages are changed before the policy loss, and what moves the coefficient of that."""
 
-    Raises:
-        ValueError: unknown name or key, missing value, or a value outside its range; the message names all three.
-    """
-    every = {setting.name for kind in CONTROLLERS.values() for setting in dataclasses.fields(kind)}
-    values = _fields(block, key, ("name", *sorted(every)))
-    name = _choice(f"{key}.name", values.pop("name", None), tuple(CONTROLLERS))
-    own = {setting.name: setting for setting in dataclasses.fields(CONTROLLERS[name])}
-    given = {setting: value for setting, value in values.items() if value is not None}
-    for other in sorted(set(given) - set(own)):
-        no_effect(f"{key}.{other}", given.pop(other), f"{key}.name={name} does not use it")
-    for setting in own.values():
-        if setting.default is dataclasses.MISSING and setting.name not in given:
-            raise ValueError(f"{key}.{setting.name}=None is not allowed: {key}.name={name} needs a number")
-    try:
-        return CONTROLLERS[name](**given)
-    except ValueError as error:
-        raise ValueError(f"{key}.{error}") from None
+    shaping: Shaping
+    controller: Controller = NO_SHAPING
+
+    @classmethod
+    def parse(cls, block: Any, key: str) -> "AdvantagesConfig":
+        """Build from the block at ``key``; ``ValueError`` names key, value and allowed range."""
+        shaping = parsing.chosen(block, key, ADVANTAGES, also=("controller",))
+        given = block.get("controller") or {"name": "constant", "init": 1.0}
+        controller = parsing.chosen(given, f"{key}.controller", ADVANTAGES_CONTROLLERS)
+        if not shaping.has_coefficient and controller != NO_SHAPING:
+            parsing.no_effect(f"{key}.controller", str(controller), f"{key}.name={block['name']} has no coefficient")
+            controller = NO_SHAPING
+        if shaping.has_coefficient and controller == NO_SHAPING:
+            parsing.no_effect(f"{key}.name", block["name"], f"{key}.controller keeps its coefficient at 1")
+        for bound in ("init", "final", "min", "max"):
+            value = getattr(controller, bound, 0.0)
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"{key}.controller.{bound}={value!r} is not allowed: must be in [0, 1], it bounds the weight of "
+                    "positive advantages"
+                )
+        return cls(shaping, controller)
 
 
 @dataclass(frozen=True)
@@ -105,99 +145,114 @@ class EntropyControlConfig:
 
     Attributes:
         method: the preset's name, for logs and banner.
-        functional: the entropy that is measured, rewarded and handed to the controller.
-        bonus: name of the bonus form.
-        controller: moves the bonus coefficient.
+        functional: the entropy that is measured, rewarded and handed to the bonus's controller.
+        bonus: the entropy term of the loss, and its controller.
+        advantages: what is done to advantages, and its controller.
         kernel: what computes log-probs and entropies: ``auto``, ``triton`` or ``torch``.
-        restart_controller: on resume, start the controller afresh instead of reading its saved state.
+        restart_controller: on resume, start the controllers afresh instead of reading their saved state.
+        token_dump: how many responses a step are written out token by token.
+        token_dump_dir: where to.
     """
 
     method: str
     functional: FunctionalConfig
-    bonus: str
-    controller: Controller
+    bonus: BonusConfig
+    advantages: AdvantagesConfig = AdvantagesConfig(Unchanged())
     kernel: Kernel = "auto"
     restart_controller: bool = False
+    token_dump: int = 0
+    token_dump_dir: str | None = None
 
     @property
-    def controller_name(self) -> str:
-        """The controller's name in the config and in the state file."""
-        return next(name for name, kind in CONTROLLERS.items() if isinstance(self.controller, kind))
+    def controllers(self) -> dict[str, Controller]:
+        """The controllers by the axis whose coefficient they move."""
+        return {"bonus": self.bonus.controller, "advantages": self.advantages.controller}
+
+    @property
+    def controller_names(self) -> dict[str, str]:
+        """Their names in the config and in the state file."""
+        return {
+            "bonus": parsing.name_in(BONUS_CONTROLLERS, self.bonus.controller),
+            "advantages": parsing.name_in(ADVANTAGES_CONTROLLERS, self.advantages.controller),
+        }
+
+    @property
+    def needs_initial_entropy(self) -> bool:
+        """Whether the entropy before the first update must be measured."""
+        return self.bonus.form.anchored or self.bonus.controller.needs_initial_entropy
+
+    @property
+    def needs_accuracy(self) -> bool:
+        """Whether the batch must carry the groups' accuracies."""
+        return self.bonus.sample_weight.needs_accuracy or self.advantages.shaping.needs_accuracy
+
+    def initial_entropy(
+        self,
+        entropy: Tensor,
+        mask: Tensor,
+        *,
+        accuracy: Tensor | None,
+        loss_agg_mode: str,
+        loss_scale_factor: int | None,
+    ) -> float:
+        """The entropy before the first update, nats: as an anchored bonus aggregates it, else the mean over tokens.
+
+        Args:
+            entropy: the configured functional of all tokens of the step, ``[B, T]``.
+            mask: the response mask, ``[B, T]``.
+            accuracy: the groups' accuracies, ``[B]``, if the bonus weighs samples by them.
+            loss_agg_mode: the run's aggregation.
+            loss_scale_factor: its divisor, for ``seq-mean-token-sum-norm``.
+        """
+        if not self.bonus.form.anchored:
+            return float(entropy[mask].mean())
+        weighted = bonus.weighted(entropy, mask, *self.bonus.weights(entropy, mask, lambda: accuracy))
+        mode = self.bonus.loss_agg_mode or loss_agg_mode
+        value, share = (
+            agg_loss(term, mask, mode, loss_scale_factor=loss_scale_factor)
+            for term in (weighted, torch.ones_like(weighted))
+        )
+        return float(value / share)
 
     @classmethod
     def parse(cls, block: Any) -> "EntropyControlConfig":
         """Build from the `entropy_control` block (any mapping); ``ValueError`` names key, value and allowed range."""
-        values = _fields(block, ROOT, ("method", "functional", "bonus", "kernel", "restart_controller", "host"))
-        bonus = _fields(values.get("bonus"), f"{ROOT}.bonus", ("name", "controller"))
-        kernel = _choice(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
-        if kernel == "triton" and (values.get("host") or {}).get("device") == "cpu":
+        known = ("method", "functional", "bonus", "advantages", "kernel", "restart_controller", "token_dump", "host")
+        values = parsing.fields(block, ROOT, known)
+        host = values.get("host") or {}
+        kernel = parsing.choice(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
+        if kernel == "triton" and host.get("device") == "cpu":
             raise ValueError(f"{ROOT}.kernel='triton' is not allowed with trainer.device=cpu: use auto or torch")
-        restart = values.get("restart_controller", False)
-        if not isinstance(restart, bool):
-            raise ValueError(f"{ROOT}.restart_controller={restart!r} is not allowed: must be true or false")
-        check_host(values.get("host") or {})
-        return cls(
+        dump = values.get("token_dump", 0)
+        if not isinstance(dump, int) or isinstance(dump, bool) or dump < 0:
+            raise ValueError(f"{ROOT}.token_dump={dump!r} is not allowed: must be a number of responses, >= 0")
+        check_host(host)
+        control = cls(
             method=str(values.get("method")),
             functional=FunctionalConfig.parse(values.get("functional"), f"{ROOT}.functional"),
-            bonus=_choice(f"{ROOT}.bonus.name", bonus.get("name"), ("linear",)),
-            controller=parse_controller(bonus.get("controller"), f"{ROOT}.bonus.controller"),
+            bonus=BonusConfig.parse(values.get("bonus"), f"{ROOT}.bonus"),
+            advantages=AdvantagesConfig.parse(values.get("advantages", {"name": "none"}), f"{ROOT}.advantages"),
             kernel=cast(Kernel, kernel),
-            restart_controller=restart,
+            restart_controller=parsing.boolean(f"{ROOT}.restart_controller", values.get("restart_controller", False)),
+            token_dump=dump,
+            token_dump_dir=host.get("token_dump_dir"),
         )
-
-
-def check_host(host: Mapping[str, Any]) -> None:
-    """Refuse verl settings under which our code would not run, and training would go on without entropy control.
-
-    `entropy_control.host` holds copies of those settings, by interpolation, so that this check sees them wherever the
-    actor's config is built: in our own entry, in verl's ``main_ppo`` and in the workers.
-    """
-    if not host.get("use_v1", True):
-        raise ValueError("trainer.use_v1=False is not allowed with entropy_control: only verl's v1 trainers run it")
-    mode = host.get("trainer_mode")
-    if mode not in TRAINER_MODES:
-        raise ValueError(
-            f"trainer.v1.trainer_mode={mode!r} is not allowed with entropy_control: it would train without it; "
-            f"use one of {', '.join(TRAINER_MODES)}"
-        )
-    if host.get("distillation"):
-        raise ValueError("distillation.enabled=True is not allowed with entropy_control: its loss replaces ours")
-
-
-def _check_actor(settings: Mapping[str, Any], attention: str) -> None:
-    """Refuse or warn about actor settings that would bypass, duplicate or ignore entropy control."""
-    key = "actor_rollout_ref.actor"
-    strategy = settings.get("strategy")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"{key}.strategy={strategy!r} is not allowed with entropy_control: must be fsdp or fsdp2")
-    if settings.get("entropy_coeff", 0) != 0:
-        raise ValueError(
-            f"{key}.entropy_coeff={settings['entropy_coeff']!r} is not allowed with entropy_control: must be 0; "
-            f"set the coefficient with entropy_control=entreg entropy_control.bonus.controller.init=..."
-        )
-    ulysses = max(
-        settings.get("ulysses_sequence_parallel_size", 1),
-        (settings.get("fsdp_config") or {}).get("ulysses_sequence_parallel_size", 1),
-    )
-    flash = importlib.util.find_spec("flash_attn") is not None and attention.startswith("flash")
-    if ulysses > 1 and not flash:
-        raise ValueError(
-            f"{key}.ulysses_sequence_parallel_size={ulysses} is not allowed without flash-attn: verl's sequence "
-            f"parallelism computes wrong log-probs with other attention kernels (here {attention!r}); install "
-            "flash-attn and use it, or set the size to 1"
-        )
-    if settings.get("calculate_entropy"):
-        no_effect(f"{key}.calculate_entropy", True, "the entropy is measured in every update anyway, as aent/entropy")
-    for name in ("entropy_from_logits_with_chunking", "entropy_checkpointing"):
-        if settings.get(name) or (settings.get("fsdp_config") or {}).get(name):
-            no_effect(f"{key}.{name}", True, "log-probs and entropy come from one op that always works in chunks")
+        check_combination(control, host)
+        return control
 
 
 @dataclass
 class EntropyControlActorConfig(FSDPActorConfig):
-    """verl's FSDP actor config with the parsed `entropy_control` block."""
+    """verl's FSDP actor config with the parsed `entropy_control` block.
+
+    Attributes:
+        entropy_control: the settings.
+        chosen_tokens: what the pre-pass chose, ``{"chosen": [B, T]}``, while the policy loss of one micro-batch is
+            computed: the functions in verl's registry see this config and no other data of ours.
+    """
 
     entropy_control: EntropyControlConfig | None = field(default=None)
+    chosen_tokens: dict[str, Tensor] = field(default_factory=dict)
 
 
 def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActorConfig:
@@ -207,5 +262,6 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
         ValueError: a setting that is illegal, or under which our code would not run.
     """
     host = entropy_control.get("host") or {}
-    _check_actor(settings, attention=str(host.get("attention", "flash_attention_2")))
-    return EntropyControlActorConfig(entropy_control=EntropyControlConfig.parse(entropy_control), **settings)
+    control = EntropyControlConfig.parse(entropy_control)
+    check_actor(settings, control, host)
+    return EntropyControlActorConfig(entropy_control=control, **settings)

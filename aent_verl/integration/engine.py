@@ -13,10 +13,13 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from aent_verl.core.backends import Kernel
+from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
-from aent_verl.integration.config import FunctionalConfig
+from aent_verl.integration.functional import FunctionalConfig
 from aent_verl.integration.fused_head import Head, lm_head_of, replaced
-from aent_verl.integration.loss import ENTROPY, ENTROPY_FULL, REMOVED_MASS
+from aent_verl.integration.micro_batch import ENTROPY, ENTROPY_FULL, REMOVED_MASS
+from aent_verl.integration.pre_pass import PrePass
+from aent_verl.integration.step import MEASURE_INITIAL
 
 MODEL_TYPE = "aent_language_model"
 
@@ -26,13 +29,15 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
     In training it returns log-probs, the configured entropy and its statistics. Elsewhere (old log-probs) it returns
     what verl's own does, log-probs and, if asked for, the full entropy, from the same op: the two log-probs of a policy
-    ratio must have one precision.
+    ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
+    asks for it.
 
-    ``functional`` and ``kernel`` are set by the worker before the first step.
+    ``functional``, ``kernel`` and ``pre_pass`` are set by the worker before the first step.
     """
 
     functional: FunctionalConfig
     kernel: Kernel = "auto"
+    pre_pass: PrePass | None = None
     # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
     _lm_head: nn.Module | None = None
     _head: Head | None = None
@@ -42,18 +47,30 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
 
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """As verl's; before it, in training, the pass without gradient that the method needs over all of ``data``."""
+        if not forward_only and self.pre_pass is not None and self.pre_pass.needed:
+            output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
+            self.pre_pass(output, data, self.get_data_parallel_group())
+            del output
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """As verl's; with ``use_fused_kernels`` the model's LM head runs our op."""
         with contextlib.ExitStack() as stack:
             if tu.get_non_tensor_data(data=micro_batch, key="use_fused_kernels", default=False):
                 self._lm_head = self._lm_head or lm_head_of(self.module)
-                self._head = stack.enter_context(replaced(self._lm_head, self._settings()))
+                self._head = stack.enter_context(replaced(self._lm_head, self._settings(micro_batch)))
                 stack.callback(setattr, self, "_head", None)
             return super().forward_step(micro_batch, loss_function, forward_only)
 
-    def _settings(self) -> dict[str, Any]:
-        """What the op is asked for in the present mode."""
-        functional = self.functional if self.mode == "train" else FunctionalConfig("full")
+    def _measures(self, micro_batch: TensorDict) -> bool:
+        """Whether the configured entropy is wanted: in training, and for the observation before the first update."""
+        return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
+
+    def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
+        """What the op is asked for."""
+        functional = self.functional if self._measures(micro_batch) else FunctionalConfig("full")
         return {**functional.arguments(), "kernel": self.kernel}
 
     def prepare_model_outputs(
@@ -73,22 +90,29 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                 )
         else:
             logits, labels, temperature = _rows(output.logits, output_args, real)
-            result = logprobs_and_entropy(
-                logits,
-                labels,
-                temperature=temperature,
-                statistics=True,
-                # verl lets go of the logits after this; autograd would tell if their values were needed once more.
-                inplace_backward=True,
-                **self._settings(),
-            )
+            function = self.functional.function if self._measures(micro_batch) else None
+            if function is not None:
+                result = logprobs_and_custom_entropy(
+                    logits, labels, function, temperature=temperature, kernel=self.kernel
+                )
+            else:
+                # In place: verl lets go of the logits after this; autograd would tell if their values were needed.
+                result = logprobs_and_entropy(
+                    logits,
+                    labels,
+                    temperature=temperature,
+                    statistics=True,
+                    inplace_backward=True,
+                    **self._settings(micro_batch),
+                )
             log_probs, entropy, statistics = cast(WithStatistics, result)
         results = {"log_probs": log_probs}
+        if self._measures(micro_batch):
+            results[ENTROPY] = entropy
         if self.mode == "train":
-            results |= {ENTROPY: entropy, ENTROPY_FULL: statistics["entropy_full"]}
-            results[REMOVED_MASS] = statistics["removed_mass"]
+            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
         elif asked_for["calculate_entropy"]:
-            results["entropy"] = entropy
+            results["entropy"] = statistics["entropy_full"]
         if asked_for["calculate_sum_pi_squared"]:
             with torch.no_grad():
                 if isinstance(temperature, Tensor):

@@ -11,9 +11,13 @@ def banner(reports: list[dict[str, Any]]) -> str:
     if not actors:
         return "no worker reports entropy control"
     first = actors[0]
-    coefficient = first.get("coefficient")
-    return (
-        f"entropy control active on {len(actors)} rank(s): method {first['method']}, "
-        f"functional {first.get('functional')}, controller {first.get('controller')}, "
-        f"coefficient {coefficient if coefficient is None else format(coefficient, 'g')}, device {first.get('device')}"
+    coefficient, shaping = first.get("coefficient"), first.get("advantages") or ""
+    parts = (
+        f"method {first['method']}",
+        f"functional {first.get('functional')}",
+        f"controller {first.get('controller')}",
+        f"coefficient {coefficient if coefficient is None else format(coefficient, 'g')}",
+        *([] if not shaping or "Unchanged" in shaping else [f"advantages {shaping}"]),
+        f"device {first.get('device')}",
     )
+    return f"entropy control active on {len(actors)} rank(s): {', '.join(parts)}"

@@ -1,5 +1,6 @@
-"""The driver's part: ask for the coefficient, send it with the batch, measure the step, move the controller once."""
+"""The driver's part: ask for the coefficients, send them with the batch, measure, move the controllers once."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -7,25 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.padding import response_from_nested
 
-from aent_verl.core.controllers import ControllerState
-from aent_verl.integration import coefficient, loss, report, state_file
-from aent_verl.integration.config import EntropyControlConfig
+from aent_verl.core.controllers import Schedule
+from aent_verl.core.diagnostics import EntropyChange
+from aent_verl.integration import coefficient, groups, loss, measurements, report, state_file, step
+from aent_verl.integration.config import EntropyControlActorConfig, EntropyControlConfig
 from aent_verl.integration.engine import EntropyControlEngine
+from aent_verl.integration.measurements import PlugInNotActiveError
+from aent_verl.integration.micro_batch import ENTROPY
+from aent_verl.integration.pre_pass import PrePass
+from aent_verl.integration.step import StepValues
 from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlWorker
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
-
-
-class PlugInNotActiveError(RuntimeError):
-    """A worker does not run our code; going on would train without entropy control."""
 
 
 class EntropyControlMixin(PPOTrainer):
@@ -37,16 +43,34 @@ class EntropyControlMixin(PPOTrainer):
         # verl compares the mode's name and looks its settings up by it: under ours it would take other branches.
         with open_dict(config):
             config.trainer.v1.trainer_mode = self.base_mode
-        self.entropy_control: EntropyControlConfig = omega_conf_to_dataclass(
-            config.actor_rollout_ref.actor
-        ).entropy_control
-        self._coefficient = coefficient.start(self.entropy_control.controller)
+        self.use_entropy_control(omega_conf_to_dataclass(config.actor_rollout_ref.actor))
+        self._entropy_change = EntropyChange()
         super().__init__(config)
         if self.parameter_sync_step != 1:
             raise ValueError(
                 f"trainer.v1.{self.base_mode}.parameter_sync_step={self.parameter_sync_step} is not allowed with "
-                "entropy_control: must be 1, because the controller moves once per training step"
+                "entropy_control: must be 1, because the controllers move once per training step"
             )
+
+    def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
+        """Follow these settings; the workers have the same."""
+        assert actor_config.entropy_control is not None
+        self.entropy_control: EntropyControlConfig = actor_config.entropy_control
+        self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        # Only now the length of the run is known.
+        self._total_steps = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
+        self.start_controllers()
+
+    def start_controllers(self) -> None:
+        """Start the controllers at their initial state, knowing the length of the run."""
+        self._controllers = {
+            axis: controller.for_run(total_steps=self._total_steps, steps_per_epoch=self.steps_per_epoch)
+            for axis, controller in self.entropy_control.controllers.items()
+        }
+        self._coefficients = coefficient.start(self._controllers)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -63,36 +87,130 @@ class EntropyControlMixin(PPOTrainer):
         (folder / report.FILE).write_text(json.dumps(reports, indent=2), encoding="utf-8")
         print(report.banner(reports), flush=True)
 
-    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        before: ControllerState = ray.get(self._coefficient.state.remote())
-        batch.extra_info[loss.COEFFICIENT] = before.coefficient
-        batch = super()._update_actor(batch, metrics)
-        measured = step_means(metrics, sent=before.coefficient)
-        after: ControllerState = ray.get(
-            self._coefficient.update.remote(entropy=measured["aent/entropy"], step=self.global_steps)
+    def _states(self) -> coefficient.States:
+        return ray.get(self._coefficients.states.remote())
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if not self.entropy_control.needs_initial_entropy or self._states()["bonus"].initial_entropy is not None:
+            return super()._compute_old_log_prob(batch, metrics)
+        if self.entropy_control.needs_accuracy:
+            batch = self._add_sample_fields(batch)
+        batch.extra_info[step.MEASURE_INITIAL] = True
+        batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info.pop(step.MEASURE_INITIAL, None)
+        entropy = self._initial_entropy(batch)
+        ray.get(self._coefficients.observe_initial.remote(entropy))
+        logger.info("entropy before the first update: %g nats (%s)", entropy, self.entropy_control.functional)
+        return batch
+
+    def _initial_entropy(self, batch: KVBatchMeta) -> float:
+        """The entropy of the whole batch as the bonus aggregates it, or its token mean, in nats."""
+        fields = [ENTROPY, "response_mask", *([step.ACCURACY] if self.entropy_control.needs_accuracy else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
+        padded = data.select(ENTROPY, "response_mask").to_padded_tensor()
+        actor = self.config.actor_rollout_ref.actor
+        return self.entropy_control.initial_entropy(
+            padded[ENTROPY],
+            padded["response_mask"].bool(),
+            accuracy=data.get(step.ACCURACY),
+            loss_agg_mode=actor.loss_agg_mode,
+            loss_scale_factor=actor.loss_scale_factor,
         )
-        if after.nonfinite > before.nonfinite:
+
+    def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Put what the workers need to know about each sample beside the batch's other fields."""
+        fields: dict[str, Any] = {}
+        asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", groups.ACC]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
+        there = set(data.keys())
+        columns = {key: _column(data[key]) for key in asked if key in there}
+        blank = [0] * len(batch)
+        filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+        if self._needs_samples:
+            known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
+            order = zip(filler, *known, batch.keys, strict=True)
+            fields[step.SAMPLE] = groups.sample_indices([tuple(map(str, sample)) for sample in order])
+        if self.entropy_control.needs_accuracy:
+            # A reward model in the workers' place puts `acc` beside the score, a reward function into extra_fields.
+            extra = columns.get("extra_fields", blank)
+            extra = [{groups.EXTRA: {groups.ACC: acc}} for acc in columns[groups.ACC]] if groups.ACC in there else extra
+            fields[step.ACCURACY] = groups.group_accuracies(
+                [str(uid) for uid in columns["uid"]],
+                extra,
+                [float(score.sum()) for score in columns["rm_scores"]],
+                [not fills for fills in filler],
+            )
+        # The metadata that comes back is fresh.
+        extra_info = batch.extra_info
+        batch = tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
+        )
+        batch.extra_info.update(extra_info)
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        before = self._states()
+        sent = StepValues(
+            step=self.global_steps,
+            total_steps=self._total_steps,
+            bonus=self._in_force("bonus", before),
+            advantages=self._in_force("advantages", before),
+            initial_entropy=before["bonus"].initial_entropy,
+            entropy_mean=before["bonus"].entropy_mean,
+        )
+        if self._needs_samples or self.entropy_control.needs_accuracy:
+            batch = self._add_sample_fields(batch)
+        batch.extra_info[step.STEP] = sent
+        batch = super()._update_actor(batch, metrics)
+        measured = measurements.of_step(metrics, sent)
+        entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
+        after = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
+        metrics |= measured | self._about_controllers(sent, before, after, measured)
+        return batch
+
+    def _in_force(self, axis: str, states: coefficient.States) -> float:
+        """The coefficient of this step; a schedule has gone on through steps without an update of the actor."""
+        controller = self._controllers[axis]
+        if isinstance(controller, Schedule):
+            return controller.coefficient_at(self.global_steps)
+        return states[axis].coefficient
+
+    def _about_controllers(
+        self, sent: StepValues, before: coefficient.States, after: coefficient.States, measured: dict[str, float]
+    ) -> dict[str, Any]:
+        old, new = before["bonus"], after["bonus"]
+        if new.nonfinite > old.nonfinite:
             logger.warning(
-                "step %d: the measured entropy is %r; the coefficient stays at %g (%d such steps so far)",
+                "step %d: the measured entropy is %r; it moves no coefficient, the next is %g (%d such steps so far)",
                 self.global_steps,
                 measured["aent/entropy"],
-                after.coefficient,
-                after.nonfinite,
+                new.coefficient,
+                new.nonfinite,
             )
-        metrics |= measured | {
-            "aent/coefficient": before.coefficient,
-            "aent/coefficient_next": after.coefficient,
-            "aent/coefficient_at_bound": float(after.at_bound),
-            "aent/band_side": after.band_side,
-            "aent/nonfinite_steps": after.nonfinite,
+        self._entropy_change, change, estimate = self._entropy_change.update(
+            entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
+        )
+        about = {
+            "aent/coefficient": sent.bonus,
+            "aent/coefficient_next": new.coefficient,
+            "aent/coefficient_at_bound": float(new.at_bound),
+            "aent/bound_hits": new.bound_hits,
+            "aent/band_side": new.band_side,
+            "aent/nonfinite_steps": new.nonfinite,
+            "aent/advantages_coefficient": sent.advantages,
+            "aent/coefficient_before_gate": old.level,
+            "aent/initial_entropy": new.initial_entropy,
+            "aent/entropy_mean": old.entropy_mean,
+            "aent/entropy_change": change,
+            "aent/entropy_change_linear": estimate,
         }
-        return batch
+        return {key: value for key, value in about.items() if value is not None}
 
     def _save_checkpoint(self) -> None:
         # Before verl's own files: its tracker names this folder only once it is complete.
         folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        state = ray.get(self._coefficient.state.remote())
-        state_file.write(folder, control=self.entropy_control, state=state)
+        state_file.write(folder, control=self.entropy_control, states=self._states(), change=self._entropy_change)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -100,17 +218,38 @@ class EntropyControlMixin(PPOTrainer):
         if self.global_steps == 0:
             return
         if self.entropy_control.restart_controller:
-            logger.warning("resuming at step %d with the controller at its initial state", self.global_steps)
+            self._restart_controllers()
             return
         trainer = self.config.trainer
         folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
-        state, changes = state_file.read(folder, control=self.entropy_control)
+        states, self._entropy_change, changes = state_file.read(
+            folder, control=self.entropy_control, controllers=self._controllers
+        )
         for change in changes:
             logger.warning(change)
-        ray.get(self._coefficient.restore.remote(state))
-        logger.info("controller resumed from %s: %s", folder, state)
+        ray.get(self._coefficients.restore.remote(states))
+        logger.info("controllers resumed from %s: %s", folder, states)
+
+    def _restart_controllers(self) -> None:
+        """Start afresh in the middle of a run: what depends on the step alone goes on from it."""
+        done = self.global_steps
+        logger.warning("resuming at step %d with the controllers at their initial state", done)
+        if self.entropy_control.needs_initial_entropy:
+            logger.warning("the initial entropy is then measured before step %d, not before step 1", done + 1)
+        states = {}
+        for axis, controller in self._controllers.items():
+            fresh = dataclasses.replace(controller.initial_state(), step=done)
+            states[axis] = controller.restore(fresh) if isinstance(controller, Schedule) else fresh
+        ray.get(self._coefficients.restore.remote(states))
+
+
+def _column(values: Any) -> list[Any]:
+    """One value per sample of a field of a batch; verl hands out tensors, lists, and tensordict's stacks of objects."""
+    if isinstance(values, torch.Tensor):
+        return list(values.unbind())
+    return list(values) if isinstance(values, list) else values.tolist()
 
 
 def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig) -> None:
@@ -127,7 +266,8 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
         "loss": loss.entropy_control_loss.__name__,
         "method": expected.method,
         "functional": str(expected.functional),
-        "controller": str(expected.controller),
+        "bonus": str(expected.bonus),
+        "advantages": str(expected.advantages),
     }
     for actor in actors:
         for key, value in wanted.items():
@@ -136,34 +276,6 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
                     f"rank {actor.get('rank')} reports {key}={actor.get(key)!r}, the driver expects {value!r}: "
                     "is the same version of aent_verl installed on every node?"
                 )
-
-
-def step_means(metrics: dict[str, Any], *, sent: float) -> dict[str, float]:
-    """Take our sums out of verl's metrics and return the token-weighted means of the step, in nats.
-
-    verl sums a SUM metric over micro-batches and averages it over ranks and mini-batches; the ratio of two such metrics
-    is the exact token-weighted mean over all of them.
-
-    Raises:
-        PlugInNotActiveError: no such sums, or a rank that used another coefficient than the one ``sent``.
-    """
-    prefix = "actor/"
-    try:
-        tokens = metrics.pop(prefix + loss.TOKENS)
-        bonus_loss = metrics.pop(prefix + loss.BONUS_LOSS)
-        sums = {key: metrics.pop(prefix + name) for key, name in loss.SUMS.items()}
-        lowest, highest = (metrics.pop(prefix + k) for k in (loss.COEFFICIENT_LOWEST, loss.COEFFICIENT_HIGHEST))
-    except KeyError as error:
-        raise PlugInNotActiveError(f"the actor's update returned no {error}: our loss did not run") from None
-    if not lowest == highest == sent:
-        raise PlugInNotActiveError(f"ranks used coefficients in [{lowest!r}, {highest!r}], the driver sent {sent!r}")
-    mean = {key: float(value / tokens) if tokens > 0 else float("nan") for key, value in sums.items()}
-    return {
-        "aent/entropy": mean[loss.ENTROPY],
-        "aent/entropy_full": mean[loss.ENTROPY_FULL],
-        "aent/removed_mass": mean[loss.REMOVED_MASS],
-        "aent/bonus_loss": float(bonus_loss),
-    }
 
 
 @register_trainer("aent_sync")

@@ -10,11 +10,14 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from aent_verl.core.controllers import ControllerState
-from aent_verl.integration import coefficient, engine, platform_cpu
+from aent_verl.integration import coefficient, engine, platform_cpu, policy_loss
+from aent_verl.integration.config import EntropyControlActorConfig
 from aent_verl.integration.loss import entropy_control_loss
+from aent_verl.integration.pre_pass import PrePass
+from aent_verl.integration.token_dump import TokenDump
 
 engine.register()
+policy_loss.register()
 platform_cpu.register_engines()
 
 
@@ -45,10 +48,20 @@ class EntropyControlWorker(ActorRolloutRefWorker):
         super().init_model()
         if self.actor is None:
             return
-        config = self.loss_fn.keywords["config"]
-        self.actor.engine.functional = config.entropy_control.functional
-        self.actor.engine.kernel = config.entropy_control.kernel
-        self.actor.set_loss_fn(partial(entropy_control_loss, config=config))
+        self.use_entropy_control(self.loss_fn.keywords["config"])
+
+    def use_entropy_control(self, config: EntropyControlActorConfig) -> None:
+        """Make the actor's engine and loss follow ``config``."""
+        control = config.entropy_control
+        assert control is not None
+        actor_engine = self.actor.engine
+        actor_engine.functional, actor_engine.kernel = control.functional, control.kernel
+        actor_engine.pre_pass = PrePass(config)
+        tokenizer = self.actor.model_config.tokenizer
+        # Of the ranks that share a sequence one writes it.
+        writes = control.token_dump > 0 and actor_engine.is_mp_src_rank_with_outputs()
+        dump = TokenDump(control, self.rank, tokenizer) if writes else None
+        self.actor.set_loss_fn(partial(entropy_control_loss, config=config, dump=dump))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     async def entropy_control_report(self) -> dict[str, Any]:
@@ -57,7 +70,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             return {"rank": self.rank, "pid": os.getpid(), "role": self.role}
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
-        state: ControllerState = await ray.get_actor(coefficient.actor_name()).state.remote()
+        states: coefficient.States = await ray.get_actor(coefficient.actor_name()).states.remote()
         return {
             "rank": self.rank,
             "pid": os.getpid(),
@@ -67,6 +80,9 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             "loss": getattr(loss.func, "__name__", str(loss.func)),
             "method": control and control.method,
             "functional": str(self.actor.engine.functional),
-            "controller": control and str(control.controller),
-            "coefficient": state.coefficient,
+            "controller": control and str(control.bonus.controller),
+            "bonus": control and str(control.bonus),
+            "advantages": control and str(control.advantages),
+            "coefficient": states["bonus"].coefficient,
+            "advantages_coefficient": states["advantages"].coefficient,
         }

@@ -5,14 +5,14 @@ import importlib
 
 import pytest
 
-from aent_verl.integration import compat, facts
+from aent_verl.integration import compat, contract, facts
 
 TRAINER = "verl.trainer.ppo.v1.trainer_base"
 
 
 def broken(name: str) -> list[str]:
     """Violations of the facts whose description holds ``name``."""
-    chosen = [fact for fact in compat.CONTRACT if name in fact.what]
+    chosen = [fact for fact in contract.CONTRACT if name in fact.what]
     assert chosen, f"no fact on {name}"
     return [line for fact in chosen if (line := fact.violation()) is not None]
 
@@ -24,7 +24,7 @@ def test_the_installed_verl_keeps_the_contract():
 
 @pytest.mark.parametrize("model", ["dense_common", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v"])
 def test_every_fused_forward_method_goes_through_what_we_replace(model):
-    assert [fact.violation() for fact in compat.fused_forward_calls(model)] == [None, None]
+    assert [fact.violation() for fact in contract.fused_forward_calls(model)] == [None, None]
 
 
 def test_no_fact_holds_where_nothing_can_be_imported(monkeypatch):
@@ -32,11 +32,11 @@ def test_no_fact_holds_where_nothing_can_be_imported(monkeypatch):
         raise ImportError(f"no module {name}")
 
     monkeypatch.setattr(facts.importlib, "import_module", fail)
-    assert len(compat.violations()) == len(compat.CONTRACT)
+    assert len(compat.violations()) == len(contract.CONTRACT)
 
 
 def test_every_fact_is_there_once():
-    assert len({fact.what for fact in compat.CONTRACT}) == len(compat.CONTRACT)
+    assert len({fact.what for fact in contract.CONTRACT}) == len(contract.CONTRACT)
 
 
 def test_an_overridden_method_with_another_parameter(monkeypatch):
@@ -129,6 +129,11 @@ def test_a_registry_with_other_rows(monkeypatch):
 def test_trainers_under_other_names(monkeypatch):
     monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
     assert "sync -> None" in broken("TRAINER_REGISTRY")[0]
+
+
+def test_policy_losses_under_other_names(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("verl.trainer.ppo.core_algos"), "POLICY_LOSS_REGISTRY", {})
+    assert "vanilla -> None" in broken("POLICY_LOSS_REGISTRY")[0]
 
 
 def test_workers_without_the_seam(monkeypatch):

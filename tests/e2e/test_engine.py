@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aent_verl.integration import loss
-from aent_verl.integration.trainer import step_means
-from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run
+from aent_verl.integration import measurements
+from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run, step
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +28,7 @@ OLD_LOG_PROBS = [
     Case(engine="stock", evaluate=True, temperature=t, remove_padding=r) for r in LAYOUTS for t in (1.0, 0.7)
 ]
 AENT_MODES = [replace(AENT, loss_agg_mode=m) for m in LOSS_AGG_MODES[1:]]
-NO_COEFFICIENT = Case(send_coefficient=False)
+NO_COEFFICIENT = Case(send_step=False)
 
 
 def ours(case: Case) -> Case:
@@ -91,7 +90,7 @@ def test_old_log_probs_and_their_entropy_are_verls(results: dict[Case, Result], 
 
 
 def means(result: Result, case: Case) -> dict[str, float]:
-    return step_means(dict(result.metrics), sent=case.coefficient)
+    return measurements.of_step(dict(result.metrics), step(case))
 
 
 @pytest.mark.parametrize("case", [*AENT_VARIANTS, *AENT_MODES], ids=str)
@@ -114,7 +113,7 @@ def test_number_of_ranks_does_not_change_the_gradient(tiny_model_folder: str) ->
 def test_bonus_changes_the_gradient(results: dict[Case, Result]) -> None:
     without = results[Case()].gradient
     assert (results[AENT].gradient - without).abs().max() > 1e-4
-    assert results[AENT].metrics["actor/" + loss.BONUS_LOSS] == pytest.approx(
+    assert results[AENT].metrics["actor/" + measurements.BONUS_LOSS] == pytest.approx(
         -AENT.coefficient * means(results[AENT], AENT)["aent/entropy"], rel=1e-5
     )
 

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from aent_verl import metrics
-from aent_verl.core.controllers import BandController, ControllerState
+from aent_verl import metrics, tokens
+from aent_verl.core.controllers import BandController, ControllerState, EntropyGuidedController
 from aent_verl.integration import state_file
-from aent_verl.integration.config import parse_controller
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +27,7 @@ START_SECONDS = 420
 RANKS = 2
 KILL_AFTER_STEP = 3
 CONTROLLER = {"init": 0.01, "low": 4.0, "high": 5.0, "lr": 0.001, "warmup_steps": 2, "min": 0.0, "max": 0.1}
+GUIDED = {"init": 0.5, "target": 2.0, "step_size": 0.125, "smoothing": 0.25}
 OVERRIDES = [
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -35,6 +35,11 @@ OVERRIDES = [
     "trainer.save_freq=2",
     "trainer.total_epochs=100",
     *(f"entropy_control.bonus.controller.{key}={value}" for key, value in CONTROLLER.items()),
+    # AEnt and PAR at once: two controllers, two states.
+    "entropy_control/advantages=positive_reweight",
+    "entropy_control/advantages_controller=entropy_guided",
+    *(f"entropy_control.advantages.controller.{key}={value}" for key, value in GUIDED.items()),
+    "entropy_control.token_dump=2",
 ]
 
 
@@ -44,8 +49,8 @@ class Runs:
 
     killed: dict[int, dict[str, float]]
     resumed: dict[int, dict[str, float]]
-    saved: ControllerState
-    final: ControllerState
+    saved: dict[str, ControllerState]
+    final: dict[str, ControllerState]
     reports: list[dict[str, Any]]
     terminal: str
     folder: Path
@@ -140,49 +145,54 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     )
 
 
-def saved_state(folder: Path) -> ControllerState:
+def saved_state(folder: Path) -> dict[str, ControllerState]:
     content = json.loads((folder / state_file.NAME).read_text())
     assert content["bonus"]["controller"] == "band"
-    return ControllerState.from_dict(content["bonus"]["state"])
+    assert content["advantages"]["controller"] == "entropy_guided"
+    return {axis: ControllerState.from_dict(content[axis]["state"]) for axis in ("bonus", "advantages")}
 
 
 def training(steps: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
     return {step: data for step, data in steps.items() if "aent/entropy" in data}
 
 
-def controller() -> BandController:
-    built = parse_controller({"name": "band"} | CONTROLLER, "test")
-    assert isinstance(built, BandController)
-    return built
+CONTROLLERS = {"bonus": BandController(**CONTROLLER), "advantages": EntropyGuidedController(**GUIDED)}
+INITIAL = {axis: controller.initial_state() for axis, controller in CONTROLLERS.items()}
 
 
-def assert_replay(steps: dict[int, dict[str, float]], state: ControllerState) -> ControllerState:
-    """Each logged coefficient is the controller's, applied to the logged entropies in order."""
+def assert_replay(steps: dict[int, dict[str, float]], states: dict[str, ControllerState]) -> dict[str, ControllerState]:
+    """Each logged coefficient is its controller's, applied to the logged entropies in order."""
     for step, data in sorted(training(steps).items()):
-        assert data["aent/coefficient"] == state.coefficient, step
-        state = controller().update(state, entropy=data["aent/entropy"], step=step)
-        assert data["aent/coefficient_next"] == state.coefficient, step
-        assert data["aent/band_side"] == state.band_side
-    return state
+        assert data["aent/coefficient"] == states["bonus"].coefficient, step
+        assert data["aent/advantages_coefficient"] == states["advantages"].coefficient, step
+        entropies = {"bonus": data["aent/entropy"], "advantages": data["aent/entropy_full"]}
+        states = {
+            axis: controller.update(states[axis], entropy=entropies[axis], step=step)
+            for axis, controller in CONTROLLERS.items()
+        }
+        assert data["aent/coefficient_next"] == states["bonus"].coefficient, step
+        assert data["aent/band_side"] == states["bonus"].band_side
+        assert data["aent/entropy_mean" if step > 1 else "aent/entropy"] > 0
+    return states
 
 
 def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(runs: Runs) -> None:
     """Validation ran before, between and after these steps: it did not move the controller."""
     assert sorted(training(runs.killed))[:3] == [1, 2, 3]
-    assert_replay(runs.killed, controller().initial_state())
+    assert_replay(runs.killed, INITIAL)
     moved = [data["aent/coefficient"] for data in training(runs.killed).values()]
     assert moved[0] == moved[1] == CONTROLLER["init"]
     assert moved[2] > moved[1]
 
 
 def test_killed_and_resumed_goes_on_as_if_never_killed(runs: Runs) -> None:
-    assert runs.saved == controller().update(
-        ControllerState(CONTROLLER["init"], step=1, entropy=runs.killed[1]["aent/entropy"]),
-        entropy=runs.killed[2]["aent/entropy"],
-        step=2,
-    )
+    assert runs.saved == assert_replay({step: runs.killed[step] for step in (1, 2)}, INITIAL)
     assert sorted(training(runs.resumed)) == [3, 4]
-    assert runs.resumed[3]["aent/coefficient"] == runs.killed[3]["aent/coefficient"] == runs.saved.coefficient
+    for key, axis in (("aent/coefficient", "bonus"), ("aent/advantages_coefficient", "advantages")):
+        assert runs.resumed[3][key] == runs.killed[3][key] == runs.saved[axis].coefficient
+    # The diagnostic's state came back, too: the change is that from step 2 to step 3.
+    change = runs.resumed[3]["aent/entropy_full"] - runs.killed[2]["aent/entropy_full"]
+    assert runs.resumed[3]["aent/entropy_change"] == pytest.approx(change)
     assert assert_replay(runs.resumed, runs.saved) == runs.final
 
 
@@ -191,8 +201,9 @@ def test_every_rank_reports_our_engine_loss_and_settings(runs: Runs) -> None:
     for report in runs.reports:
         assert report["engine"] == "EntropyControlEngine"
         assert report["loss"] == "entropy_control_loss"
-        assert report["controller"] == str(controller())
-        assert report["coefficient"] == runs.saved.coefficient
+        assert report["controller"] == str(CONTROLLERS["bonus"])
+        assert report["coefficient"] == runs.saved["bonus"].coefficient
+        assert report["advantages_coefficient"] == runs.saved["advantages"].coefficient
         assert report["device"] == "cpu"
 
 
@@ -212,6 +223,22 @@ def test_metrics_are_all_there_and_sane(runs: Runs) -> None:
         assert data["aent/band_side"] == -1 or data["aent/entropy"] >= CONTROLLER["low"]
         assert "actor/entropy" in data
         assert not [key for key in data if key.startswith("actor/aent")]
+
+
+def test_tokens_of_the_first_samples_are_dumped_whatever_rank_had_them(runs: Runs) -> None:
+    records = tokens.read_records(runs.folder)
+    assert {(record.step, record.sample) for record in records} >= {(step, s) for step in (1, 2, 3, 4) for s in (0, 1)}
+    for record in records:
+        assert record.sample < 2
+        assert len(record.tokens) == sum(record.in_loss)
+        assert all(h >= 0 for h in record.entropy)
+        assert set(record.bonus_weight) == {1.0}
+        assert record.score in (0.0, 1.0)
+        # mu is what multiplies positive advantages.
+        steps = runs.killed if record.step < 3 else runs.resumed
+        mu = steps[record.step]["aent/advantages_coefficient"]
+        for advantage, weight in zip(record.advantage, record.policy_weight, strict=True):
+            assert weight == (None if advantage == 0 else pytest.approx(mu if advantage > 0 else 1.0))
 
 
 def test_terminal_shows_checks_banner_steps_and_results(runs: Runs) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from aent_verl.integration.trainer import step_means
+from aent_verl.integration import measurements
 from tests.e2e.test_engine import assert_same
-from tests.engine_harness import Case, Result, batch, run
+from tests.engine_harness import Case, Result, batch, run, step
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def results(tiny_model_folder: str) -> dict[Case, Result]:
 def test_same_as_from_logits(results: dict[Case, Result], case: Case) -> None:
     mine, expected = results[fused(case)], results[case]
     assert_same(mine, expected)
-    means, expected_means = (step_means(dict(r.metrics), sent=case.coefficient) for r in (mine, expected))
+    means, expected_means = (measurements.of_step(dict(r.metrics), step(case)) for r in (mine, expected))
     for key, value in expected_means.items():
         assert means[key] == pytest.approx(value, rel=1e-5), key
 

@@ -30,10 +30,9 @@ def packed() -> tuple[torch.Tensor, torch.Tensor]:
 def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Our engine's outputs from this rank's share, and the gradient of their sum in its logits."""
     from tensordict import TensorDict
-    from verl.utils import tensordict_utils as tu
 
-    from aent_verl.integration.config import FunctionalConfig
     from aent_verl.integration.engine import EntropyControlEngine
+    from aent_verl.integration.functional import FunctionalConfig
 
     engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)
     engine.mode = "train"
@@ -44,7 +43,6 @@ def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.
     mine = logits[share].unsqueeze(0).requires_grad_()
     rows = [torch.zeros(length, dtype=torch.long) for length in LENGTHS]
     micro_batch = TensorDict({"input_ids": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, batch_size=3)
-    tu.assign_non_tensor(micro_batch, aent_coefficient=COEFFICIENT)
     result = engine.prepare_model_outputs(
         SimpleNamespace(logits=mine * 1.0),
         {

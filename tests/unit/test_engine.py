@@ -12,11 +12,12 @@ from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
 from verl.utils import tensordict_utils as tu
 
 from aent_verl.core.fused import logprobs_and_entropy
-from aent_verl.integration.config import FunctionalConfig
 from aent_verl.integration.engine import EntropyControlEngine
+from aent_verl.integration.functional import FunctionalConfig
 
 LENGTHS = (5, 3, 7)
 CLAMPED = {"functional": "clamped", "clamp_p": 0.33}
+FUNCTIONAL = FunctionalConfig("clamped", 0.33)
 both_layouts = pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
 
 
@@ -34,12 +35,13 @@ def outputs(
     mode: str = "train",
     temperature: tuple[float, ...] = (1.0, 1.0, 1.0),
     kernel: str = "auto",
+    functional: FunctionalConfig = FUNCTIONAL,
     **asked_for: bool,
 ) -> dict[str, Tensor]:
     """Our engine's outputs per token from packed logits [N, V] in the layout of verl."""
     engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)
     engine.mode, engine.kernel, engine.use_ulysses_sp = mode, kernel, False
-    engine.functional = FunctionalConfig("clamped", 0.33)
+    engine.functional = functional
     rows = [torch.zeros(length, dtype=torch.long) for length in LENGTHS]
     micro_batch = TensorDict({"input_ids": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, batch_size=3)
     tu.assign_non_tensor(micro_batch, **asked_for)

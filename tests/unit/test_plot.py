@@ -217,3 +217,41 @@ def test_pyplot_and_matplotlib_stay_out_of_the_importing_process(tmp_path):
         f"plot_run({str(tmp_path)!r}); print('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+def shaped(count, coefficient):
+    steps = run(count)
+    for step in range(1, count + 1):
+        steps[step] |= {"aent/advantages_coefficient": step / count, "aent/coefficient": coefficient}
+    return steps
+
+
+def test_the_weight_of_advantages_takes_the_place_of_a_coefficient_of_zero():
+    (_, _, panel) = figure(shaped(10, 0.0), BAND).axes
+    assert panel.get_title(loc="left") == "Weight of advantages"
+    assert list(line(panel, "weight of A > 0").get_ydata()) == [step / 10 for step in range(1, 11)]
+    assert labels(panel) == ["weight of A > 0"]
+
+
+def test_weight_and_coefficient_have_a_scale_each():
+    (_, _, panel, right) = figure(shaped(10, 0.01), BAND).axes
+    assert panel.get_title(loc="left") == "Coefficients"
+    assert labels(panel)[:2] == ["weight of A > 0", "coefficient"]
+    assert list(line(panel, "coefficient").get_ydata()) == [0.01] * 10
+    assert list(right.get_lines()[0].get_ydata()) == [step / 10 for step in range(1, 11)]
+
+
+def test_a_weight_of_one_is_not_drawn():
+    steps = run(10)
+    for step in range(1, 11):
+        steps[step]["aent/advantages_coefficient"] = 1.0
+    assert labels(figure(steps, BAND).axes[2])[0] == "coefficient"
+
+
+def test_target_and_entropy_before_training_are_lines():
+    steps = run(10)
+    for step in range(1, 11):
+        steps[step]["aent/initial_entropy"] = 1.25
+    panel = figure(steps, Setting(title="x", functional="full", target=0.2)).axes[1]
+    assert set(line(panel, "target 0.2 nats").get_ydata()) == {0.2}
+    assert set(line(panel, "before training").get_ydata()) == {1.25}

@@ -14,9 +14,11 @@ from ray.exceptions import RayTaskError
 from aent_verl import train
 from aent_verl.core.controllers import ConstantController, ControllerState
 from aent_verl.integration import platform_cpu, state_file
-from aent_verl.integration.config import EntropyControlConfig, FunctionalConfig
+from aent_verl.integration.axes import Linear
+from aent_verl.integration.config import BonusConfig, EntropyControlConfig
+from aent_verl.integration.functional import FunctionalConfig
 
-CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), "linear", ConstantController(init=0.1))
+CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
 
 
 def config(folder: Path, **trainer: Any) -> DictConfig:
@@ -40,7 +42,11 @@ def config(folder: Path, **trainer: Any) -> DictConfig:
 def checkpoint(folder: Path, step: int) -> Path:
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
     path = folder / f"global_step_{step}"
-    state_file.write(path, control=CONTROL, state=ControllerState(0.1, step=step))
+    state_file.write(
+        path,
+        control=CONTROL,
+        states={"bonus": ControllerState(0.1, step=step), "advantages": ControllerState(1.0, step=step)},
+    )
     return path
 
 

@@ -1,0 +1,61 @@
+"""What the driver knows about samples and the workers need: an index that does not depend on chance, and accuracies."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ACC = "acc"
+EXTRA = "reward_extra_info"
+
+
+def sample_indices(order: Sequence[tuple[Any, ...]]) -> Tensor:
+    """Rank of each sample in the order of its sort key; ``[B]`` int64.
+
+    verl's ``uid`` is random, and the order of a batch depends on which answer came first and on the number of ranks.
+    The key must not: samples that fill up the batch come last, then data source, row and number of the rollout count,
+    and only then the uid.
+    """
+    indices = torch.empty(len(order), dtype=torch.int64)
+    for index, position in enumerate(sorted(range(len(order)), key=lambda i: order[i])):
+        indices[position] = index
+    return indices
+
+
+def group_accuracies(
+    uids: Sequence[str], extra: Sequence[Any], scores: Sequence[float], real: Sequence[bool]
+) -> Tensor:
+    """Mean accuracy of each sample's group; ``[B]`` fp32 in ``[0, 1]``.
+
+    The accuracy of a sample is the reward function's ``acc``, else its score.
+
+    Args:
+        uids: the group of each sample.
+        extra: verl's ``extra_fields`` of each sample, with the reward function's ``reward_extra_info``.
+        scores: score of each sample.
+        real: False for samples that verl added to fill up the batch; they count in no group.
+
+    Raises:
+        ValueError: neither ``acc`` nor a score in ``[0, 1]``: there is no accuracy.
+    """
+    groups: dict[str, list[float]] = defaultdict(list)
+    for uid, info, score, counts in zip(uids, extra, scores, real, strict=True):
+        if counts:
+            groups[uid].append(_accuracy(info, score))
+    means = {uid: sum(values) / len(values) for uid, values in groups.items()}
+    return torch.tensor([means.get(uid, 0.0) for uid in uids], dtype=torch.float32)
+
+
+def _accuracy(extra: Any, score: float) -> float:
+    info = extra.get(EXTRA) if isinstance(extra, Mapping) else None
+    given = info.get(ACC) if isinstance(info, Mapping) else None
+    accuracy = float(score if given is None else given)
+    if not 0.0 <= accuracy <= 1.0:
+        name = "score" if given is None else ACC
+        raise ValueError(
+            f"{name}={accuracy!r} of a sample is no accuracy: a method that weighs by difficulty needs a reward "
+            "function that returns `acc` in [0, 1] beside its score, or a score in [0, 1]"
+        )
+    return accuracy

@@ -1,0 +1,111 @@
+"""The tokens of a micro-batch, or of a rank's whole mini-batch, as padded tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.utils import tensordict_utils as tu
+from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
+
+from aent_verl.integration.step import ACCURACY, CHOSEN, SAMPLE
+
+ENTROPY = "aent_entropy"
+ENTROPY_FULL = "aent_entropy_full"
+REMOVED_MASS = "aent_removed_mass"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the methods work on. ``B`` responses of at most ``T`` tokens; outside ``mask`` values mean nothing.
+
+    Attributes:
+        mask: response tokens that take part in the loss, ``[B, T]``.
+        log_prob: of the sampled tokens under the current policy, ``[B, T]``, with gradient.
+        old_log_prob: the same under the policy of the old-log-prob pass, ``[B, T]``.
+        advantages: as verl computed them, ``[B, T]``.
+        entropy: the configured functional, nats, ``[B, T]``, with gradient.
+        entropy_full: entropy of the full distribution, nats, ``[B, T]``, no gradient.
+        removed_mass: probability that the functional leaves out, ``[B, T]``, no gradient.
+        data: verl's micro-batch.
+        all_log_probs: nested ``[B, j]`` over prompt and response, position ``i`` holding that of token ``i + 1``.
+    """
+
+    mask: Tensor
+    log_prob: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    entropy: Tensor
+    entropy_full: Tensor
+    removed_mass: Tensor
+    data: TensorDict
+    all_log_probs: Tensor
+
+    @classmethod
+    def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "MicroBatch":
+        """Pad what the engine returned and what the batch holds.
+
+        Raises:
+            RuntimeError: the engine returned no entropy, so the worker does not run our engine.
+        """
+        if ENTROPY not in model_output:
+            raise RuntimeError("the engine returned no aent_entropy: the worker does not run aent_verl's engine")
+        padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
+        return cls(
+            mask=padded["response_mask"].bool(),
+            log_prob=no_padding_2_padding(model_output["log_probs"], data),
+            old_log_prob=padded["old_log_probs"],
+            advantages=padded["advantages"],
+            entropy=no_padding_2_padding(model_output[ENTROPY], data),
+            entropy_full=no_padding_2_padding(model_output[ENTROPY_FULL], data),
+            removed_mass=no_padding_2_padding(model_output[REMOVED_MASS], data),
+            data=data,
+            all_log_probs=model_output["log_probs"],
+        )
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Mean accuracy of each sample's group, ``[B]``."""
+        return self._per_sample(ACCURACY)
+
+    @property
+    def sample(self) -> Tensor:
+        """Index of each sample in the step's batch, ``[B]``: the same whatever rank and micro-batch it is in."""
+        return self._per_sample(SAMPLE)
+
+    @property
+    def chosen(self) -> Tensor:
+        """Tokens that the pre-pass chose, ``[B, T]``."""
+        return self.data.select(CHOSEN).to_padded_tensor()[CHOSEN].bool()
+
+    def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
+        values = self.all_log_probs.detach().to_padded_tensor(0.0)
+        lengths = self.data["prompts"].offsets().diff() - 1
+        return values, torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
+
+    def nested(self, value: Tensor) -> Tensor:
+        """A padded per-token tensor in the layout of the batch's own; ``[B, T]`` to nested ``[B, j]``."""
+        return response_to_nested(value, self.data["response_mask"])
+
+    def aggregate(self, term: Tensor, config: Any, mode: str | None = None) -> Tensor:
+        """This part of verl's ``agg_loss`` of a per-token ``term`` over the whole mini-batch, in ``mode`` or the run's.
+
+        The parts of all micro-batches add up, and the ranks' average, to the aggregate over the mini-batch.
+        """
+        batch = {key: tu.get_non_tensor_data(self.data, key, None) for key in ("dp_size", "batch_num_tokens")}
+        return agg_loss(
+            loss_mat=term,
+            loss_mask=self.mask,
+            loss_agg_mode=mode or config.loss_agg_mode,
+            global_batch_size=tu.get_non_tensor_data(self.data, "global_batch_size", None),
+            loss_scale_factor=config.loss_scale_factor,
+            **batch,
+        )
+
+    def _per_sample(self, key: str) -> Tensor:
+        if key not in self.data:
+            raise RuntimeError(f"this batch carries no {key}: the driver does not run this version of aent_verl")
+        return self.data[key]

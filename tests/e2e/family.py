@@ -1,0 +1,98 @@
+"""A run of the real stack whose preset changes from step to step: all of them for the price of one start.
+
+python -m tests.e2e.family OVERRIDE...
+"""
+
+import os
+import sys
+from typing import Any
+
+import ray
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import trainer_base
+from verl.utils.config import omega_conf_to_dataclass
+
+from aent_verl.integration.trainer import EntropyControlTrainerSync
+from aent_verl.integration.worker import EntropyControlWorker
+
+# One training step each, in this order.
+FAMILY = """
+grpo entreg aent skywork aer par_stage par_epoch par_entropy clip_cov kl_cov siren steer epo entropy_adv progrpo
+clip_higher linear_decay
+"""
+PRESETS = FAMILY.split()
+AENT = "entropy_control=aent"
+PAR = ("entropy_control/advantages=positive_reweight", "entropy_control/advantages_controller=stage")
+LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode="
+COMBINATIONS = (
+    (AENT, LOSS + "gspo"),
+    (AENT, LOSS + "cispo"),
+    (AENT, LOSS + "vanilla", "actor_rollout_ref.actor.clip_ratio_c=1.5"),
+    (AENT, *PAR),
+    (AENT, "entropy_control/token_mask=peak", "entropy_control.token_dump=3"),
+)
+# With another policy loss nothing of the stack around the engine changes: those stay with the engine's test.
+STEPS: tuple[tuple[str, ...], ...] = (*((f"entropy_control={name}",) for name in PRESETS), *COMBINATIONS[-2:])
+OVERRIDES = "AENT_VERL_TEST_OVERRIDES"
+
+
+def config(*overrides: str) -> DictConfig:
+    given = os.environ[OVERRIDES].split("\n")
+    with initialize_config_module("aent_verl._config", version_base=None):
+        return compose("aent_trainer", overrides=[*given, *overrides])
+
+
+class FamilyWorker(EntropyControlWorker):
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def reconfigure(self, actor: DictConfig) -> None:
+        old = self.actor.loss_fn.keywords["config"]
+        new = omega_conf_to_dataclass(actor)
+        new.model_config, new.engine = old.model_config, old.engine
+        self.use_entropy_control(new)
+
+
+class FamilyTrainer(EntropyControlTrainerSync):
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        self.role_worker_mapping[Role.ActorRollout] = ray.remote(FamilyWorker)
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        if self.global_steps <= len(STEPS):
+            self.reconfigure(config(*STEPS[self.global_steps - 1]))
+
+    def reconfigure(self, cfg: DictConfig) -> None:
+        OmegaConf.resolve(cfg)
+        self.use_entropy_control(omega_conf_to_dataclass(cfg.actor_rollout_ref.actor))
+        ray.kill(self._coefficients)
+        self.start_controllers()
+        self.actor_rollout_wg.reconfigure(cfg.actor_rollout_ref.actor)
+
+
+trainer_base.TRAINER_REGISTRY["aent_sync"] = FamilyTrainer
+
+
+def main() -> None:
+    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+
+    from aent_verl import train
+
+    os.environ[OVERRIDES] = "\n".join(sys.argv[1:])
+    os.environ["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.family_plugin"
+    cfg: Any = config(f"trainer.total_training_steps={len(STEPS)}")
+    train.make_paths_absolute(cfg)
+    platform = train.choose_platform(cfg)
+    train.hand_to_workers(cfg, platform)
+    with open_dict(cfg):
+        cfg.ray_kwargs.ray_init.runtime_env.env_vars[OVERRIDES] = os.environ[OVERRIDES]
+    run_ppo(cfg, task_runner_class=TaskRunnerV1)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that Ray's workers find the classes.
+    from tests.e2e import family
+
+    family.main()

@@ -1,0 +1,124 @@
+"""One training step of every preset, and of combinations, through the whole stack in one run."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aent_verl import metrics, tokens
+from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 600
+EVERY = {
+    "entropy", "entropy_full", "removed_mass", "bonus_weight", "bonus_loss", "advantage_change", "covariance",
+    "entropy_share_positive", "entropy_share_negative", "entropy_q10", "entropy_q50", "entropy_q90", "entropy_q99",
+    "coefficient", "coefficient_next", "coefficient_at_bound", "bound_hits", "band_side", "advantages_coefficient",
+}  # fmt: skip
+OWN = {
+    "skywork": {"coefficient_before_gate"},
+    "aer": {"initial_entropy"},
+    "siren": {"initial_entropy", "bonus_aggregate"},
+    "clip_cov": {"chosen_tokens", "eligible_tokens", "covariance_q01", "covariance_q50", "covariance_q99"},
+    "kl_cov": {"chosen_tokens", "eligible_tokens", "covariance_q01", "covariance_q50", "covariance_q99"},
+    "steer": {"largest_change"},
+}
+SHAPES = {"par_stage", "par_epoch", "par_entropy", "steer", "entropy_adv"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that used preset after preset, one step each."""
+    from aent_verl.tasks import arithmetic
+
+    task = tmp_path_factory.mktemp("task") / "arithmetic"
+    arithmetic.prepare(str(task), train_size=64, validation_size=8, warm_start_max_steps=150, warm_start_loss=1e-6)
+    folder = tmp_path_factory.mktemp("family") / "run"
+    arguments = [
+        "experiment=cpu_arithmetic",
+        f"run.dir={folder}",
+        "run.task=null",
+        f"data.train_files={task}/train.parquet",
+        f"data.val_files={task}/validation.parquet",
+        f"actor_rollout_ref.model.path={task}/model",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.logger=[file]",
+    ]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.family", *arguments],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=folder.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steps(folder: Path) -> dict[int, dict[str, float]]:
+    return metrics.read_run(folder)
+
+
+def test_every_preset_and_combination_trained_one_step(steps: dict[int, dict[str, float]]) -> None:
+    assert sorted(steps) == list(range(1, len(STEPS) + 1))
+
+
+@pytest.mark.parametrize("number", range(1, len(STEPS) + 1), ids=lambda n: " ".join(STEPS[n - 1]))
+def test_losses_are_finite_and_all_shared_metrics_are_there(steps: dict[int, dict[str, float]], number: int) -> None:
+    data = steps[number]
+    for key in ("actor/pg_loss", "actor/grad_norm", *(f"aent/{name}" for name in EVERY)):
+        assert math.isfinite(data[key]), key
+    assert data["actor/grad_norm"] > 0
+    assert data["aent/nonfinite_steps"] == 0
+    assert 0 <= data["aent/entropy"] <= data["aent/entropy_full"] + 1e-6
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_method_reports_what_is_its_own(steps: dict[int, dict[str, float]], preset: str) -> None:
+    data = steps[PRESETS.index(preset) + 1]
+    for name in OWN.get(preset, set()):
+        assert math.isfinite(data[f"aent/{name}"])
+    others = set().union(*OWN.values()) - OWN.get(preset, set())
+    assert not [name for name in others if f"aent/{name}" in data]
+    if preset in SHAPES:
+        assert data["aent/advantage_change"] > 0
+    elif preset != "progrpo":
+        assert data["aent/advantage_change"] == 0
+
+
+def test_what_the_numbers_say_is_what_the_methods_do(steps: dict[int, dict[str, float]]) -> None:
+    at = {name: steps[PRESETS.index(name) + 1] for name in PRESETS}
+    assert at["grpo"]["aent/bonus_loss"] == 0
+    assert at["entreg"]["aent/bonus_loss"] == pytest.approx(-0.02 * at["entreg"]["aent/entropy"], rel=0.1)
+    assert at["aent"]["aent/removed_mass"] > 0
+    assert 0 < at["aer"]["aent/bonus_weight"] < 1
+    assert at["aer"]["aent/initial_entropy"] == pytest.approx(at["aer"]["aent/entropy_full"], rel=0.1)
+    assert at["par_stage"]["aent/advantages_coefficient"] == 0
+    assert at["kl_cov"]["aent/chosen_tokens"] == at["clip_cov"]["aent/chosen_tokens"] == 1
+    # Above the .8 quantile: one token of four in a response of four, one of two in one of two.
+    assert 0 < at["siren"]["aent/bonus_weight"] <= 0.5
+    assert at["siren"]["aent/initial_entropy"] == pytest.approx(at["siren"]["aent/bonus_aggregate"], rel=0.2)
+    assert at["linear_decay"]["aent/coefficient_next"] < at["linear_decay"]["aent/coefficient"]
+
+
+def test_the_token_dump_of_the_last_step_is_there(folder: Path) -> None:
+    assert "token_dump=3" in COMBINATIONS[-1][-1]
+    records = tokens.read_records(folder)
+    assert [(record.step, record.sample) for record in records] == [(len(STEPS), sample) for sample in range(3)]
+    for record in records:
+        # The peaks of the mask have the bonus, the other tokens none.
+        assert set(record.bonus_weight) <= {0.0, 1.0}
+        assert record.functional == "clamped(clamp_p=0.33)"
