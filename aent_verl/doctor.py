@@ -196,12 +196,12 @@ def check_plugin() -> Iterator[Row]:
 
 def check_contract() -> Iterator[Row]:
     """The facts about verl's API that our code relies on; a row for each that does not hold."""
-    from aent_verl.integration import compat
+    from aent_verl.integration import compat, contract
 
     broken = compat.violations()
     yield from (Row("verl API", FAILED, line) for line in broken)
     if not broken:
-        yield Row("verl API", OK, f"{len(compat.CONTRACT)} facts that our code relies on hold")
+        yield Row("verl API", OK, f"{len(contract.CONTRACT)} facts that our code relies on hold")
 
 
 def check_settings(cfg: DictConfig) -> Iterator[Row]:

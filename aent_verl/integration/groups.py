@@ -43,12 +43,17 @@ def group_accuracies(
     groups: dict[str, list[float]] = defaultdict(list)
     for uid, info, score, counts in zip(uids, extra, scores, real, strict=True):
         if counts:
-            groups[uid].append(_accuracy(info, score))
+            groups[uid].append(accuracy_of(info, score))
     means = {uid: sum(values) / len(values) for uid, values in groups.items()}
     return torch.tensor([means.get(uid, 0.0) for uid in uids], dtype=torch.float32)
 
 
-def _accuracy(extra: Any, score: float) -> float:
+def accuracy_of(extra: Any, score: float) -> float:
+    """The accuracy of one sample with verl's ``extra_fields`` and score.
+
+    Raises:
+        ValueError: as `group_accuracies`.
+    """
     info = extra.get(EXTRA) if isinstance(extra, Mapping) else None
     given = info.get(ACC) if isinstance(info, Mapping) else None
     accuracy = float(score if given is None else given)

@@ -25,12 +25,12 @@ def run(cfg: DictConfig) -> list[str]:
         PreflightError: a setting does not fit.
         ContractError: the installed verl is not what our code relies on.
     """
-    from aent_verl.integration import compat
+    from aent_verl.integration import compat, contract
 
     compat.check_contract()
     sample, lines = data.check(cfg)
     return [
-        f"verl API: {len(compat.CONTRACT)} facts hold",
+        f"verl API: {len(contract.CONTRACT)} facts hold",
         *lines,
         *model.check(cfg, sample),
         *reward.check(cfg, sample),

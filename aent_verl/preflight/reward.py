@@ -15,6 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -81,7 +82,8 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     if not rows:
         return ["reward: not checked, no answer can be made from the ground truths"]
     function = _load(cfg, key, settings)
-    verdicts = [_judge(key, path, function, row, truth) for row, truth in rows]
+    judge = partial(_judge, key, path, function, accuracy=_needs_accuracy(cfg))
+    verdicts = [judge(row, truth) for row, truth in rows]
     for source in dict.fromkeys(verdict.source for verdict in verdicts):
         _check_verdicts(key, path, [verdict for verdict in verdicts if verdict.source == source])
     told = [verdict for verdict in verdicts if verdict.best > verdict.worst]
@@ -138,7 +140,20 @@ def _load(cfg: DictConfig, key: str, settings: Mapping[str, Any]) -> Callable[..
     return function or get_default_compute_score(cfg.reward.reward_manager.name)
 
 
-def _judge(key: str, path: Any, function: Callable[..., Any], row: dict[str, Any], truth: str) -> Verdict:
+def _needs_accuracy(cfg: DictConfig) -> bool:
+    """Whether the method weighs samples by the accuracy of their group."""
+    from aent_verl.integration.axes import ADVANTAGES, SAMPLE_WEIGHTS
+
+    weight = OmegaConf.select(cfg, "entropy_control.bonus.sample_weight.name", default="uniform")
+    shaping = OmegaConf.select(cfg, "entropy_control.advantages.name", default="none")
+    return bool(SAMPLE_WEIGHTS[weight].needs_accuracy or ADVANTAGES[shaping].needs_accuracy)
+
+
+def _judge(
+    key: str, path: Any, function: Callable[..., Any], row: dict[str, Any], truth: str, *, accuracy: bool
+) -> Verdict:
+    from aent_verl.integration import groups
+
     source = str(row["data_source"])
 
     def score(text: str) -> float:
@@ -154,6 +169,8 @@ def _judge(key: str, path: Any, function: Callable[..., Any], row: dict[str, Any
             value = float(result["score"] if isinstance(result, Mapping) else result)
             if not math.isfinite(value):
                 raise ValueError(f"the score is {value}")
+            if accuracy:
+                groups.accuracy_of({groups.EXTRA: result}, value)
             return value
         except Exception as error:
             unknown = isinstance(error, NotImplementedError)
@@ -162,7 +179,8 @@ def _judge(key: str, path: Any, function: Callable[..., Any], row: dict[str, Any
                 path,
                 f"the reward function fails on the answer {text!r} to a row of data source {source!r} "
                 f"({type(error).__name__}: {error})",
-                expected="a finite number, or a dict with one under 'score'",
+                expected="a finite number, or a dict with one under 'score'"
+                + (", and an accuracy" if accuracy else ""),
                 hint=("Name your own in reward.custom_reward_function.path and .name" if unknown else "Mend it")
                 + f"; {SKIP}",
             ) from error

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from aent_verl.preflight import PreflightError, data, reward
 from tests.unit.preflight.rows import ROWS, row, write
@@ -153,6 +153,22 @@ def test_rewards_of_verl_itself(settings, tmp_path, source):
     settings.reward.custom_reward_function.path = None
     rows = [one | {"data_source": source} for one in ROWS]
     settings.data.train_files = settings.data.val_files = write(tmp_path / "known.parquet", rows)
+    assert "3 of 3 rows" in check_reward(settings)[0]
+
+
+@pytest.mark.parametrize(
+    ("axis", "choice"),
+    [("bonus.sample_weight", "difficulty_linear"), ("advantages", "progrpo")],
+    ids=["weight", "shape"],
+)
+def test_a_method_that_needs_accuracies_needs_a_reward_that_has_them(settings, tmp_path, axis, choice):
+    right = "10 * float(solution_str.strip() == ground_truth)"
+    score_with(settings, tmp_path, f"return {right}")
+    assert "3 of 3 rows" in check_reward(settings)[0]
+    OmegaConf.update(settings, f"entropy_control.{axis}.name", choice)
+    with pytest.raises(PreflightError, match=r"score=10\.0 of a sample is no accuracy"):
+        check_reward(settings)
+    score_with(settings, tmp_path, f"return {{'score': {right}, 'acc': {right} > 0}}")
     assert "3 of 3 rows" in check_reward(settings)[0]
 
 
