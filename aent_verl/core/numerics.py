@@ -47,8 +47,8 @@ def shift_and_exp_(x: Tensor, e: Tensor, maximum: Tensor, scale: Tensor | None) 
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of ``values`` where ``mask`` is true, in at least fp32. ``[...], [...] -> []``.
+    """Sum of ``values`` where ``mask`` is true, in fp64. ``[...], [...] -> []``.
 
     A NaN under a false mask does not count; one under a true mask does.
     """
-    return at_least_fp32(values).masked_fill(~mask.bool(), 0.0).sum()
+    return values.masked_fill(~mask.bool(), 0.0).sum(dtype=torch.float64)

@@ -11,17 +11,12 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from aent_verl.core import advantages, bonus
+from aent_verl.integration import parsing
 from aent_verl.integration.micro_batch import MicroBatch
 from aent_verl.integration.step import StepValues, WholeBatch
 
 # Masks tokens and weighs samples: [B, T] -> [B, T].
 Weigh = Callable[[Tensor], Tensor]
-
-
-def _require(key: str, value: Any, ok: Callable[[float], bool], allowed: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not ok(value):
-        raise ValueError(f"{key}={value!r} is not allowed: must be {allowed}")
 
 
 class BonusForm(Protocol):
@@ -72,9 +67,9 @@ class Smoothed:
     anchored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _require("low", self.low, lambda x: x >= 0, ">= 0")
-        _require("high", self.high, lambda x: x >= self.low, f">= low={self.low!r}")
-        _require("gamma", self.gamma, lambda x: x >= 0, ">= 0")
+        parsing.number("low", self.low, lambda x: x >= 0, allowed=">= 0")
+        parsing.number("high", self.high, lambda x: x >= self.low, allowed=f">= low={self.low!r}")
+        parsing.number("gamma", self.gamma, lambda x: x >= 0, allowed=">= 0")
 
     def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
         """See `core.bonus.smoothed`."""
@@ -100,7 +95,7 @@ class PeakTokens:
     quantile: float
 
     def __post_init__(self) -> None:
-        _require("quantile", self.quantile, lambda x: 0 <= x < 1, "in [0, 1)")
+        parsing.number("quantile", self.quantile, lambda x: 0 <= x < 1, allowed="in [0, 1)")
 
     def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
         """See `core.bonus.peak_mask`."""
@@ -137,7 +132,7 @@ class ThresholdDifficulty:
     needs_accuracy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require("threshold", self.threshold, lambda x: 0 <= x <= 1, "in [0, 1]")
+        parsing.number("threshold", self.threshold, lambda x: 0 <= x <= 1, allowed="in [0, 1]")
 
     def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
         """See `core.bonus.threshold_difficulty`."""
@@ -195,8 +190,8 @@ class Steer(Unchanged):
     needs_largest_change: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require("w_min", self.w_min, lambda x: 0 < x <= 1, "in (0, 1]")
-        _require("floor", self.floor, lambda x: x > 0, "> 0")
+        parsing.number("w_min", self.w_min, lambda x: 0 < x <= 1, allowed="in (0, 1]")
+        parsing.number("floor", self.floor, lambda x: x > 0, allowed="> 0")
 
     def change(self, batch: MicroBatch) -> Tensor:
         """See `core.advantages.steer_change`."""
@@ -221,8 +216,8 @@ class EntropyAdvantage(Unchanged):
     kappa: float
 
     def __post_init__(self) -> None:
-        _require("scale", self.scale, lambda x: x >= 0, ">= 0")
-        _require("kappa", self.kappa, lambda x: x > 0, "> 0")
+        parsing.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        parsing.number("kappa", self.kappa, lambda x: x > 0, allowed="> 0")
 
     def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
         """See `core.advantages.entropy_advantage`."""
@@ -243,8 +238,8 @@ class ProGRPO(Unchanged):
     needs_accuracy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require("scale", self.scale, lambda x: x >= 0, ">= 0")
-        _require("share", self.share, lambda x: 0 < x <= 1, "in (0, 1]")
+        parsing.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        parsing.number("share", self.share, lambda x: 0 < x <= 1, allowed="in (0, 1]")
 
     def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
         """See `core.advantages.progrpo`."""

@@ -45,8 +45,9 @@ def check_combination(control: EntropyControlConfig, host: Mapping[str, Any]) ->
     bonus = control.bonus
     if bonus.form.anchored and not isinstance(bonus.controller, ConstantController | LinearDecayController):
         raise ValueError(
-            "entropy_control.bonus.name=anchored is not allowed with a controller that measures the entropy: that "
-            "takes a larger coefficient to mean more entropy, and an anchored bonus pulls down as well as up; "
+            f"entropy_control.bonus.controller.name={control.controller_names['bonus']} is not allowed with "
+            "entropy_control.bonus.name=anchored: a controller that measures the entropy takes a larger coefficient to "
+            "mean more entropy, and an anchored bonus pulls down as well as up; "
             "use entropy_control/controller=constant or linear_decay"
         )
     if control.needs_initial_entropy and host.get("bypass_mode"):

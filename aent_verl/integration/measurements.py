@@ -13,12 +13,12 @@ from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 
 from aent_verl.core.diagnostics import BINS, covariance_from_sums, entropy_histogram, histogram_quantiles
+from aent_verl.core.numerics import masked_sum
 from aent_verl.integration.micro_batch import MicroBatch
 from aent_verl.integration.step import StepValues, WholeBatch
 
 # Names avoid "max" and "min", which verl's metric reduction reads as instructions.
 SUM, BIN, WHOLE, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/whole/", "aent/lowest/", "aent/highest/"
-TOKENS = SUM + "tokens"
 BONUS_LOSS = "aent/bonus_loss"
 MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -57,8 +57,7 @@ def of_micro_batch(
         "log_prob": log_prob,
         "advantage_log_prob": advantages * log_prob,
     }
-    # where, not a product: what stands outside the mask may be NaN.
-    sums = [torch.where(batch.mask, value, 0.0).sum(dtype=torch.float64) for value in values.values()]
+    sums = [masked_sum(value, batch.mask) for value in values.values()]
     histogram = entropy_histogram(batch.entropy, batch.mask)
     numbers = torch.cat([torch.stack([*sums, bonus_loss.double()]), histogram.to(sums[0].device)]).tolist()
     names = [*(SUM + name for name in values), BONUS_LOSS, *(f"{BIN}{i:02d}" for i in range(BINS))]

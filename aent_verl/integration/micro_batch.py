@@ -53,14 +53,18 @@ class MicroBatch:
         if ENTROPY not in model_output:
             raise RuntimeError("the engine returned no aent_entropy: the worker does not run aent_verl's engine")
         padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
+        # As one tensor: verl cuts the responses out one by one, and on a GPU waits for the device at each.
+        keys = ("log_probs", ENTROPY, ENTROPY_FULL, REMOVED_MASS)
+        together = torch.stack([model_output[key].values() for key in keys], dim=-1)
+        log_prob, entropy, entropy_full, removed_mass = no_padding_2_padding(together, data).unbind(-1)
         return cls(
             mask=padded["response_mask"].bool(),
-            log_prob=no_padding_2_padding(model_output["log_probs"], data),
+            log_prob=log_prob,
             old_log_prob=padded["old_log_probs"],
             advantages=padded["advantages"],
-            entropy=no_padding_2_padding(model_output[ENTROPY], data),
-            entropy_full=no_padding_2_padding(model_output[ENTROPY_FULL], data),
-            removed_mass=no_padding_2_padding(model_output[REMOVED_MASS], data),
+            entropy=entropy,
+            entropy_full=entropy_full,
+            removed_mass=removed_mass,
             data=data,
             all_log_probs=model_output["log_probs"],
         )

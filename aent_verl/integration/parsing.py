@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Choice = TypeVar("Choice")
@@ -41,9 +41,9 @@ def boolean(key: str, value: Any) -> bool:
     return value
 
 
-def number(key: str, value: Any, *, allowed: str, ok: bool | None = None) -> float:
+def number(key: str, value: Any, ok: Callable[[float], bool] = lambda _: True, *, allowed: str) -> float:
     """``value`` as a float; ``ok`` says whether a number is inside the range that ``allowed`` describes."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or ok is False:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not ok(value):
         raise ValueError(f"{key}={value!r} is not allowed: must be {allowed}")
     return float(value)
 

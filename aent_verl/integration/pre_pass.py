@@ -9,6 +9,7 @@ verl's bypass mode too.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class PrePass:
         cov = policy_losses.covariance(a, p, mean_advantage=sum_a / max(n, 1.0), mean_log_prob=sum_p / max(n, 1.0))
 
         priority = token_choice.priorities(step=step.step, sample=batch.sample, length=batch.mask.shape[1])
-        gather = lambda values: gathered(values, group)  # noqa: E731
+        gather = partial(gathered, group=group)
         if _loss_mode(self.config) == KL_COV:
             eligible = batch.mask
             count = max(1, int(settings.kl_cov_ratio * n))
