@@ -1,0 +1,147 @@
+"""Uncertainty of a mean over training seeds crossed with problems.
+
+Every seed of a method answers every problem. A score is then mean + seed + problem + (seed and problem, and the draw of
+the samples): a bad seed is bad on many problems at once, and a hard problem is hard for every seed. Treating all S x P
+scores as independent, or either way alone, gives intervals that are too narrow. See docs/statistics.md.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import stats
+
+# What a statement is about. Either way new training seeds and new samples are drawn; the first also draws new problems.
+Target = Literal["problems like these", "these problems"]
+# Fewer are no sample to speak of others from: a single odd one decides, and the t-quantile is no safeguard against it.
+MIN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval.
+
+    Attributes:
+        value: the point estimate.
+        low: lower end of the interval; equal to ``value`` where nothing varied.
+        high: upper end of the interval.
+        standard_error: of the value.
+        degrees: degrees of freedom of its t-distribution; NaN where nothing varied.
+    """
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Parts of the variance of a mean over seeds and problems, or of a difference of two such means.
+
+    Attributes:
+        seed_variances: of each method's per-seed means, ``[...]`` each; they hold the interaction divided by P.
+        problem_excess: variance over problems beyond what the seeds' noise on single problems explains, ``[...]``, at
+            least 0.
+        seeds: number of seeds of each method; infinite in the limit of many seeds.
+        problems: number of problems.
+    """
+
+    seed_variances: tuple[np.ndarray, ...]
+    problem_excess: np.ndarray
+    seeds: tuple[float, ...]
+    problems: int
+
+    def of_mean(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
+        """Variance of the mean and its degrees of freedom (Satterthwaite; NaN where the variance is 0), ``[...]`` each.
+
+        These problems: the sum of s_m^2 / S_m, as Welch has it. Problems like these: that, which holds the interaction
+        of seed and problem, plus the excess over problems divided by P.
+        """
+        parts = [variance / count for variance, count in zip(self.seed_variances, self.seeds, strict=True)]
+        total = np.sum(parts, axis=0)
+        weights = np.sum([part**2 / (count - 1) for part, count in zip(parts, self.seeds, strict=True)], axis=0)
+        if check_target(target) == "problems like these":
+            excess = self.problem_excess / self.problems
+            total = total + excess
+            weights = weights + excess**2 / (self.problems - 1)
+        degrees = np.divide(total**2, weights, out=np.full(np.shape(total), math.nan), where=weights > 0)
+        return total, degrees
+
+
+def variance_parts(matrices: Sequence[np.ndarray], per_problem: np.ndarray) -> Variance:
+    """Parts of the variance of a mean over seeds and problems.
+
+    Args:
+        matrices: what each seed contributes on each problem, ``[..., S_m, P]`` a method: the scores themselves for a
+            mean or a difference of two. At least two seeds a method.
+        per_problem: what is averaged over problems, ``[..., P]``: the seed mean of one method, or a difference of two.
+    """
+    problems = per_problem.shape[-1]
+    # Means of equal numbers differ by rounding; a variance that small is none.
+    rounding = (1e-12 * max(float(np.abs(matrix).max()) for matrix in matrices)) ** 2
+    seed_variances = []
+    explained = np.zeros(per_problem.shape[:-1])
+    for matrix in matrices:
+        seeds = matrix.shape[-2]
+        assert seeds > 1
+        by_seed, by_problem = matrix.mean(axis=-1), matrix.mean(axis=-2)
+        seed_variances.append(_without(by_seed.var(axis=-1, ddof=1), rounding))
+        mean = by_seed.mean(axis=-1)
+        residuals = matrix - by_seed[..., :, None] - by_problem[..., None, :] + mean[..., None, None]
+        # One problem has no residuals.
+        degrees = max((seeds - 1) * (problems - 1), 1)
+        explained = explained + (residuals**2).sum(axis=(-2, -1)) / degrees / seeds
+    over_problems = per_problem.var(axis=-1, ddof=1) if problems > 1 else explained
+    return Variance(
+        seed_variances=tuple(seed_variances),
+        problem_excess=_without(over_problems - explained, rounding),
+        seeds=tuple(float(matrix.shape[-2]) for matrix in matrices),
+        problems=problems,
+    )
+
+
+def interval(
+    value: np.ndarray, variance: Variance, target: Target, confidence: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper end, standard error and degrees of freedom of a t-interval, ``[...]`` each."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is not allowed: must be between 0 and 1, as in .95")
+    total, degrees = variance.of_mean(target)
+    error = np.sqrt(total)
+    half = np.where(total > 0, stats.t.ppf((1 + confidence) / 2, degrees) * error, 0.0)
+    return value - half, value + half, error, degrees
+
+
+def estimate(value: float, variance: Variance, target: Target, confidence: float) -> Estimate:
+    """`interval` of a single number."""
+    low, high, error, degrees = interval(np.asarray(value), variance, target, confidence)
+    return Estimate(float(value), float(low), float(high), float(error), float(degrees))
+
+
+def check_target(target: Target) -> Target:
+    """The target itself.
+
+    Raises:
+        ValueError: it is none of the two.
+    """
+    if target not in get_args(Target):
+        raise ValueError(f"target={target!r} is not allowed: one of {', '.join(map(repr, get_args(Target)))}")
+    return target
+
+
+def check_problems(target: Target, problems: int) -> None:
+    """Raise a ValueError if the target is unknown, or is problems like these from fewer than `MIN_PROBLEMS`."""
+    if check_target(target) == "problems like these" and problems < MIN_PROBLEMS:
+        raise ValueError(
+            f"{problems} problems are too few for target={target!r}: at least {MIN_PROBLEMS}, or "
+            "target='these problems'"
+        )
+
+
+def _without(variance: np.ndarray, rounding: float) -> np.ndarray:
+    """The variance, 0 where it is negative or no more than rounding."""
+    return np.where(variance <= rounding, 0.0, variance)

@@ -1,0 +1,132 @@
+"""Learning curves over seeds: their mean with an interval, their height, and when they reach a level."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import integrate, stats
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over training steps, of the seeds of one method.
+
+    Attributes:
+        steps: the steps that all seeds have, ascending, ``[T]``.
+        values: by seed, ``[S, T]``.
+        mean: over seeds, ``[T]``.
+        low: lower end of the interval of the mean, at each step on its own, ``[T]``; NaN with one seed.
+        high: upper end of it, ``[T]``; NaN with one seed.
+        dropped: steps that some seeds have and others lack, or where a value is NaN: left out above.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    dropped: tuple[int, ...]
+
+    @property
+    def note(self) -> str | None:
+        """A sentence on the dropped steps; None if there are none."""
+        if not self.dropped:
+            return None
+        total, first, last = len(self.steps) + len(self.dropped), self.dropped[0], self.dropped[-1]
+        which = f"{first}" if first == last else f"from {first} to {last}"
+        return (
+            f"{len(self.dropped)} of {total} steps {'is' if first == last else 'are'} left out, {which}: not all "
+            f"{len(self.values)} seeds have a value there"
+        )
+
+
+def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95) -> Curve:
+    """Mean over seeds with a t-interval, over the steps that all seeds have.
+
+    Means over a changing set of seeds would jump where a seed ends, and a seed that ended early may have failed: such
+    steps are dropped and named instead (`Curve.dropped`).
+
+    Args:
+        runs: for each seed, its value at each step.
+        confidence: level of the interval at a single step.
+
+    Raises:
+        ValueError: no run, or no step that all of them have.
+    """
+    if not runs:
+        raise ValueError("no run to average: give the steps of at least one seed")
+    finite = [{step: value for step, value in run.items() if np.isfinite(value)} for run in runs]
+    shared = set.intersection(*(set(run) for run in finite))
+    every = set().union(*runs)
+    if not shared:
+        counts = ", ".join(str(len(run)) for run in finite)
+        raise ValueError(f"the {len(runs)} runs share no step with a value (they have {counts} steps)")
+    steps = sorted(shared)
+    values = np.array([[run[step] for step in steps] for run in finite], dtype=float)
+    mean = values.mean(axis=0)
+    half = np.full(len(steps), np.nan)
+    if len(runs) > 1:
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(runs))
+        half = stats.t.ppf((1 + confidence) / 2, len(runs) - 1) * error
+    return Curve(np.array(steps), values, mean, mean - half, mean + half, tuple(sorted(every - shared)))
+
+
+def mean_level(curve: Curve) -> np.ndarray:
+    """Area under each seed's curve (trapezoids) over the range of its steps: its mean height, ``[S]``.
+
+    A curve of one step has that height.
+    """
+    if len(curve.steps) == 1:
+        return curve.values[:, 0]
+    return integrate.trapezoid(curve.values, curve.steps, axis=1) / (curve.steps[-1] - curve.steps[0])
+
+
+def mean_over_last(curve: Curve, fraction: float) -> np.ndarray:
+    """Mean of each seed over the last ``fraction`` of its steps, at least one of them, ``[S]``.
+
+    Raises:
+        ValueError: a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is not allowed: must be above 0 and at most 1")
+    count = max(round(fraction * len(curve.steps)), 1)
+    return curve.values[:, -count:].mean(axis=1)
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and the ``window`` - 1 before it, ``[T]``; NaN where there are fewer: nothing looks ahead.
+
+    Raises:
+        ValueError: a window below 1 or longer than the curve.
+    """
+    if not 1 <= window <= len(values):
+        raise ValueError(f"window={window} is not allowed: must be from 1 to the number of steps, {len(values)}")
+    means = np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), window).mean(axis=-1)
+    return np.concatenate([np.full(window - 1, np.nan), means])
+
+
+def best(curve: Curve, *, window: int = 1) -> float:
+    """Highest value of the seeds' mean, smoothed over ``window`` steps.
+
+    The highest of many noisy values is above the true height: the shorter the window, the more.
+    """
+    return float(np.nanmax(smoothed(curve.mean, window)))
+
+
+def first_reaching(curve: Curve, level: float, *, window: int = 1, at: np.ndarray | None = None) -> float | None:
+    """Where the seeds' mean, smoothed over ``window`` steps, first reaches ``level``; None if it never does.
+
+    Args:
+        curve: of the metric that rises.
+        level: to be reached, as the `best` of a baseline with the same window.
+        window: steps of smoothing.
+        at: what each step stands for, ``[T]``, as tokens or seconds up to it; the steps themselves if not given.
+
+    Raises:
+        ValueError: ``at`` has another length than the curve; see `smoothed`.
+    """
+    places = curve.steps if at is None else np.asarray(at)
+    if len(places) != len(curve.steps):
+        raise ValueError(f"at has {len(places)} values for {len(curve.steps)} steps: one for each step of the curve")
+    reached = np.flatnonzero(smoothed(curve.mean, window) >= level)
+    return places[reached[0]].item() if len(reached) else None

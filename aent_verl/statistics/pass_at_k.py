@@ -1,0 +1,49 @@
+"""pass@k: the probability that at least one of k samples of a problem is right."""
+
+import numpy as np
+
+
+def pass_at_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased pass@k of each problem, ``[..., n]`` -> ``[...]`` (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+
+    1 - C(n - c, k) / C(n, k) for c right samples of n: the share of all subsets of k samples that hold a right one.
+
+    Args:
+        scores: 1 for a right sample, 0 for a wrong one.
+        k: subset size, from 1 to n.
+
+    Raises:
+        ValueError: k is not in 1..n, or a score is neither 0 nor 1.
+    """
+    samples = np.shape(scores)[-1]
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@k with k={k} is not allowed: must be from 1 to n={samples}, the samples of a problem")
+    return pass_at_all_k(scores)[..., k - 1]
+
+
+def pass_at_all_k(scores: np.ndarray) -> np.ndarray:
+    """`pass_at_k` for k = 1, 2, ..., n along the last axis, ``[..., n]`` -> ``[..., n]``.
+
+    Raises:
+        ValueError: a score is neither 0 nor 1: pass@k asks whether a sample is right, and has no meaning for others.
+    """
+    scores = np.asarray(scores, dtype=float)
+    wrong = (scores != 0) & (scores != 1)
+    if wrong.any():
+        raise ValueError(
+            f"pass@k needs scores that are 0 or 1, found {scores[wrong][0]:g}: use mean@n for graded rewards, or score "
+            "correctness apart from the reward"
+        )
+    samples = scores.shape[-1]
+    return _table(samples)[scores.sum(axis=-1).astype(int)]
+
+
+def _table(samples: int) -> np.ndarray:
+    """pass@k by number of right samples and k, ``[n + 1, n]``.
+
+    The ratio of binomials is a product of k factors (n - c - j) / (n - j) in [0, 1], which cannot overflow.
+    """
+    right = np.arange(samples + 1)[:, None]
+    drawn = np.arange(samples)[None, :]
+    all_wrong = np.clip(samples - right - drawn, 0, None) / (samples - drawn)
+    return 1 - np.cumprod(all_wrong, axis=1)

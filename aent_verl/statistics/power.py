@@ -1,0 +1,70 @@
+"""What it would take to resolve a difference, if it is really as large as it was measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from scipy import stats
+
+from aent_verl.statistics.crossed import Target, Variance
+from aent_verl.statistics.differences import Difference
+
+POWER = 0.8
+MOST_SEEDS = 100
+MOST_PROBLEMS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to resolve a difference with the wanted power; one of the two is None, or both where neither would.
+
+    Attributes:
+        more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
+        problems: problems in all that are needed, where no number of seeds is enough on the present ones. A lower
+            bound: it takes the seeds for unlimited.
+    """
+
+    more_seeds: int | None
+    problems: int | None
+
+
+def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
+    """Seeds to add, or problems, until a two-sided t-test at level ``alpha`` resolves the difference as measured.
+
+    More seeds shrink the seed part of the variance only; for problems like these the problem part stays.
+    """
+    value = abs(found.estimate.value)
+    variance = found.variance
+
+    def finds(changed: Variance) -> bool:
+        return power_of(value, changed, found.target, alpha) >= power
+
+    def with_more(count: float) -> Variance:
+        return replace(variance, seeds=tuple(seeds + count for seeds in variance.seeds))
+
+    more = _fewest(lambda count: finds(with_more(count)), 1, MOST_SEEDS)
+    if more is not None:
+        return Plan(more, None)
+    endless = with_more(math.inf)
+    if finds(endless):
+        return Plan(None, None)
+    return Plan(None, _fewest(lambda count: finds(replace(endless, problems=count)), variance.problems, MOST_PROBLEMS))
+
+
+def power_of(value: float, variance: Variance, target: Target, alpha: float) -> float:
+    """Chance that a two-sided t-test at level ``alpha`` finds a true difference of ``value``."""
+    total, degrees = variance.of_mean(target)
+    if total == 0:
+        return 1.0 if value else alpha
+    critical = stats.t.ppf(1 - alpha / 2, degrees)
+    return float(stats.nct.sf(critical, degrees, value / math.sqrt(total)))
+
+
+def _fewest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Smallest number from ``low`` to ``high`` that is enough, if all above it are; None if not even ``high`` is."""
+    if not enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
