@@ -55,7 +55,7 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str]]:
     rows, lines = [], []
     for split, limit in (("train", "train_max_samples"), ("val", "val_max_samples")):
         key = f"data.{split}_files"
-        first, count = _check_files(cfg, key)
+        first, count = check_files(cfg, key)
         rows.append(first)
         if count is None:
             lines.append(f"{key}: remote, left to verl")
@@ -67,7 +67,7 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str]]:
     return Sample(*rows), lines
 
 
-def _check_files(cfg: DictConfig, key: str) -> tuple[list[dict[str, Any]], int | None]:
+def check_files(cfg: DictConfig, key: str) -> tuple[list[dict[str, Any]], int | None]:
     """First rows of the files at ``key`` and the number of all rows; None where a file is not on this machine."""
     paths = named_files(cfg, key)
     if any("://" in path for path in paths):
@@ -101,7 +101,7 @@ def named_files(cfg: DictConfig, key: str) -> list[str]:
 
 
 def _read(key: str, path: str) -> File:
-    hint = f"Set {key} to your data set; `aent_verl.tasks` shows how to write one"
+    hint = f"Set {key} to your data set, or make one with `aent-verl prepare`"
     if not os.path.isfile(path):
         if path.startswith("~"):
             hint = f"verl does not expand '~': write {os.path.expanduser(path)}, if that is where it is"

@@ -7,6 +7,7 @@ Columns: `data_source` ("reasoning_gym/<generator>"), `prompt` (chat messages), 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,8 @@ QUESTION_ONLY = ({"role": "user", "content": "{question}"},)
 
 # A generator that has not filled a split after this many fresh batches of questions has run out of new ones.
 _MAX_ROUNDS = 20
+# Generators of problems with many solutions leave `answer` empty; some name one of them here.
+_EXAMPLE_ANSWERS = ("possible_answer", "example_correct_answer", "example_answer")
 
 
 def draw_entries(
@@ -91,7 +94,7 @@ def build_rows(
     source = DATA_SOURCE_PREFIX + generator
     rows = []
     for index, entry in enumerate(entries):
-        truth = str(entry["answer"])
+        truth = _truth(entry)
         record = json.dumps(entry, sort_keys=True, default=str)
         extra_info = {"split": split, "index": index, "entry": record, "extract": extract}
         if compute_score(source, truth, truth, extra_info)["acc"] != 1.0:
@@ -173,6 +176,15 @@ def question_of(row: Mapping[str, Any]) -> str:
     return json.loads(row["extra_info"]["entry"])["question"]
 
 
+def _truth(entry: Mapping[str, Any]) -> str:
+    """The entry's answer, or an example of one; the scorer has the last word on both."""
+    metadata = entry.get("metadata") or {}
+    examples = [metadata[name] for name in _EXAMPLE_ANSWERS if metadata.get(name)]
+    if entry["answer"] is not None or not examples:
+        return str(entry["answer"])
+    return examples[0] if isinstance(examples[0], str) else json.dumps(examples[0])
+
+
 def _stream_seed(seed: int, stream: str, round_index: int) -> int:
     digest = hashlib.sha256(f"{seed}/{stream}/{round_index}".encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1  # 31 bits: some generators pass it on to numpy
@@ -180,7 +192,12 @@ def _stream_seed(seed: int, stream: str, round_index: int) -> int:
 
 def _create(generator: str, config: Mapping[str, Any], *, seed: int, size: int) -> Any:
     import reasoning_gym
+    from reasoning_gym.factory import DATASETS
 
+    if generator not in DATASETS:
+        near = difflib.get_close_matches(generator, DATASETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(DATASETS))}"
+        raise ValueError(f"reasoning-gym has no generator {generator!r}: {hint}")
     try:
         return reasoning_gym.create_dataset(generator, seed=seed, size=size, **config)
     except (AssertionError, TypeError, ValueError) as error:
