@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from aent_verl import __version__
+from aent_verl.prepare import command as prepare
 
 TRAIN_HELP = """\
 usage: aent-verl train [key=value ...]
@@ -44,12 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aent-verl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train with Hydra overrides; aent-verl train --help", add_help=False)
+    commands.add_parser(
+        "compare", help="methods x seeds, evaluated, and a report of what can be told; compare --help", add_help=False
+    )
     doctor = commands.add_parser("doctor", help="check versions, plug-in, data, model, reward and machine")
     doctor.add_argument("--cluster", action="store_true", help="also check the Ray cluster's nodes")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="the overrides of the run to check")
+    commands.add_parser("evaluate", help="sample, score and sum up a model's answers; evaluate --help", add_help=False)
     plot = commands.add_parser("plot", help="draw reward, entropy and coefficient of a run as a PNG")
     plot.add_argument("folder", help="the run's folder (run.dir), with its metrics.jsonl")
     plot.add_argument("--output", help="where to write the PNG; default: in the run's folder")
+    prepare.add_parser(commands)
     tokens = commands.add_parser(
         "tokens",
         help="show a run's responses, each token coloured by its entropy, as an HTML page",
@@ -68,13 +74,22 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
+    if arguments[:1] == ["compare"]:
+        from aent_verl.compare import command as compare
+
+        return compare.main(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        from aent_verl.evaluation import command as evaluate
+
+        return evaluate.main(arguments[1:])
     options = build_parser().parse_args(arguments)
     if options.command == "doctor":
         from aent_verl import doctor
 
         return doctor.main([*options.overrides, *(["--cluster"] if options.cluster else [])])
+    run = {"plot": _plot, "prepare": prepare.run, "tokens": _tokens}[options.command]
     try:
-        print(_plot(options) if options.command == "plot" else _tokens(options))
+        print(run(options))
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

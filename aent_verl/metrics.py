@@ -51,7 +51,7 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
         )
     run: dict[int, Metrics] = {}
     for file in files:
-        steps = _read_file(file)
+        steps = read_file(file)
         if not steps:
             continue
         first = min(steps)
@@ -147,7 +147,12 @@ def _resumes(data: Metrics) -> bool:
     return all(key.startswith("val-") for key in data)
 
 
-def _read_file(file: Path) -> dict[int, Metrics]:
+def read_file(file: Path) -> dict[int, Metrics]:
+    """All steps of one file, in its order; an incomplete last line is left out.
+
+    Raises:
+        ValueError: a line before the last is no metrics line.
+    """
     steps: dict[int, Metrics] = {}
     lines = file.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):

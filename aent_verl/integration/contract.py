@@ -345,4 +345,33 @@ REWARD_FACTS = (
     called("verl.utils.tokenizer:normalize_token_ids", "tokenized_output", why="preflight tries the chat template"),
 )
 
-CONTRACT: tuple[Fact, ...] = TRAINER_FACTS + WORKER_FACTS + ENGINE_FACTS + LOSS_FACTS + REWARD_FACTS
+EVALUATION_FACTS = (
+    in_source(
+        f"{BASE}._write_generations",
+        *("{global_steps}.jsonl", '"input": inputs', '"output": outputs', '"gts": gts', '"score": scores'),
+        why="compare reads validation dumps",
+    ),
+    called("verl.workers.rollout.llm_server:LLMServerManager.__init__", "config", why="evaluate starts servers alone"),
+    called(
+        "verl.workers.rollout.llm_server:LLMServerClient.generate",
+        *("request_id", "prompt_ids", "sampling_params"),
+        why="evaluate asks for responses with it",
+    ),
+    has_fields(
+        "verl.workers.config:RolloutConfig",
+        *("load_format", "logprobs_mode", "max_model_len", "nnodes", "n_gpus_per_node", "val_kwargs"),
+        why="evaluate sets these for servers without a trainer",
+    ),
+    called(
+        "verl.utils.tokenizer.continuous_token_wiring:create_continuous_token_builder",
+        *("tokenizer", "hf_model_type", "chat_template_kwargs", "mm_processor_kwargs", "processor"),
+        why="evaluate renders prompts with it",
+    ),
+    called(
+        "verl.trainer.ppo.utils:create_rl_dataset",
+        *("data_paths", "data_config", "tokenizer", "processor", "is_train", "max_samples"),
+        why="evaluate reads data as validation does",
+    ),
+)
+
+CONTRACT: tuple[Fact, ...] = TRAINER_FACTS + WORKER_FACTS + ENGINE_FACTS + LOSS_FACTS + REWARD_FACTS + EVALUATION_FACTS

@@ -8,7 +8,6 @@ that a reader needs is in the markup; the script adds a better tooltip and shows
 import base64
 import hashlib
 import math
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from aent_verl.text import name_hidden
 from aent_verl.tokens.colours import DIVERGING_LEVELS, LEVELS, MIDDLE, themes
 from aent_verl.tokens.records import TokenRecord, read_records
 from aent_verl.tokens.summary import mean, percentile, summarise
@@ -26,9 +26,6 @@ PAGE = "tokens.html"
 CAP_PERCENTILE = 0.99
 # A scale ends here at the earliest, so that rounding errors of a constant do not fill it.
 SMALLEST_ENTROPY_CAP, SMALLEST_ADVANTAGE_CAP, SMALLEST_WEIGHT_CAP = 0.01, 0.01, 0.1
-
-# What cannot be written, reorders text or is not seen: C0 and C1 but newline and tab, bidi controls, surrogates.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def visible(text: str) -> str:
     """The text with what cannot be seen made visible; a newline or a tab is kept after its sign."""
     if not text:
         return "∅"
-    text = _HIDDEN.sub(_name, text)
+    text = name_hidden(text)
     if all(unicodedata.category(character) == "Cf" for character in text):
         return "".join(f"⟨U+{ord(character):04X}⟩" for character in text)
     return text.replace("\n", "↵\n").replace("\t", "⇥\t")
@@ -212,11 +209,6 @@ def _cap(values: Iterable[float]) -> float:
 def _pieces(text: str) -> str:
     """A token's text on one line, with its spaces."""
     return visible(text).replace("\n", "").replace("\t", "").replace(" ", "␣")
-
-
-def _name(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
 def _choose(records: list[TokenRecord], steps: set[int], named: str) -> list[TokenRecord]:

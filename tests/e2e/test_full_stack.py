@@ -3,10 +3,7 @@
 One start of the stack takes one to two minutes, so that the runs are shared by all tests of this module.
 """
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +17,7 @@ from hydra import compose, initialize_config_module
 from aent_verl import metrics, tokens
 from aent_verl.core.controllers import BandController, ControllerState, EntropyGuidedController
 from aent_verl.integration import state_file
+from tests.e2e.stack import finish, kill, start
 
 pytestmark = pytest.mark.slow
 
@@ -81,35 +79,6 @@ def command(cache: str, folder: Path, *overrides: str) -> list[str]:
         *OVERRIDES,
         *overrides,
     ]
-
-
-def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        arguments,
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"CI": "true"} | environment,
-        start_new_session=True,
-        cwd=log.parent,
-    )
-
-
-def finish(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
-    try:
-        status = process.wait(timeout=seconds)
-    finally:
-        kill(process)
-    text = log.read_text(errors="replace")
-    assert status == 0, text[-6000:]
-    return text
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver and everything it started, and wait until Ray's processes have seen that it is gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(5)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""``aent-verl compare``: every method with every seed from the same start, and a report of what can be told."""

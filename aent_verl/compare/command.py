@@ -1,0 +1,187 @@
+"""The command line of ``aent-verl compare``."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aent_verl.compare import plan, settings
+from aent_verl.results.run import Run, load_run
+
+if TYPE_CHECKING:
+    from aent_verl.compare.schedule import Start
+
+GRID = "grid.yaml"
+HELP = """\
+usage: aent-verl compare [key=value ...]
+       aent-verl compare --from RUN [RUN ...] [--output FOLDER] [--baseline METHOD] [--target TARGET] [--title TEXT]
+                          [--allow-different]
+
+Train every method with every seed from the same start, evaluate the final models, and write a report that says what
+can be told from the results and what cannot. Run it again after a kill: finished runs are not repeated, and the others
+go on from their last checkpoint.
+
+  aent-verl compare experiment=cpu_arithmetic methods=[grpo,entreg,aent] seeds=[1,2,3]
+  aent-verl compare experiment=cpu_arithmetic methods=[grpo,aent] seeds=[1,2,3,4,5] evaluation.data=test.parquet \\
+      evaluation.n=16 results=outputs/mine
+  aent-verl compare grid=mine.yaml launcher=ray parallel=4         as jobs on the cluster at RAY_ADDRESS
+
+Its own keys; all others go to every run, as with aent-verl train:
+  methods=[...]        presets; or methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']
+  seeds=[...]          one run a method for each; three at least tell anything, five are better        [1,2,3]
+  baseline=METHOD      what the others are compared with                                               grpo
+  results=FOLDER       all runs and the report                                     outputs/compare/<experiment>
+  evaluation.KEY=...   settings of aent-verl evaluate for the final models, as evaluation.data=test.parquet
+                       evaluation.n=16; without any the last validation counts
+  parallel=N           runs at the same time                                                           1
+  launcher=local|ray   processes here, or Ray jobs; every node needs the results folder at the same path
+  stall_minutes=N      stop a run that logs nothing for so long; 0: never                              60
+  target='these problems'    what the verdicts are about; the default is 'problems like these', of which 20 are needed
+  title=TEXT           heading of the report
+  grid=FILE            these keys in a YAML file, and the overrides of every run as the list `overrides`
+
+--from builds the report from runs that are there: folders of compare or of aent-verl train, a results folder, stock
+verl's metrics .jsonl files or folders with TensorBoard files. METHOD:SEED=PATH names a run that does not say its own.
+--allow-different compares runs whose protocol, model or data differ or are not known; the report then says so.
+"""
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)(?::(\d+))?=(.+)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the comparison; returns the process's exit status."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(HELP, end="")
+        return 0
+    try:
+        if any(text.startswith("--") for text in arguments):
+            return _report_of(_parser().parse_args(arguments))
+        return _run(settings.parse(arguments), arguments)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The runs that a path stands for: those of a results folder, or itself."""
+    folder = path / plan.RUNS
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else [path]
+
+
+def load_named(text: str) -> list[Run]:
+    """Load what was given to ``--from``: a path, or METHOD:SEED=PATH, METHOD=PATH.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_run`.
+    """
+    named = None if Path(text).exists() else _NAMED.fullmatch(text)
+    if named is None:
+        return [load_run(path) for path in find_runs(Path(text))]
+    method, seed, path = named.groups()
+    return [load_run(path, method=method, seed=None if seed is None else int(seed))]
+
+
+def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from aent_verl.compare.display import GridDisplay
+    from aent_verl.compare.schedule import Schedule
+    from aent_verl.reporting import write_report
+
+    grid = plan.cells(chosen)
+    plan.check(grid)
+    with _locked(chosen.results):
+        OmegaConf.save(OmegaConf.create(chosen.to_dict()), chosen.results / GRID)
+        schedule = Schedule(grid, _starter(chosen), parallel=chosen.parallel, stall_seconds=60 * chosen.stall_minutes)
+        with GridDisplay(Console(), chosen.parallel) as display:
+            failed = schedule.run(display.show)
+            display.show(schedule.statuses)
+        runs = [load_run(cell.folder) for cell in grid if cell.folder not in {item.cell.folder for item in failed}]
+        for item in failed:
+            print(f"failed: {item.cell.name}: {item.reason}; see {item.cell.folder}", file=sys.stderr)
+        if not runs:
+            raise RuntimeError("no run is complete, so there is nothing to report")
+        command = shlex.join(["aent-verl", "compare", *arguments])
+        page = write_report(
+            runs,
+            chosen.results,
+            baseline=chosen.baseline,
+            title=chosen.title,
+            commands=[command],
+            target=chosen.target,
+        )
+    print(f"report: {page}")
+    return 1 if failed else 0
+
+
+def _starter(chosen: settings.Settings) -> Start:
+    if chosen.launcher == settings.RAY:
+        from aent_verl.integration.jobs import RayJobs
+
+        return RayJobs().start
+    from aent_verl.compare.processes import start_local
+
+    return start_local
+
+
+def _report_of(options: argparse.Namespace) -> int:
+    from aent_verl.reporting import write_report
+
+    runs = [run for text in options.runs for run in load_named(text)]
+    methods = list(dict.fromkeys(run.method for run in runs))
+    baseline = options.baseline or ("grpo" if "grpo" in methods else methods[0])
+    if baseline not in methods:
+        raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}")
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["aent-verl", "compare", "--from", *options.runs])
+    page = write_report(
+        runs,
+        folder,
+        baseline=baseline,
+        title=options.title or " against ".join(methods[:2]),
+        commands=[command],
+        allow_different=options.allow_different,
+        target=options.target,
+    )
+    print(f"report: {page}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aent-verl compare", usage=HELP.split("\n\n")[0].removeprefix("usage: "))
+    parser.add_argument("--from", dest="runs", nargs="+", metavar="RUN", required=True)
+    parser.add_argument("-o", "--output", default="outputs/compare/report")
+    parser.add_argument("--baseline")
+    parser.add_argument("--target", choices=settings.TARGETS, default=settings.TARGETS[0])
+    parser.add_argument("--title")
+    parser.add_argument("--allow-different", action="store_true")
+    return parser
+
+
+@contextmanager
+def _locked(results: Path) -> Iterator[None]:
+    """Hold the results folder; the system releases it when this process dies.
+
+    Raises:
+        ValueError: another comparison holds it.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"results={results}: another comparison is at work in it; wait, or choose another"
+            ) from None
+        yield

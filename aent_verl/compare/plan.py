@@ -1,0 +1,183 @@
+"""The runs of a comparison: folder, overrides and composed config of each, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aent_verl.compare.settings import Settings
+from aent_verl.metrics import METRICS_FILE
+from aent_verl.results import problems
+from aent_verl.results.protocol import SEED_KEYS, Protocol, fingerprint, protocol_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+RUNS = "runs"
+CONFIG = "config.yaml"
+_PRESET = "entropy_control="
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        method: label of its method.
+        seed: its seed.
+        folder: everything of this run, absolute.
+        overrides: what ``aent-verl train`` gets.
+        evaluation: what ``aent-verl evaluate`` gets beyond the model and where to write; None: no evaluation.
+        config: the composed config with its interpolations resolved.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    evaluation: tuple[str, ...] | None
+    config: DictConfig
+
+    @property
+    def name(self) -> str:
+        """Method and seed, as in "aent seed 3"."""
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def metrics_file(self) -> Path:
+        """What verl's logger writes."""
+        return self.folder / METRICS_FILE
+
+    @property
+    def total_steps(self) -> int | None:
+        """Training steps; None if the data decides."""
+        return self.config.trainer.total_training_steps
+
+    @property
+    def train_command(self) -> list[str]:
+        """Arguments of the interpreter that trains this run."""
+        return ["-m", "aent_verl.train", *self.overrides]
+
+    def evaluate_command(self, checkpoint: Path) -> list[str]:
+        """Arguments of the interpreter that evaluates a checkpoint of this run."""
+        assert self.evaluation is not None
+        where = [f"model={quoted(checkpoint)}", f"output={quoted(self.folder / problems.EVALUATION.parent)}"]
+        return ["-m", "aent_verl.evaluation", *where, *self._hardware(), *self.evaluation, "overwrite=true"]
+
+    def _hardware(self) -> list[str]:
+        """The training's machines, for an evaluation that does not name its own."""
+        trainer, rollout = self.config.trainer, self.config.actor_rollout_ref.rollout
+        given = {text.partition("=")[0] for text in self.evaluation or ()}
+        same = {
+            "gpus": trainer.n_gpus_per_node,
+            "trainer.nnodes": trainer.nnodes,
+            "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
+            **({"platform": "cpu"} if trainer.device == "cpu" else {}),
+        }
+        return [f"{key}={value}" for key, value in same.items() if key not in given]
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """What has to be equal in all runs; the files of data and model must be there."""
+        from omegaconf import OmegaConf
+
+        config = OmegaConf.to_container(self.config, resolve=True)
+        assert isinstance(config, dict)
+        protocol = protocol_of({str(key): value for key, value in config.items()})
+        for text in self.evaluation or ():
+            key, _, value = text.partition("=")
+            protocol[f"evaluation.{key}"] = fingerprint(value)
+        return protocol
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """All runs, seed by seed, so that an early look at a grid finds each method as far as the others.
+
+    Raises:
+        ValueError: an override that does not compose or that the comparison decides itself.
+    """
+    return [
+        _cell(settings, method, overrides, seed)
+        for seed in settings.seeds
+        for method, overrides in settings.methods.items()
+    ]
+
+
+def check(grid: Sequence[Cell]) -> None:
+    """Build data and model once, and check each method's settings as its workers will.
+
+    Raises:
+        ValueError, RuntimeError: what does not fit, and in which method.
+    """
+    from aent_verl import train
+
+    train.prepare_task(grid[0].config, sys.stdout)
+    for cell in {cell.method: cell for cell in reversed(grid)}.values():
+        try:
+            train.check_settings(cell.config, sys.stdout)
+        except Exception as error:
+            raise ValueError(f"method {cell.method}: {train.root_cause(error)}") from error
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config of a run, as ``aent-verl train`` composes it, with absolute paths."""
+    from hydra import compose as compose_config
+    from hydra import initialize_config_module
+
+    from aent_verl import train
+
+    with initialize_config_module("aent_verl._config", version_base="1.3"):
+        cfg = compose_config(train.CONFIG_NAME, overrides=list(overrides))
+    train.make_paths_absolute(cfg)
+    return cfg
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of a Hydra override, whatever characters are in it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _cell(settings: Settings, method: str, own: tuple[str, ...], seed: int) -> Cell:
+    from hydra.errors import HydraException
+
+    if any(text.startswith(_PRESET) for text in settings.overrides):
+        raise ValueError(f"{_PRESET}... for all runs: methods=[...] choose it; leave it out")
+    folder = Path(os.path.abspath(settings.results)) / RUNS / f"{method}_seed{seed}"
+    preset = [] if any(text.startswith(_PRESET) for text in own) else [f"{_PRESET}{method}"]
+    overrides = (
+        *settings.overrides,
+        *preset,
+        *own,
+        *(f"{key}={seed}" for key in SEED_KEYS),
+        f"run.dir={quoted(folder)}",
+        f"trainer.experiment_name={method}_seed{seed}",
+        f"trainer.validation_data_dir={quoted(folder / problems.VALIDATION)}",
+    )
+    try:
+        config = compose(overrides)
+    except HydraException as error:
+        raise ValueError(f"method {method}: {_first_line(error)}") from error
+    return Cell(method, seed, folder, overrides, _evaluation(settings), config)
+
+
+def _evaluation(settings: Settings) -> tuple[str, ...] | None:
+    if not settings.evaluation:
+        return None
+    return tuple(f"{key}={_value(value)}" for key, value in settings.evaluation.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,121 @@
+"""How far a run is, in its ``run.json``: what a comparison that is started again goes on from."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aent_verl.compare.plan import CONFIG, Cell
+from aent_verl.results import provenance
+from aent_verl.results.problems import EVALUATION
+from aent_verl.results.run import RECORD, RECORD_FORMAT, read_record
+from aent_verl.tasks.cache import write_json
+
+STARTED, TRAINED, COMPLETE = "started", "trained", "complete"
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
+    """The record of a run, written if it is new, together with its config.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or one that no comparison made.
+    """
+    record = read_record(cell.folder)
+    if record is None:
+        if cell.metrics_file.exists():
+            raise ValueError(
+                f"{cell.folder} holds a run that compare did not make: choose another folder, results=..., or read it "
+                f"with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
+            )
+        record = {
+            "format": RECORD_FORMAT,
+            "method": cell.method,
+            "seed": cell.seed,
+            "state": STARTED,
+            "overrides": list(cell.overrides),
+            "evaluation": list(cell.evaluation) if cell.evaluation is not None else None,
+            "protocol": cell.protocol,
+            "versions": versions,
+            "commit": commit,
+            "machine": provenance.machine(),
+            "seconds": {},
+            "starts": [],
+        }
+        _write(cell, record)
+        _write_config(cell)
+        return record
+    _check_same(cell, record)
+    if record["state"] != STARTED and cell.evaluation is not None and not (cell.folder / EVALUATION).is_file():
+        record["state"] = TRAINED  # its evaluation was removed or had not been asked for
+    return record
+
+
+def stage_begins(cell: Cell, record: dict[str, Any], stage: str) -> None:
+    """Write down that a stage of a run starts."""
+    record["starts"].append({"stage": stage, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    _write(cell, record)
+
+
+def stage_ends(cell: Cell, record: dict[str, Any], stage: str, seconds: float, *, succeeded: bool) -> None:
+    """Write down how a stage of a run ended; all starts of a stage count in its seconds."""
+    record["seconds"][stage] = round(record["seconds"].get(stage, 0.0) + seconds, 1)
+    if succeeded:
+        done = COMPLETE if stage == "evaluate" or cell.evaluation is None else TRAINED
+        record |= {"state": done, "protocol": cell.protocol}
+    _write(cell, record)
+
+
+def checkpoint(cell: Cell) -> Path:
+    """The last checkpoint of a trained run.
+
+    Raises:
+        ValueError: it has none.
+    """
+    folder = Path(cell.config.trainer.default_local_dir)
+    tracker = folder / TRACKER
+    newest = folder / f"global_step_{tracker.read_text().strip()}" if tracker.is_file() else folder
+    if newest == folder or not newest.is_dir():
+        raise ValueError(f"no checkpoint in {folder} to evaluate: train with trainer.save_freq above 0")
+    return newest
+
+
+def forget_evaluation(cell: Cell) -> None:
+    """Remove what a killed evaluation left."""
+    shutil.rmtree(cell.folder / EVALUATION.parent, ignore_errors=True)
+
+
+def _check_same(cell: Cell, record: dict[str, Any]) -> None:
+    before, now = record["overrides"], list(cell.overrides)
+    if before != now:
+        there = " ".join(_only_in(before, now)) or "the same in another order"
+        asked_for = " ".join(_only_in(now, before)) or "the same in another order"
+        raise ValueError(
+            f"{cell.folder} holds a run with other settings (there: {there}; asked for: {asked_for}): choose another "
+            "folder, results=..., or remove this one"
+        )
+    asked = list(cell.evaluation) if cell.evaluation is not None else None
+    if record.get("evaluation") not in (None, asked) and (cell.folder / EVALUATION).is_file():
+        raise ValueError(
+            f"{cell.folder} is evaluated with {' '.join(record['evaluation'])}, asked for is "
+            f"{' '.join(asked or ['no evaluation'])}: remove {EVALUATION.parent} there to evaluate again"
+        )
+    record["evaluation"] = asked
+
+
+def _only_in(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    return [text for text in one if text not in other]
+
+
+def _write(cell: Cell, record: dict[str, Any]) -> None:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cell.folder / RECORD, record)
+
+
+def _write_config(cell: Cell) -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(cell.config, cell.folder / CONFIG, resolve=True)

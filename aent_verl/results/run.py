@@ -1,0 +1,177 @@
+"""One run of a comparison: method, seed, metrics, scores of each problem, and what it was made under."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from aent_verl.metrics import REWARD, Metrics
+from aent_verl.results.problems import ProblemScores, read_evaluation, read_validation, validations
+from aent_verl.results.protocol import Protocol, protocol_of, settings_of
+from aent_verl.results.sources import read_metrics
+
+RECORD = "run.json"
+RECORD_FORMAT = 1
+# Where a run's config may lie: ours, Hydra's by our output_subdir, Hydra's own.
+CONFIGS = (Path("config.yaml"), Path("hydra", "config.yaml"), Path(".hydra", "config.yaml"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        method: what the comparison calls its method.
+        seed: seed of data order and rollouts.
+        path: its folder or metrics file.
+        metrics: by training step, in ascending order.
+        scores: of each problem after training; None if nothing of that was stored.
+        protocol: what has to be equal in all runs; empty if not known.
+        settings: all else of its config, by dotted key; empty if not known.
+        record: what `aent-verl compare` wrote about it; empty for a run made elsewhere.
+    """
+
+    method: str
+    seed: int
+    path: Path
+    metrics: dict[int, Metrics]
+    scores: ProblemScores | None = None
+    protocol: Protocol = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Method and seed, as in "aent seed 3"."""
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was trained or validated."""
+        return max(self.metrics)
+
+
+def load_run(path: str | Path, *, method: str | None = None, seed: int | None = None) -> Run:
+    """Read a run from its folder or metrics file.
+
+    Args:
+        path: see `aent_verl.results.sources.read_metrics`.
+        method: its method; None: as its record or config says.
+        seed: its seed; None: likewise.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a damaged file, no reward in the metrics, or method or seed not known.
+    """
+    path = Path(path)
+    metrics = read_metrics(path)
+    if not any(REWARD in data for data in metrics.values()):
+        raise ValueError(
+            f"{path} has no {REWARD!r} at any step, so it is no training run of verl's, or ended before its first step"
+        )
+    record = read_record(path) or {}
+    config = read_config(path)
+    method = method or record.get("method") or _get(config, "entropy_control.method")
+    if seed is None:
+        seed = record.get("seed")
+    if seed is None:
+        seed = _get(config, "data.seed")
+    if method is None or seed is None:
+        raise ValueError(
+            f"{path}: its {'method' if method is None else 'seed'} is not written there; say it: "
+            f"--from METHOD:SEED={path}"
+        )
+    return Run(
+        method=str(method),
+        seed=int(seed),
+        path=path,
+        metrics=metrics,
+        scores=_scores(path),
+        protocol=record.get("protocol") or (protocol_of(config) if config else {}),
+        settings=settings_of(config) if config else {},
+        record=record,
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `aent-verl compare` wrote about a run; None if it wrote nothing.
+
+    Raises:
+        ValueError: damaged, or of a later version.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not readable JSON ({error}): remove it to start this run's record afresh"
+        ) from None
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        raise ValueError(
+            f"{file}: expected format {RECORD_FORMAT} of this version of aent_verl; update it, or remove it"
+        )
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a run; empty if there is none beside it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            loaded = OmegaConf.load(folder / name)
+            try:
+                config = OmegaConf.to_container(loaded, resolve=True)
+            except OmegaConfBaseException:
+                config = OmegaConf.to_container(loaded, resolve=False)
+            return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+    return {}
+
+
+def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[Run]]:
+    """Runs grouped by method, `first` first and the others as they come, each group by ascending seed.
+
+    Raises:
+        ValueError: two runs of the same method and seed.
+    """
+    groups: dict[str, list[Run]] = {first: []} if first is not None else {}
+    for run in runs:
+        groups.setdefault(run.method, []).append(run)
+    for method, group in groups.items():
+        group.sort(key=lambda run: run.seed)
+        for one, two in pairwise(group):
+            if one.seed == two.seed:
+                raise ValueError(
+                    f"{one.path} and {two.path} are both {method} seed {one.seed}: leave one out, or name them apart "
+                    "with --from METHOD:SEED=PATH"
+                )
+    return groups
+
+
+def seeds(runs: Sequence[Run]) -> list[int]:
+    """The seeds of some runs."""
+    return [run.seed for run in runs]
+
+
+def _scores(path: Path) -> ProblemScores | None:
+    if not path.is_dir():
+        return None
+    evaluation = read_evaluation(path)
+    if evaluation is not None:
+        return evaluation
+    dumps = validations(path)
+    return read_validation(dumps[max(dumps)]) if dumps else None
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,16 @@
+"""Text that others wrote, such as a model's, made safe to look at."""
+
+import re
+
+# What cannot be written, reorders text or is not seen: C0 and C1 but newline and tab, bidi controls, surrogates.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def name_hidden(text: str) -> str:
+    """The text with a sign for each control character, bidi control and lone surrogate; newlines and tabs stay."""
+    return _HIDDEN.sub(_name, text)
+
+
+def _name(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"

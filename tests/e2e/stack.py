@@ -1,0 +1,37 @@
+"""Starting, awaiting and killing commands that bring the whole stack up."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+
+def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        arguments,
+        stdout=log.open("wb"),
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"CI": "true"} | environment,
+        start_new_session=True,
+        cwd=log.parent,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
+    try:
+        status = process.wait(timeout=seconds)
+    finally:
+        kill(process)
+    text = log.read_text(errors="replace")
+    assert status == 0, text[-6000:]
+    return text
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the driver and everything it started, and wait until Ray's processes have seen that it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(5)

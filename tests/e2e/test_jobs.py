@@ -1,0 +1,94 @@
+"""A grid as jobs of a real Ray cluster; the runs themselves are the stand-in of tests/unit/compare."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aent_verl.compare.schedule import Schedule
+from aent_verl.integration.jobs import RayJobs
+from tests.unit.compare.grid import cell
+from tests.unit.compare.test_schedule import starts
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a head node that takes jobs."""
+    port, dashboard = free_port(), free_port()
+    # A folder of its own: there Ray notes the cluster that `ray.init` then joins, for other tests and when it is gone.
+    # Not pytest's, whose path is too long for a socket.
+    folder = tempfile.mkdtemp(prefix="ray")
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
+         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=4"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def jobs(cluster: str, monkeypatch: pytest.MonkeyPatch) -> RayJobs:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return RayJobs()
+        except RuntimeError:
+            assert time.monotonic() < deadline, "the cluster takes no jobs"
+            time.sleep(2)
+
+
+def stand_in(arguments: list[str]) -> list[str]:
+    return ["-m", "tests.unit.compare.trainer", *arguments[1:]]
+
+
+def test_a_grid_runs_as_jobs_and_a_failure_is_named(jobs: RayJobs, tmp_path: Path):
+    grid = [cell(tmp_path, "grpo", 1, evaluated=True), cell(tmp_path, "fails", 1)]
+    failed = Schedule(
+        grid, lambda arguments, log: jobs.start(stand_in(arguments), log), parallel=2, stall_seconds=0
+    ).run(lambda _: None)
+    assert starts(grid[0].folder) == {"train": 1, "evaluate": 1}
+    assert [status.cell.method for status in failed] == ["fails"]
+    assert "boom: out of memory" in failed[0].reason
+
+
+def test_a_job_that_still_runs_is_gone_on_with(jobs: RayJobs, tmp_path: Path):
+    log = tmp_path / "runs" / "grpo_seed1" / "train.console.log"
+    sleeper = ["-c", "import time; print('here'); time.sleep(600)"]
+    first = jobs.start(sleeper, log)
+    assert jobs.start(sleeper, log).name == first.name
+    other = jobs.start(["-c", "print('else')"], log)
+    assert other.name != first.name
+    first.stop()
+    assert first.poll() is False
+    assert jobs.start(sleeper, log).name not in (first.name, other.name)
+
+
+def test_no_cluster_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(RuntimeError, match="ray start"):
+        RayJobs()

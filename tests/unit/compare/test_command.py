@@ -1,0 +1,76 @@
+"""The command line of `aent-verl compare` over runs that are there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aent_verl.cli import main
+from tests.unit.reporting.synthetic import AENT, GRPO, make_runs
+
+
+def compare(*arguments: object) -> int:
+    return main(["compare", *map(str, arguments)])
+
+
+def numbers(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_results_folder_gives_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_runs(tmp_path / "results" / "runs", (GRPO, AENT), seeds=3)
+    assert compare("--from", tmp_path / "results", "--output", tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"report: {tmp_path}/out/report.html\n"
+    assert "aent is better than grpo" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_made_elsewhere_are_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_runs(tmp_path / "runs", (GRPO,), seeds=3)
+    logs = []
+    for seed in (1, 2, 3):
+        folder = next(path for path in sorted((tmp_path / "runs").iterdir()) if str(seed) in path.name)
+        logs.append(tmp_path / f"stock{seed}.jsonl")
+        (folder / "metrics.jsonl").rename(logs[-1])
+    given = [f"{method}:{seed}={log}" for method in ("grpo", "mine") for seed, log in enumerate(logs, start=1)]
+    assert compare("--from", *given, "--output", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "--allow-different" in error
+    assert "not known" in error
+    assert compare("--from", *given, "--output", tmp_path / "out", "--allow-different") == 0
+    assert "not known" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--from", "missing"], "missing is not there"),
+        (["--from", "grpo:1=missing"], "missing is not there"),
+        (["methods=[grpo]", "seeds=[]"], "seeds"),
+        (["entropy_control=aent"], "methods="),
+    ],
+)
+def test_errors_are_one_line_and_the_status_is_1(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert compare(*arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+
+
+def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
+    assert compare("--from", tmp_path, "-o", tmp_path / "out", "--baseline", "aent") == 0
+    assert "grpo is worse than aent" in (tmp_path / "out" / "report.html").read_text()
+    assert compare("--from", tmp_path, "-o", tmp_path / "out", "--baseline", "skywork") == 1
+    assert "no run of it; there are" in capsys.readouterr().err
+
+
+def test_help_names_every_key_of_its_own(capsys: pytest.CaptureFixture[str]):
+    from aent_verl.compare.settings import _KEYS
+
+    assert compare("--help") == 0
+    text = capsys.readouterr().out
+    assert [key for key in _KEYS - {"overrides"} if f"{key}=" not in text and f"{key}." not in text] == []
+    assert max(map(len, text.splitlines())) <= 120

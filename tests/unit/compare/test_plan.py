@@ -1,0 +1,73 @@
+"""The runs that a comparison consists of."""
+
+from pathlib import Path
+
+import pytest
+
+from aent_verl.compare import plan
+from aent_verl.compare.settings import parse
+
+CPU = ["experiment=cpu_arithmetic", "methods=[grpo,aent]", "seeds=[1,2]"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_runs_differ_in_method_seed_and_folder_alone(here: Path):
+    grid = plan.cells(parse([*CPU, "results=" + plan.quoted(here / "it's a grid")]))
+    assert [cell.name for cell in grid] == ["grpo seed 1", "aent seed 1", "grpo seed 2", "aent seed 2"]
+    for cell in grid:
+        config = cell.config
+        assert config.entropy_control.method == cell.method
+        assert config.data.seed == config.actor_rollout_ref.actor.data_loader_seed == cell.seed
+        assert config.actor_rollout_ref.rollout.seed == cell.seed
+        assert config.run.dir == str(cell.folder) == f"{here}/it's a grid/runs/{cell.method}_seed{cell.seed}"
+        assert config.trainer.default_local_dir == f"{cell.folder}/checkpoints"
+        assert config.trainer.validation_data_dir == f"{cell.folder}/validation"
+        assert cell.total_steps == 40
+    assert len({cell.config.trainer.experiment_name for cell in grid}) == 4
+
+
+def test_a_label_with_a_preset_of_its_own(here: Path):
+    chosen = parse([*CPU, "methods={grpo:[],wide:['entropy_control=aent','entropy_control.bonus.controller.low=0.3']}"])
+    wide = plan.cells(chosen)[1].config
+    assert wide.entropy_control.method == "aent"
+    assert wide.entropy_control.bonus.controller.low == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["methods=[grpo,aentt]"], "method aentt"),
+        (["trainer.no_such_key=1"], "no_such_key"),
+        (["entropy_control=aent"], "methods="),
+    ],
+)
+def test_what_does_not_compose_is_named_before_anything_runs(here: Path, arguments: list[str], says: str):
+    with pytest.raises(ValueError, match=says):
+        plan.cells(parse([*CPU, *arguments]))
+
+
+def test_the_evaluation_of_a_checkpoint(here: Path):
+    cell = plan.cells(parse([*CPU, "evaluation.data=[a.parquet,b.parquet]", "evaluation.n=8"]))[0]
+    command = cell.evaluate_command(here / "x" / "global_step_3")
+    assert "data=[a.parquet,b.parquet]" in command
+    assert "n=8" in command
+    assert f"model='{here}/x/global_step_3'" in command
+    assert f"output='{cell.folder}/evaluation'" in command
+
+
+def test_an_evaluation_uses_the_machines_of_the_training(here: Path):
+    command = plan.cells(parse([*CPU, "evaluation.n=8"]))[0].evaluate_command(here)
+    assert {"platform=cpu", "gpus=1", "trainer.nnodes=1"} <= set(command)
+    gpus = [*CPU, "experiment=qwen2.5_math_1.5b_math", "trainer.n_gpus_per_node=4", "evaluation.n=8"]
+    other = plan.cells(parse([*gpus, "evaluation.gpus=2"]))[0].evaluate_command(here)
+    assert "gpus=2" in other
+    assert not {"gpus=4", "platform=cpu"} & set(other)
+
+
+def test_without_evaluation_settings_there_is_none(here: Path):
+    assert plan.cells(parse(CPU))[0].evaluation is None

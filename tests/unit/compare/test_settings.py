@@ -1,0 +1,100 @@
+"""What `aent-verl compare` was asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from aent_verl.compare.settings import parse
+
+
+def test_methods_seeds_and_everything_else():
+    chosen = parse(["experiment=cpu_arithmetic", "methods=[grpo,aent]", "seeds=[3,1]", "trainer.test_freq=5", "+a.b=1"])
+    assert chosen.methods == {"grpo": (), "aent": ()}
+    assert chosen.seeds == (3, 1)
+    assert chosen.overrides == ("experiment=cpu_arithmetic", "trainer.test_freq=5", "+a.b=1")
+    assert chosen.baseline == "grpo"
+    assert chosen.results == Path("outputs/compare/cpu_arithmetic")
+    assert chosen.title == "cpu_arithmetic"
+
+
+def test_without_grpo_the_first_method_is_the_baseline():
+    assert parse(["methods=[entreg,aent]"]).baseline == "entreg"
+
+
+def test_a_method_may_have_overrides_of_its_own():
+    chosen = parse(
+        ["methods.wide=['entropy_control=aent','entropy_control.bonus.controller.low=0.3']", "baseline=wide"]
+    )
+    assert chosen.methods == {"wide": ("entropy_control=aent", "entropy_control.bonus.controller.low=0.3")}
+
+
+def test_evaluation_settings_are_collected():
+    chosen = parse(["evaluation.data=[a.parquet,b.parquet]", "evaluation.n=8"])
+    assert chosen.evaluation == {"data": ["a.parquet", "b.parquet"], "n": 8}
+
+
+def test_a_grid_file_says_the_same_as_the_command_line(tmp_path: Path):
+    arguments = [
+        "experiment=cpu_arithmetic",
+        "methods={grpo:[],hi:['entropy_control=aent']}",
+        "seeds=[1,2]",
+        "parallel=2",
+    ]
+    from omegaconf import OmegaConf
+
+    file = tmp_path / "grid.yaml"
+    OmegaConf.save(OmegaConf.create(parse(arguments).to_dict()), file)
+    assert parse([f"grid={file}"]) == parse(arguments)
+
+
+def test_the_command_line_comes_after_the_grid_file(tmp_path: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("overrides: [experiment=cpu_arithmetic]\nseeds: [1]\nmethods: {grpo: []}\n")
+    for arguments in (
+        [f"grid={file}", "seeds=[7]", "trainer.test_freq=5"],
+        ["seeds=[7]", "trainer.test_freq=5", f"grid={file}"],
+    ):
+        chosen = parse(arguments)
+        assert chosen.seeds == (7,)
+        assert chosen.overrides == ("experiment=cpu_arithmetic", "trainer.test_freq=5")
+        assert list(chosen.methods) == ["grpo"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("seeds=[]", "different whole numbers"),
+        ("seeds=[1,1]", "different whole numbers"),
+        ("seeds=[-1]", "different whole numbers"),
+        ("seeds=[1.5]", "different whole numbers"),
+        ("seeds=1,2", "one value a key"),
+        ("methods=[]", "give a list of presets"),
+        ("methods=grpo", "give a list of presets"),
+        ("methods=[grpo,grpo]", "twice"),
+        ("methods=[a/b]", "names folders"),
+        ("methods={a:x}", "must be a list of overrides"),
+        ("baseline=skywork", "must be one of methods"),
+        ("parallel=0", "whole number from 1"),
+        ("launcher=slurm", "local or ray"),
+        ("stall_minutes=-1", "number from 0"),
+        ("evaluation=3", "aent-verl evaluate"),
+        ("seeds.first=1", "has no part"),
+        ("run.dir=x", "results=FOLDER"),
+        ("trainer.experiment_name=x", "results=FOLDER"),
+        ("grid=missing.yaml", "no such file"),
+        ("no setting", "write key=value"),
+    ],
+)
+def test_what_is_not_a_setting_is_refused_with_what_is(argument: str, says: str):
+    with pytest.raises(ValueError, match=says):
+        parse([argument])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("typo: 1\n", "has typo; allowed"), ("- 1\n", "expected keys"), ("a: [", "YAML")]
+)
+def test_a_grid_file_that_is_none(tmp_path: Path, text: str, says: str):
+    file = tmp_path / "grid.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        parse([f"grid={file}"])
