@@ -176,7 +176,8 @@ def _value(value: Any) -> str:
         return "[" + ",".join(map(_value, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    # Not a dict of these: 1.0 == True.
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -60,6 +60,17 @@ def test_the_evaluation_of_a_checkpoint(here: Path):
     assert f"output='{cell.folder}/evaluation'" in command
 
 
+def test_values_of_an_evaluation_keep_their_types(here: Path):
+    values = [
+        "evaluation.temperature=1.0",
+        "evaluation.n=1",
+        "evaluation.run.check_reward=false",
+        "evaluation.scorers=null",
+    ]
+    found = plan.cells(parse([*CPU, *values]))[0].evaluation
+    assert found == ("temperature=1.0", "n=1", "run.check_reward=false", "scorers=null")
+
+
 def test_an_evaluation_uses_the_machines_of_the_training(here: Path):
     command = plan.cells(parse([*CPU, "evaluation.n=8"]))[0].evaluate_command(here)
     assert {"platform=cpu", "gpus=1", "trainer.nnodes=1"} <= set(command)
