@@ -30,7 +30,8 @@ class ProblemScores:
         problems: ids, sorted.
         data_sources: the data set of each problem.
         scores: [P, n], as the reward function gave them.
-        answers: for each problem its n extracted answers, None where there is none; empty if not stored.
+        answers: for each problem its n extracted answers, None where there is none; empty if there are none at all,
+            because the reward function does not tell them.
         response_tokens: [P, n], or None if not stored.
         truncated: [P, n] booleans: cut off at the longest response allowed; None if not stored.
         entropy: [P, n], nats a token; None if not stored.
@@ -76,6 +77,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     rows = sorted(_lines(folder / SCORES), key=lambda row: str(row.get("problem")))
     _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
     where = folder / SCORES
+    answers = [row.get("answers") or [None] * len(row["scores"]) for row in rows]
 
     def optional(key: str) -> np.ndarray | None:
         return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
@@ -84,7 +86,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         problems=tuple(row["problem"] for row in rows),
         data_sources=tuple(row["data_source"] for row in rows),
         scores=_matrix(where, rows, "scores"),
-        answers=tuple(tuple(row["answers"]) for row in rows) if all(row.get("answers") for row in rows) else (),
+        answers=tuple(map(tuple, answers)) if any(answer is not None for each in answers for answer in each) else (),
         response_tokens=optional("response_tokens"),
         truncated=optional("truncated"),
         entropy=optional("entropy"),

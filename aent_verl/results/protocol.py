@@ -42,10 +42,10 @@ KEYS = (
 SEED_KEYS = ("data.seed", "actor_rollout_ref.actor.data_loader_seed", "actor_rollout_ref.rollout.seed")
 # Names, places and loggers, which say nothing about how a run learns, and copies of other keys by interpolation.
 _INCIDENTAL = (
-    *("run.", "hydra.", "ray_kwargs.", "transfer_queue.", "trainer.experiment_name", "trainer.project_name"),
-    *("actor_rollout_ref.actor.entropy_control.", "entropy_control.host.", "recommended."),
+    *("run.", "hydra.", "ray_kwargs.", "transfer_queue.", "recommended."),
+    *("actor_rollout_ref.actor.entropy_control.", "entropy_control.host."),
 )
-_INCIDENTAL_ENDS = (".path", "_dir", "_files", "_freq", ".logger", ".method")
+_INCIDENTAL_ENDS = (".path", "_dir", "_files", "_freq", ".logger", ".method", ".experiment_name", ".project_name")
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 
 Protocol = dict[str, str]

@@ -100,6 +100,11 @@ def test_an_evaluation_in_the_order_of_its_ids(tmp_path: Path):
     assert found.sampling == {"n": 2}
 
 
+def test_a_reward_that_tells_no_answer_leaves_none(tmp_path: Path):
+    found = read_evaluation(evaluation(tmp_path, [problem("a", [1.0, 0.0], answers=[None, None])]))
+    assert found.answers == ()
+
+
 def test_what_an_evaluation_lacks_is_none(tmp_path: Path):
     found = read_evaluation(evaluation(tmp_path, [problem("a", [1.0])]))
     assert (found.answers, found.response_tokens, found.truncated, found.entropy) == ((), None, None, None)

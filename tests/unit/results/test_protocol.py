@@ -13,7 +13,7 @@ def config(tmp_path: Path, **changes: object) -> dict:
         "actor_rollout_ref": {
             "model": {"path": "Qwen/Qwen2.5-Math-1.5B"},
             "actor": {"optim": {"lr": 1e-6}, "data_loader_seed": 1, "clip_ratio_high": 0.2},
-            "rollout": {"n": 8, "seed": 1},
+            "rollout": {"n": 8, "seed": 1, "trace": {"experiment_name": "x"}},
         },
         "data": {"train_files": str(tmp_path / "train.parquet"), "val_files": ["gone.parquet"], "seed": 1},
         "trainer": {"total_training_steps": 40, "experiment_name": "x", "default_local_dir": "d", "save_freq": 3},
