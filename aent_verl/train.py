@@ -138,12 +138,26 @@ def is_complete(cfg: DictConfig, control: "EntropyControlConfig", terminal: Text
     if last is None or not done.isdigit() or int(done) < last:
         print(f"resuming from {folder}", file=terminal)
         return False
+    if cfg.trainer.val_before_train and not is_logged(cfg.run.dir, last):
+        # verl saves, validates and logs in this order: a kill in between takes the last validation with it.
+        print(f"resuming from {folder} to validate it: the run was killed before it could", file=terminal)
+        return False
     print(
         f"this run is complete: step {done} of {last} in {cfg.run.dir}\n"
         "to train again choose another name, trainer.experiment_name=..., or remove that folder",
         file=terminal,
     )
     return True
+
+
+def is_logged(folder: str, step: int) -> bool:
+    """Whether a run's metrics file, where it has one, reaches this step."""
+    try:
+        return max(metrics.read_run(folder)) >= step
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
 
 
 def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":

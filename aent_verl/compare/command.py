@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare import plan, settings
-from aent_verl.results.run import Run, load_run
+from aent_verl.results.run import Run, load_runs
 
 if TYPE_CHECKING:
     from aent_verl.compare.schedule import Start
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         if any(text.startswith("--") for text in arguments):
-            return _report_of(_parser().parse_args(arguments))
+            return _report_of(_parser().parse_args(arguments), arguments)
         return _run(settings.parse(arguments), arguments)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,17 +77,29 @@ def find_runs(path: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else [path]
 
 
-def load_named(text: str) -> list[Run]:
-    """Load what was given to ``--from``: a path, or METHOD:SEED=PATH, METHOD=PATH.
+def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Load what was given to ``--from``: paths, or METHOD:SEED=PATH, METHOD=PATH.
+
+    Returns:
+        The finished runs, and a sentence about each that is not.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_run`.
+        ValueError, FileNotFoundError: see `load_runs`; or none is finished.
     """
-    named = None if Path(text).exists() else _NAMED.fullmatch(text)
-    if named is None:
-        return [load_run(path) for path in find_runs(Path(text))]
-    method, seed, path = named.groups()
-    return [load_run(path, method=method, seed=None if seed is None else int(seed))]
+    runs: list[Run] = []
+    unfinished: list[str] = []
+    for text in texts:
+        named = None if Path(text).exists() else _NAMED.fullmatch(text)
+        if named is None:
+            found = load_runs(find_runs(Path(text)))
+        else:
+            method, seed, path = named.groups()
+            found = load_runs([path], method=method, seed=None if seed is None else int(seed))
+        runs += found[0]
+        unfinished += found[1]
+    if not runs:
+        raise ValueError(f"no finished run: {'; '.join(unfinished)}")
+    return runs, unfinished
 
 
 def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
@@ -101,14 +113,14 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
     grid = plan.cells(chosen)
     plan.check(grid)
     with _locked(chosen.results):
-        OmegaConf.save(OmegaConf.create(chosen.to_dict()), chosen.results / GRID)
         schedule = Schedule(grid, _starter(chosen), parallel=chosen.parallel, stall_seconds=60 * chosen.stall_minutes)
+        OmegaConf.save(OmegaConf.create(chosen.to_dict()), chosen.results / GRID)
         with GridDisplay(Console(), chosen.parallel) as display:
             failed = schedule.run(display.show)
             display.show(schedule.statuses)
-        runs = [load_run(cell.folder) for cell in grid if cell.folder not in {item.cell.folder for item in failed}]
         for item in failed:
             print(f"failed: {item.cell.name}: {item.reason}; see {item.cell.folder}", file=sys.stderr)
+        runs, _ = load_runs([item.cell.folder for item in schedule.statuses if item not in failed])
         if not runs:
             raise RuntimeError("no run is complete, so there is nothing to report")
         command = shlex.join(["aent-verl", "compare", *arguments])
@@ -119,6 +131,7 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
             title=chosen.title,
             commands=[command],
             target=chosen.target,
+            failed=[f"{item.cell.name} failed: {item.reason}" for item in failed],
         )
     print(f"report: {page}")
     return 1 if failed else 0
@@ -134,28 +147,41 @@ def _starter(chosen: settings.Settings) -> Start:
     return start_local
 
 
-def _report_of(options: argparse.Namespace) -> int:
+def _report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from aent_verl.reporting import write_report
 
-    runs = [run for text in options.runs for run in load_named(text)]
+    runs, unfinished = load_named(options.runs)
+    asked = _asked(options.runs)
     methods = list(dict.fromkeys(run.method for run in runs))
-    baseline = options.baseline or ("grpo" if "grpo" in methods else methods[0])
+    baseline = options.baseline or asked.get("baseline") or ("grpo" if "grpo" in methods else methods[0])
     if baseline not in methods:
         raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}")
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["aent-verl", "compare", "--from", *options.runs])
+    command = shlex.join(["aent-verl", "compare", *arguments])
     page = write_report(
         runs,
         folder,
         baseline=baseline,
-        title=options.title or " against ".join(methods[:2]),
+        title=options.title or asked.get("title") or " against ".join(methods[:2]),
         commands=[command],
         allow_different=options.allow_different,
-        target=options.target,
+        failed=unfinished,
+        target=options.target or asked.get("target") or settings.TARGETS[0],
     )
     print(f"report: {page}")
     return 0
+
+
+def _asked(paths: Sequence[str]) -> dict[str, Any]:
+    """What a results folder was asked for, if it is the only thing that is reported."""
+    from omegaconf import OmegaConf
+
+    file = Path(paths[0]) / GRID
+    if len(paths) > 1 or not file.is_file():
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="runs", nargs="+", metavar="RUN", required=True)
     parser.add_argument("-o", "--output", default="outputs/compare/report")
     parser.add_argument("--baseline")
-    parser.add_argument("--target", choices=settings.TARGETS, default=settings.TARGETS[0])
+    parser.add_argument("--target", choices=settings.TARGETS)
     parser.add_argument("--title")
     parser.add_argument("--allow-different", action="store_true")
     return parser

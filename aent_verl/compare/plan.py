@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aent_verl.compare.settings import Settings
 from aent_verl.metrics import METRICS_FILE
 from aent_verl.results import problems
-from aent_verl.results.protocol import SEED_KEYS, Protocol, fingerprint, protocol_of
+from aent_verl.results.protocol import SEED_KEYS, Protocol, differences, protocol_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,7 +68,7 @@ class Cell:
         """Arguments of the interpreter that evaluates a checkpoint of this run."""
         assert self.evaluation is not None
         where = [f"model={quoted(checkpoint)}", f"output={quoted(self.folder / problems.EVALUATION.parent)}"]
-        return ["-m", "aent_verl.evaluation", *where, *self._hardware(), *self.evaluation, "overwrite=true"]
+        return ["-m", "aent_verl.evaluation", *where, *self._hardware(), *self.evaluation]
 
     def _hardware(self) -> list[str]:
         """The training's machines, for an evaluation that does not name its own."""
@@ -88,11 +89,7 @@ class Cell:
 
         config = OmegaConf.to_container(self.config, resolve=True)
         assert isinstance(config, dict)
-        protocol = protocol_of({str(key): value for key, value in config.items()})
-        for text in self.evaluation or ():
-            key, _, value = text.partition("=")
-            protocol[f"evaluation.{key}"] = fingerprint(value)
-        return protocol
+        return protocol_of({str(key): value for key, value in config.items()})
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -117,7 +114,21 @@ def check(grid: Sequence[Cell]) -> None:
     from aent_verl import train
 
     train.prepare_task(grid[0].config, sys.stdout)
-    for cell in {cell.method: cell for cell in reversed(grid)}.values():
+    methods: dict[str, Cell] = {}
+    for cell in grid:
+        methods.setdefault(cell.method, cell)
+    unequal = differences({method: cell.protocol for method, cell in methods.items()})
+    if unequal:
+        raise ValueError(
+            "these methods could not be compared, because they do not train and validate under the same protocol:\n  "
+            + "\n  ".join(unequal)
+        )
+    for cell in methods.values():
+        if cell.evaluation is not None and not cell.config.trainer.save_freq > 0:
+            raise ValueError(
+                f"trainer.save_freq={cell.config.trainer.save_freq}: must be above 0, because evaluation.* asks to "
+                "evaluate the final checkpoint"
+            )
         try:
             train.check_settings(cell.config, sys.stdout)
         except Exception as error:
@@ -137,9 +148,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def quoted(path: Path) -> str:
-    """A path as the value of a Hydra override, whatever characters are in it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(text: str | Path) -> str:
+    """A text as the value of a Hydra override, whatever characters are in it.
+
+    Hydra takes a backslash for one unless it stands before a quote, or before others that do.
+    """
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"
 
 
 def _cell(settings: Settings, method: str, own: tuple[str, ...], seed: int) -> Cell:
@@ -176,7 +190,8 @@ def _value(value: Any) -> str:
         return "[" + ",".join(map(_value, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    # Not a dict of these: 1.0 == True.
+    if isinstance(value, str):
+        return quoted(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from aent_verl.compare.plan import CONFIG, Cell
 from aent_verl.results import provenance
 from aent_verl.results.problems import EVALUATION
+from aent_verl.results.protocol import differences
 from aent_verl.results.run import RECORD, RECORD_FORMAT, read_record
 from aent_verl.tasks.cache import write_json
 
@@ -22,14 +22,15 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
     """The record of a run, written if it is new, together with its config.
 
     Raises:
-        ValueError: the folder holds a run with other settings, or one that no comparison made.
+        ValueError: the folder holds a run with other settings or data, or one that no comparison made.
     """
     record = read_record(cell.folder)
-    if record is None:
+    asked = list(cell.evaluation) if cell.evaluation is not None else None
+    if record is None or not record["starts"]:
         if cell.metrics_file.exists():
             raise ValueError(
-                f"{cell.folder} holds a run that compare did not make: choose another folder, results=..., or read it "
-                f"with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
+                f"{cell.folder} holds a run that compare did not make, or whose {RECORD} was removed: choose another "
+                f"folder, results=..., or read it with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
             )
         record = {
             "format": RECORD_FORMAT,
@@ -37,7 +38,7 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
             "seed": cell.seed,
             "state": STARTED,
             "overrides": list(cell.overrides),
-            "evaluation": list(cell.evaluation) if cell.evaluation is not None else None,
+            "evaluation": asked,
             "protocol": cell.protocol,
             "versions": versions,
             "commit": commit,
@@ -45,12 +46,14 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
             "seconds": {},
             "starts": [],
         }
-        _write(cell, record)
         _write_config(cell)
+        _write(cell, record)
         return record
-    _check_same(cell, record)
-    if record["state"] != STARTED and cell.evaluation is not None and not (cell.folder / EVALUATION).is_file():
-        record["state"] = TRAINED  # its evaluation was removed or had not been asked for
+    _check_same(cell, record, asked)
+    if record["state"] != STARTED:
+        evaluated = record["evaluation"] == asked and (cell.folder / EVALUATION).is_file()
+        record["state"] = COMPLETE if asked is None or (record["state"] == COMPLETE and evaluated) else TRAINED
+    record["evaluation"] = asked
     return record
 
 
@@ -65,7 +68,7 @@ def stage_ends(cell: Cell, record: dict[str, Any], stage: str, seconds: float, *
     record["seconds"][stage] = round(record["seconds"].get(stage, 0.0) + seconds, 1)
     if succeeded:
         done = COMPLETE if stage == "evaluate" or cell.evaluation is None else TRAINED
-        record |= {"state": done, "protocol": cell.protocol}
+        record["state"] = done
     _write(cell, record)
 
 
@@ -76,19 +79,19 @@ def checkpoint(cell: Cell) -> Path:
         ValueError: it has none.
     """
     folder = Path(cell.config.trainer.default_local_dir)
-    tracker = folder / TRACKER
-    newest = folder / f"global_step_{tracker.read_text().strip()}" if tracker.is_file() else folder
-    if newest == folder or not newest.is_dir():
+    newest = folder / f"global_step_{saved_step(cell)}"
+    if not newest.is_dir():
         raise ValueError(f"no checkpoint in {folder} to evaluate: train with trainer.save_freq above 0")
     return newest
 
 
-def forget_evaluation(cell: Cell) -> None:
-    """Remove what a killed evaluation left."""
-    shutil.rmtree(cell.folder / EVALUATION.parent, ignore_errors=True)
+def saved_step(cell: Cell) -> int:
+    """Step of the last checkpoint; 0 if there is none."""
+    tracker = Path(cell.config.trainer.default_local_dir) / TRACKER
+    return int(tracker.read_text()) if tracker.is_file() else 0
 
 
-def _check_same(cell: Cell, record: dict[str, Any]) -> None:
+def _check_same(cell: Cell, record: dict[str, Any], asked: list[str] | None) -> None:
     before, now = record["overrides"], list(cell.overrides)
     if before != now:
         there = " ".join(_only_in(before, now)) or "the same in another order"
@@ -97,13 +100,17 @@ def _check_same(cell: Cell, record: dict[str, Any]) -> None:
             f"{cell.folder} holds a run with other settings (there: {there}; asked for: {asked_for}): choose another "
             "folder, results=..., or remove this one"
         )
-    asked = list(cell.evaluation) if cell.evaluation is not None else None
+    changed = differences({"when it started": record["protocol"], "now": cell.protocol})
+    if changed:
+        raise ValueError(
+            f"{cell.folder}: what it trains on has changed since it started ({'; '.join(changed)}): restore it, choose "
+            "another folder, results=..., or remove this one"
+        )
     if record.get("evaluation") not in (None, asked) and (cell.folder / EVALUATION).is_file():
         raise ValueError(
             f"{cell.folder} is evaluated with {' '.join(record['evaluation'])}, asked for is "
             f"{' '.join(asked or ['no evaluation'])}: remove {EVALUATION.parent} there to evaluate again"
         )
-    record["evaluation"] = asked
 
 
 def _only_in(one: Sequence[str], other: Sequence[str]) -> list[str]:
@@ -118,4 +125,5 @@ def _write(cell: Cell, record: dict[str, Any]) -> None:
 def _write_config(cell: Cell) -> None:
     from omegaconf import OmegaConf
 
+    cell.folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cell.config, cell.folder / CONFIG, resolve=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from aent_verl.compare.processes import Handle
 from aent_verl.compare.status import DONE, EVALUATE, FAILED, TRAIN, Status
 from aent_verl.metrics import read_run
 from aent_verl.results import provenance
+from aent_verl.results.problems import EVALUATION
 from aent_verl.train import LOG
 
 Start = Callable[[Sequence[str], Path], Handle]
 
+# What `aent-verl evaluate` logs to, in its folder.
+EVALUATION_LOG = "evaluation.log"
 _POLL_SECONDS = 0.5
 _LAST_LINES = 3
 
@@ -84,8 +88,9 @@ class Schedule:
                     self._poll(running)
                 show(self.statuses)
         finally:
-            for running in self._running:
-                running.handle.stop()
+            with ExitStack() as stack:  # one that cannot be stopped must not keep the others running
+                for running in self._running:
+                    stack.callback(running.handle.stop)
         return [status for status in self.statuses if status.state == FAILED]
 
     def _begin(self, status: Status) -> None:
@@ -135,7 +140,9 @@ class Schedule:
     def _stalled(self, running: _Running) -> bool:
         if not self._stall_seconds:
             return False
-        files = (running.log, running.status.cell.metrics_file, running.status.cell.folder / LOG)
+        folder = running.status.cell.folder
+        logs = (folder / LOG, folder / EVALUATION.parent / EVALUATION_LOG)
+        files = (running.log, running.status.cell.metrics_file, *logs)
         signs = [file.stat().st_mtime for file in files if file.exists()]
         return time.time() - max([running.started_at, *signs]) > self._stall_seconds
 
@@ -150,6 +157,9 @@ def _shortfall(cell: Cell) -> str:
     except (FileNotFoundError, ValueError) as error:
         return str(error)
     if cell.total_steps is not None and last < cell.total_steps:
+        # verl saves the last step before it logs it; a kill in between loses its metrics unless a start validates.
+        if not cell.config.trainer.val_before_train and records.saved_step(cell) >= cell.total_steps:
+            return ""
         return f"ended at step {last} of {cell.total_steps}, see {cell.folder / LOG}"
     return ""
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from aent_verl.results.protocol import SEED_KEYS
+
 LOCAL, RAY = "local", "ray"
 LAUNCHERS = (LOCAL, RAY)
 Target = Literal["problems like these", "these problems"]
@@ -24,7 +26,14 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _FILE = "grid"
 # What the comparison sets itself, for each run.
-_RESERVED = ("run.dir", "trainer.experiment_name", "trainer.validation_data_dir", "trainer.default_local_dir", "hydra.")
+_RESERVED = (
+    *("run.dir", "trainer.experiment_name", "trainer.validation_data_dir", "trainer.default_local_dir"),
+    *("trainer.resume_", "hydra.", *SEED_KEYS),
+)
+_RESERVED_FOR_EVALUATION = (
+    *("model", "output", "overwrite", "run.dir"),
+    *("actor_rollout_ref.model.path", "evaluation.output", "evaluation.overwrite"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,22 +97,38 @@ def parse(arguments: Sequence[str]) -> Settings:
     Raises:
         ValueError: what is not one; the message names key, value and what is allowed.
     """
+    parsed = list(_parsed(arguments))
     given: dict[str, Any] = {}
+    for _, key, value in parsed:
+        if key == _FILE:
+            given |= _read_file(Path(str(value)))
+    parts: dict[str, dict[str, Any]] = {"evaluation": {}, "methods": {}}
     overrides: list[str] = []
-    for text, key, value in _parsed(arguments):
+    for text, key, value in parsed:
         name, _, rest = key.partition(".")
         if name == _FILE:
-            given = _read_file(Path(str(value))) | given
-        elif name not in _KEYS or name == "overrides":
+            continue
+        if name not in _KEYS or name == "overrides":
             overrides.append(text)
-        elif name in ("evaluation", "methods") and rest:
-            earlier = given.get(name)
-            given[name] = {**(earlier if isinstance(earlier, Mapping) else {}), rest: value}
+        elif name in parts and rest:
+            parts[name][rest] = value
         elif rest:
             raise ValueError(f"{key}={value}: {name} has no part {rest!r}")
         else:
             given[name] = value
+    for name, more in parts.items():
+        if more:
+            given[name] = {**_by_label(given.get(name) or {}), **more}
     return _settings(given, overrides)
+
+
+def _by_label(value: Any) -> Mapping[str, Any]:
+    """A list of labels as a mapping to nothing."""
+    if isinstance(value, list):
+        if len(set(map(str, value))) < len(value):
+            raise ValueError(f"methods={value}: names one twice")
+        return dict.fromkeys(value)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
@@ -121,8 +146,6 @@ def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
             raise ValueError(
                 f"{text}: one value a key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
             )
-        if key.startswith(_RESERVED):
-            raise ValueError(f"{text}: compare sets {key} for each run; results=FOLDER says where all of them go")
         yield text, key, override.value()
 
 
@@ -148,6 +171,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     every = (*_strings("overrides", given.get("overrides") or []), *overrides)
     methods = _methods(given.get("methods", ["grpo", "entreg", "aent"]))
+    for text in (*every, *(text for own in methods.values() for text in own)):
+        _check_free(text)
     baseline = given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods)))
     if baseline not in methods:
         raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
@@ -156,6 +181,9 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
         raise ValueError(
             f"evaluation={evaluation!r}: give settings of aent-verl evaluate, as in evaluation.data=test.parquet"
         )
+    for key in evaluation:
+        if key in _RESERVED_FOR_EVALUATION:
+            raise ValueError(f"evaluation.{key}: compare sets it, to the final checkpoint and the folder of each run")
     name = _experiment(every) or "runs"
     return Settings(
         methods=methods,
@@ -172,12 +200,16 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     )
 
 
+def _check_free(text: str) -> None:
+    key = text.partition("=")[0].lstrip("+~")
+    if key in SEED_KEYS:
+        raise ValueError(f"{text}: compare sets {key} for each run; seeds=[1,2,3] says to what")
+    if key.startswith(_RESERVED):
+        raise ValueError(f"{text}: compare sets {key} for each run; results=FOLDER says where all of them go")
+
+
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:
-    if isinstance(value, list) and len(set(map(str, value))) < len(value):
-        raise ValueError(f"methods={value}: names one twice")
-    if isinstance(value, list):
-        value = dict.fromkeys(value)
-    given = value if isinstance(value, Mapping) else {}
+    given = _by_label(value)
     methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in given.items()}
     if not methods:
         raise ValueError(f"methods={value!r}: give a list of presets, methods=[grpo,aent], or overrides by label")

@@ -9,10 +9,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
 _POLL_SECONDS = 5.0
 _STOP_SECONDS = 120.0
 _SUBMIT_SECONDS = 120.0
+# A cluster that does not answer for so long has gone.
+_SILENT_SECONDS = 600.0
+# What a run reads from its environment; the rest is the cluster's own.
+_HANDED_ON = ("AENT_VERL_", "VERL_", "VLLM_", "HF_", "WANDB_")
 
 
 class RayJob:
@@ -24,28 +32,40 @@ class RayJob:
         log: where the job's output is written when it has ended.
     """
 
-    def __init__(self, client: object, name: str, log: Path) -> None:
+    def __init__(self, client: JobSubmissionClient, name: str, log: Path) -> None:
         self.name = name
         self._client = client
         self._log = log
         self._asked = 0.0
+        self._answered = time.monotonic()
         self._ended: bool | None = None
 
     def poll(self) -> bool | None:
         """Whether the job ended well; None while it runs. The cluster is asked every few seconds."""
         if self._ended is None and time.monotonic() - self._asked >= _POLL_SECONDS:
             self._asked = time.monotonic()
-            status = self._client.get_job_status(self.name)  # type: ignore[attr-defined]
-            if status.is_terminal():
+            status = self._status()
+            if status is not None and status.is_terminal():
                 self._ended = status.value == "SUCCEEDED"
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._log, "a", encoding="utf-8") as file:
-                    file.write(self._client.get_job_logs(self.name))  # type: ignore[attr-defined]
+                    file.write(self._client.get_job_logs(self.name))
         return self._ended
+
+    def _status(self) -> JobStatus | None:
+        """The job's status; None while the cluster does not answer, which it may do for a while."""
+        try:
+            status = self._client.get_job_status(self.name)
+        except (ConnectionError, RuntimeError, OSError):
+            if time.monotonic() - self._answered > _SILENT_SECONDS:
+                raise
+            return None
+        self._answered = time.monotonic()
+        return status
 
     def stop(self) -> None:
         """Stop the job, and wait until the cluster says that it has ended."""
-        self._client.stop_job(self.name)  # type: ignore[attr-defined]
+        self._client.stop_job(self.name)
         deadline = time.monotonic() + _STOP_SECONDS
         while self.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
@@ -95,10 +115,13 @@ class RayJobs:
         return RayJob(self._client, self._submit(entrypoint, f"{base}-{attempt}"), log)
 
     def _submit(self, entrypoint: str, name: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
         deadline = time.monotonic() + _SUBMIT_SECONDS
         while True:
             try:
-                return self._client.submit_job(entrypoint=entrypoint, submission_id=name)
+                return self._client.submit_job(
+                    entrypoint=entrypoint, submission_id=name, runtime_env={"env_vars": environment}
+                )
             except RuntimeError as error:
                 # A cluster answers before the agents that start its jobs are up.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:

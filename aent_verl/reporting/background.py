@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aent_verl.metrics import STEP_SECONDS
 from aent_verl.reporting.groups import Groups
+from aent_verl.results.protocol import unnamed
 from aent_verl.results.run import Run
 
 MISSING = "not recorded"
@@ -36,11 +37,17 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 
 
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
-    """The protocol: for each key the runs by value; one value where all runs agree; `MISSING` where a run has none."""
+    """The protocol: for each key the runs by value; one value where all runs agree; `MISSING` where a run has none.
+
+    Copies of a file under several names are one value, under the first name.
+    """
     rows: dict[str, dict[str, list[str]]] = {}
     for key in sorted({key for run in groups.all for key in run.protocol}):
+        shown: dict[str, str] = {}
         for run in groups.all:
-            rows.setdefault(key, {}).setdefault(run.protocol.get(key, MISSING), []).append(run.name)
+            value = run.protocol.get(key, MISSING)
+            value = shown.setdefault(unnamed(value), value)
+            rows.setdefault(key, {}).setdefault(value, []).append(run.name)
     return rows
 
 

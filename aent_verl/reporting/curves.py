@@ -127,10 +127,9 @@ def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | N
 
 
 def final_validations(runs: Sequence[Run]) -> np.ndarray:
-    """Validation accuracy at the last step that has one, of those runs that were validated, ``[S, 1]``."""
-    series = [_series(run, validation_accuracy) for run in runs]
-    finite = [[value for value in each.values() if math.isfinite(value)] for each in series]
-    return np.array([values[-1:] for values in finite if values]).reshape(-1, 1)
+    """Validation accuracy after the last step of training, of those runs that have it, ``[S, 1]``."""
+    values = [validation_accuracy(run.metrics[run.last_step]) for run in runs]
+    return np.array([value for value in values if value is not None and math.isfinite(value)]).reshape(-1, 1)
 
 
 def bounds_of(settings: Mapping[str, str]) -> Bounds | None:

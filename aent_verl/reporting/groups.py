@@ -40,18 +40,26 @@ class Groups:
         return [run for group in self.runs.values() for run in group]
 
 
-def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False) -> Groups:
+def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False, failed: Sequence[str] = ()) -> Groups:
     """Group runs by method and check that they can be compared.
+
+    Args:
+        runs: in any order.
+        baseline: the method that the others are compared with.
+        allow_different: group them even if their protocols differ.
+        failed: sentences without a full stop about runs that are missing.
 
     Raises:
         ValueError: no run; no run of the baseline among several methods; two runs of the same method and seed; or
             protocols that differ without ``allow_different``.
     """
     if not runs:
-        raise ValueError("no run to report on: give the folders of finished runs")
+        raise ValueError(f"no run to report on: give the folders of finished runs{_missing(failed)}")
     present = list(dict.fromkeys(run.method for run in runs))
     if baseline not in present and len(present) > 1:
-        raise ValueError(f"baseline={baseline!r}: no run of it; there are runs of {', '.join(present)}")
+        raise ValueError(
+            f"baseline={baseline!r}: no run of it; there are runs of {', '.join(present)}{_missing(failed)}"
+        )
     known = baseline if baseline in present else None
     groups = by_method(runs, first=known)
     found = protocol_differences([run for group in groups.values() for run in group])
@@ -61,7 +69,12 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
             + "\n".join(f"  {line}" for line in found)
             + "\nLeave some out, or allow it (--allow-different): the report then says so at its top"
         )
-    return Groups(groups, known, tuple(found), tuple(_notices(groups, known, baseline)))
+    notices = [f"{sentence}." for sentence in failed]
+    if failed:
+        notices.append(
+            "Those runs are missing because they failed or are not finished; none is left out for its result."
+        )
+    return Groups(groups, known, tuple(found), (*notices, *_notices(groups, known, baseline)))
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
@@ -70,14 +83,17 @@ def protocol_differences(runs: Sequence[Run]) -> list[str]:
     return found + differences({run.name: _evaluation(run) for run in runs if run.scores is not None})
 
 
+def _missing(failed: Sequence[str]) -> str:
+    return f" ({'; '.join(failed)})" if failed else ""
+
+
 def _evaluation(run: Run) -> Protocol:
     assert run.scores is not None
     problems = hashlib.sha256("\0".join(sorted(run.scores.problems)).encode()).hexdigest()[:12]
-    sampling = {f"evaluation.{key}": str(value) for key, value in run.scores.sampling.items() if key != "n"}
     return {
         "evaluation.problems": f"{len(run.scores.problems)} problems {problems}",
         "evaluation.n": str(run.scores.samples),
-        **sampling,
+        **run.scores.protocol,
     }
 
 
@@ -101,7 +117,23 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
         )
     for method, group in groups.items():
         notices += _seed_notices(method, group)
-    return notices
+    return notices + _final_notices(runs)
+
+
+def _final_notices(runs: list[Run]) -> list[str]:
+    """Scores that are there but are not those of the final model."""
+    by_reason: dict[str, list[str]] = {}
+    for run in runs:
+        for reason in run.notes:
+            by_reason.setdefault(reason, []).append(run.name)
+        steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
+        final = validation_accuracy(run.metrics[run.last_step])
+        if final is None and steps:
+            reason = f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
+            by_reason.setdefault(reason, []).append(run.name)
+        elif final is not None and not math.isfinite(final):
+            by_reason.setdefault("the last validation is NaN or infinite", []).append(run.name)
+    return [f"{some(names)}: {reason}." for reason, names in by_reason.items()]
 
 
 def _seed_notices(method: str, group: list[Run]) -> list[str]:

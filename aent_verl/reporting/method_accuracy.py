@@ -37,7 +37,7 @@ class MethodAccuracy:
         truncated: share of responses cut off at the longest allowed.
         entropy: nats a token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
-        checks: other tests against the baseline.
+        checks: other tests against the baseline; None below two seeds of each.
         rliable: the same aggregates with rliable's intervals.
     """
 
@@ -119,6 +119,7 @@ class Judge:
         samples = parts.stack("scores")
         scores, sources, answers = samples.mean(axis=2), parts.sources(), parts.answers()
         other = None if is_baseline or self.baseline is None else self.baseline.mean(axis=2)
+        checked = other is not None and min(len(samples), len(other)) > 1
         vote = None if answers is None else majority_vote(samples, answers)
         binary = bool(np.isin(samples, (0, 1)).all())
         average = self._share if binary else self._mean
@@ -135,7 +136,7 @@ class Judge:
             truncated=parts.average("truncated"),
             entropy=parts.average("entropy", weights="response_tokens"),
             calibration_error=None if vote is None or not binary else _calibration(vote),
-            checks=None if other is None else cross_checks(scores, other, confidence=self.confidence),
+            checks=cross_checks(scores, other, confidence=self.confidence) if checked and other is not None else None,
             rliable=rliable,
         )
 

@@ -72,6 +72,7 @@ def write_report(
     allow_different: bool = False,
     commands: Sequence[str] = (),
     target: Target = "problems like these",
+    failed: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``report.json`` and ``figures/*.png`` into a folder.
 
@@ -83,6 +84,7 @@ def write_report(
         allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.
         commands: that reproduce the comparison.
         target: what the intervals and verdicts are about, see `aent_verl.statistics.crossed`.
+        failed: about each run that is missing, a sentence without a full stop; the page's notices begin with them.
 
     Returns:
         The page's path.
@@ -91,7 +93,7 @@ def write_report(
         ImportError: matplotlib or rliable is not installed.
         ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
     """
-    report = build(runs, baseline, title, allow_different, commands, target)
+    report = build(runs, baseline, title, allow_different, commands, target, failed)
     folder = Path(folder)
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
@@ -110,9 +112,10 @@ def build(
     allow_different: bool = False,
     commands: Sequence[str] = (),
     target: Target = "problems like these",
+    failed: Sequence[str] = (),
 ) -> Report:
     """Compute all that the page shows; see `write_report`."""
-    groups = group_runs(runs, baseline, allow_different)
+    groups = group_runs(runs, baseline, allow_different, failed)
     accuracy = judge(groups, check_target(target), CONFIDENCE)
     best, by_method = costs(groups, CONFIDENCE)
     return Report(

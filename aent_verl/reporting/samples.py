@@ -65,7 +65,7 @@ def choose_samples(groups: Groups) -> list[Problem]:
     texts: dict[str, tuple[int, dict[str, Responses]]] = {}
     for method, runs in groups.runs.items():
         for run in runs:
-            found = read_responses(run.path) if run.scores is not None else {}
+            found = read_responses(run.path, run.scores.step) if run.scores is not None else {}
             if found:
                 texts[method] = run.seed, found
                 break

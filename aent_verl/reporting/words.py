@@ -37,6 +37,8 @@ def amount(value: float | None) -> str:
     """A large number in three digits and a unit, as "1.23 M"."""
     if value is None or math.isnan(value):
         return NOTHING
+    # Before its unit is chosen: 999,600 is a million.
+    value = float(f"{value:.3g}")
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -69,7 +71,7 @@ def enumerated(items: list[str]) -> str:
 def headline(accuracy: Accuracy | None, baseline: str | None) -> str:
     """The whole answer in one line."""
     if accuracy is None:
-        return "Nothing can be said about accuracy: the runs hold neither an evaluation nor a validation."
+        return "Nothing can be said about accuracy: no run holds an evaluation or validation of its final model."
     if not accuracy.verdicts:
         return "Nothing is compared: that takes a baseline, another method, and several seeds of each."
     by_state: dict[str, list[str]] = {}

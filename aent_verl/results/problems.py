@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl.results.protocol import Protocol, shortened
+
 EVALUATION = Path("evaluation", "evaluation.json")
 SCORES = Path("evaluation", "scores.jsonl")
 RESPONSES = Path("evaluation", "responses.jsonl")
 VALIDATION = "validation"
 UNKNOWN_SOURCE = "validation"
+# Of sampling: n is seen in the scores, and another seed draws other samples of the same distribution.
+_NO_PROTOCOL = ("n", "seed")
+_CHECKPOINT = re.compile(r"global_step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class ProblemScores:
         truncated: [P, n] booleans: cut off at the longest response allowed; None if not stored.
         entropy: [P, n], nats a token; None if not stored.
         origin: where this comes from, for people.
+        sampling: settings of the generation; empty if not stored.
+        protocol: what else has to be equal before scores are compared, see `aent_verl.results.protocol`.
+        step: training step of the model; None if its name does not tell.
     """
 
     problems: tuple[str, ...]
@@ -47,6 +56,8 @@ class ProblemScores:
     entropy: np.ndarray | None = None
     origin: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Protocol = field(default_factory=dict)
+    step: int | None = None
 
     @property
     def samples(self) -> int:
@@ -77,6 +88,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     rows = sorted(_lines(folder / SCORES), key=lambda row: str(row.get("problem")))
     _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
     where = folder / SCORES
+    steps = _CHECKPOINT.findall(str(summary.get("model")))
     answers = [row.get("answers") or [None] * len(row["scores"]) for row in rows]
 
     def optional(key: str) -> np.ndarray | None:
@@ -92,6 +104,8 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         entropy=optional("entropy"),
         origin=f"evaluation of {summary.get('model', 'the final model')}",
         sampling=summary.get("sampling", {}),
+        protocol=_protocol(summary),
+        step=int(steps[-1]) if steps else None,
     )
 
 
@@ -117,6 +131,7 @@ def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> Prob
         data_sources=(data_source,) * len(problems),
         scores=np.array([[_score(row) for row in groups[problem]] for problem in problems], dtype=float),
         origin=f"validation at step {file.stem}",
+        step=int(file.stem) if file.stem.isdigit() else None,
     )
 
 
@@ -126,14 +141,16 @@ def validations(folder: str | Path) -> dict[int, Path]:
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
-def read_responses(folder: str | Path) -> dict[str, Responses]:
-    """Texts by problem id, from the evaluation or else from the last validation; empty if neither was kept.
+def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
+    """Texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
 
     Raises:
         ValueError: a damaged file.
     """
     folder = Path(folder)
-    if (folder / RESPONSES).is_file():
+    if (folder / EVALUATION).is_file():
+        if not (folder / RESPONSES).is_file():
+            return {}
         scores = {row["problem"]: tuple(row["scores"]) for row in _lines(folder / SCORES)}
         return {
             row["problem"]: Responses(
@@ -142,9 +159,9 @@ def read_responses(folder: str | Path) -> dict[str, Responses]:
             for row in _lines(folder / RESPONSES)
         }
     dumps = validations(folder)
-    if not dumps:
+    if step not in dumps:
         return {}
-    groups = _validation_groups(dumps[max(dumps)])
+    groups = _validation_groups(dumps[step])
     return {
         problem: Responses(
             str(rows[0]["input"]),
@@ -154,6 +171,29 @@ def read_responses(folder: str | Path) -> dict[str, Responses]:
         )
         for problem, rows in groups.items()
     }
+
+
+def _protocol(summary: Mapping[str, Any]) -> Protocol:
+    """What an evaluation says about itself, as far as two of them have to agree in it."""
+    found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
+    found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
+    found["data"] = ", ".join(
+        _named(Path(str(each.get("path"))).name, str(each.get("sha256"))) for each in summary.get("data") or ()
+    )
+    found["reward_settings"] = summary.get("reward_settings") or {}
+    reward = str(summary.get("reward"))
+    if summary.get("reward_sha256"):
+        path, _, found["reward_function"] = reward.rpartition(":")
+        reward = _named(Path(path).name, summary["reward_sha256"])
+    found["reward"] = reward
+    return {
+        f"evaluation.{key}": shortened(json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value))
+        for key, value in found.items()
+    }
+
+
+def _named(name: str, sha256: str) -> str:
+    return f"{name} {sha256[:12]}"
 
 
 def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:

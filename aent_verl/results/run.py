@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl.metrics import REWARD, Metrics
-from aent_verl.results.problems import ProblemScores, read_evaluation, read_validation, validations
+from aent_verl.results.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
 from aent_verl.results.protocol import Protocol, protocol_of, settings_of
 from aent_verl.results.sources import read_metrics
 
 RECORD = "run.json"
+_OLDER_LOG = re.compile(r"metrics\.[1-9]\d*\.jsonl")
 RECORD_FORMAT = 1
+# A record's state once nothing is left to do.
+COMPLETE = "complete"
 # Where a run's config may lie: ours, Hydra's by our output_subdir, Hydra's own.
 CONFIGS = (Path("config.yaml"), Path("hydra", "config.yaml"), Path(".hydra", "config.yaml"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run.
 
     Attributes:
         method: what the comparison calls its method.
@@ -33,6 +37,7 @@ class Run:
         protocol: what has to be equal in all runs; empty if not known.
         settings: all else of its config, by dotted key; empty if not known.
         record: what `aent-verl compare` wrote about it; empty for a run made elsewhere.
+        notes: why scores that are there do not count.
     """
 
     method: str
@@ -43,6 +48,7 @@ class Run:
     protocol: Protocol = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,8 +79,9 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         raise ValueError(
             f"{path} has no {REWARD!r} at any step, so it is no training run of verl's, or ended before its first step"
         )
-    record = read_record(path) or {}
-    config = read_config(path)
+    home = _home(path)
+    record = read_record(home) or {} if home else {}
+    config = read_config(home) if home else {}
     method = method or record.get("method") or _get(config, "entropy_control.method")
     if seed is None:
         seed = record.get("seed")
@@ -85,16 +92,40 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
             f"{path}: its {'method' if method is None else 'seed'} is not written there; say it: "
             f"--from METHOD:SEED={path}"
         )
+    scores, notes = _scores(path, max(metrics))
     return Run(
         method=str(method),
         seed=int(seed),
         path=path,
         metrics=metrics,
-        scores=_scores(path),
+        scores=scores,
         protocol=record.get("protocol") or (protocol_of(config) if config else {}),
         settings=settings_of(config) if config else {},
         record=record,
+        notes=notes,
     )
+
+
+def load_runs(
+    paths: Iterable[str | Path], *, method: str | None = None, seed: int | None = None
+) -> tuple[list[Run], list[str]]:
+    """Read those runs that are finished, and say of the others why they are not: a sentence each, without a full stop.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_run`.
+    """
+    runs, unfinished = [], []
+    for path in map(Path, paths):
+        home = _home(path)
+        record = (read_record(home) if home else None) or {}
+        reason = _unfinished(home, record) if home and record else None
+        if reason is None:
+            runs.append(load_run(path, method=method, seed=seed))
+        else:
+            names = method or record.get("method"), record.get("seed") if seed is None else seed
+            name = path.name if None in names else f"{names[0]} seed {names[1]}"
+            unfinished.append(f"{name} {reason}")
+    return runs, unfinished
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -160,14 +191,48 @@ def seeds(runs: Sequence[Run]) -> list[int]:
     return [run.seed for run in runs]
 
 
-def _scores(path: Path) -> ProblemScores | None:
+def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """What is left to do for a run of compare's; None if nothing is."""
+    if record.get("state") != COMPLETE:
+        return f"is not finished: its state is {record.get('state')!r}, not {COMPLETE!r}"
+    if record.get("evaluation") is not None and not (folder / EVALUATION).is_file():
+        return f"is not finished: its {EVALUATION} is missing"
+    return None
+
+
+def _home(path: Path) -> Path | None:
+    """The folder that record and config of a run lie in; None for one of several logs in a folder."""
+    if path.is_dir():
+        return path
+    logs = {file.name for file in path.parent.glob("*.jsonl") if not _OLDER_LOG.fullmatch(file.name)}
+    return path.parent if logs == {path.name} else None
+
+
+def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str, ...]]:
+    """Scores of the model after a run's last step, and why those that are there do not count."""
     if not path.is_dir():
-        return None
+        return None, ()
     evaluation = read_evaluation(path)
     if evaluation is not None:
-        return evaluation
+        if evaluation.step in (None, last_step):
+            return evaluation, ()
+        return None, (
+            f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count",
+        )
     dumps = validations(path)
-    return read_validation(dumps[max(dumps)]) if dumps else None
+    if last_step in dumps:
+        try:
+            return read_validation(dumps[last_step]), ()
+        except ValueError as error:
+            # Days of training are not lost for it: the seeds' validation accuracy remains.
+            reason = str(error).removeprefix(f"{dumps[last_step]}: ")
+            return None, (f"the responses of the last validation do not count: {reason}",)
+    if not dumps:
+        return None, ()
+    return None, (
+        f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
+        f"{last_step}, so they do not count",
+    )
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

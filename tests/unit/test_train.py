@@ -29,6 +29,7 @@ def config(folder: Path, **trainer: Any) -> DictConfig:
         "total_training_steps": 4,
         "n_gpus_per_node": 2,
         "device": "cpu",
+        "val_before_train": True,
     }
     return OmegaConf.create(
         {
@@ -88,6 +89,18 @@ def test_complete_only_at_the_last_step(tmp_path: Path) -> None:
     checkpoint(tmp_path, 4)
     assert train.is_complete(config(tmp_path), CONTROL, terminal)
     assert "step 4 of 4" in terminal.getvalue()
+
+
+def test_a_last_step_that_was_saved_and_not_validated_is_gone_back_to(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 4)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 3, "data": {"a": 1.0}}\n')
+    terminal = io.StringIO()
+    assert not train.is_complete(config(tmp_path), CONTROL, terminal)
+    assert "to validate it" in terminal.getvalue()
+    assert train.is_complete(config(tmp_path, val_before_train=False), CONTROL, terminal)
+    log.write_text('{"step": 4, "data": {"a": 1.0}}\n')
+    assert train.is_complete(config(tmp_path), CONTROL, terminal)
 
 
 def test_a_missing_state_stops_unless_the_controller_is_restarted(tmp_path: Path) -> None:

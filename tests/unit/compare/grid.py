@@ -34,6 +34,7 @@ def cell(
             "device": "cpu",
             "nnodes": 1,
             "n_gpus_per_node": 1,
+            "val_before_train": True,
         },
         "actor_rollout_ref": {"rollout": {"tensor_model_parallel_size": 1}},
         "data": {"train_batch_size": pause, "seed": seed},

@@ -59,6 +59,27 @@ def test_errors_are_one_line_and_the_status_is_1(
     assert says in error
 
 
+def test_a_run_that_is_not_finished_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
+    for run in runs:
+        file = run.path / "run.json"
+        state = "started" if run.name == "aent seed 2" else "complete"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": state}))
+    assert compare("--from", tmp_path, "-o", tmp_path / "out") == 0
+    assert "aent seed 2" in (tmp_path / "out" / "report.html").read_text()
+    compared = [(run["method"], run["seed"]) for run in numbers(tmp_path / "out")["runs"]]
+    assert compared == [("grpo", 1), ("grpo", 2), ("grpo", 3), ("aent", 1), ("aent", 3)]
+
+
+def test_the_report_again_asks_what_the_grid_asked(tmp_path: Path):
+    make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
+    (tmp_path / "grid.yaml").write_text("baseline: aent\ntitle: the other way round\n")
+    assert compare("--from", tmp_path, "-o", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "grpo is worse than aent" in page
+    assert "the other way round" in page
+
+
 def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     assert compare("--from", tmp_path, "-o", tmp_path / "out", "--baseline", "aent") == 0

@@ -7,6 +7,7 @@ import pytest
 from aent_verl.compare import plan
 from aent_verl.compare.settings import parse
 
+NO_TASK = ["run.task=null", "data.train_files=t.parquet", "data.val_files=v.parquet", "actor_rollout_ref.model.path=m"]
 CPU = ["experiment=cpu_arithmetic", "methods=[grpo,aent]", "seeds=[1,2]"]
 
 
@@ -54,7 +55,7 @@ def test_what_does_not_compose_is_named_before_anything_runs(here: Path, argumen
 def test_the_evaluation_of_a_checkpoint(here: Path):
     cell = plan.cells(parse([*CPU, "evaluation.data=[a.parquet,b.parquet]", "evaluation.n=8"]))[0]
     command = cell.evaluate_command(here / "x" / "global_step_3")
-    assert "data=[a.parquet,b.parquet]" in command
+    assert "data=['a.parquet','b.parquet']" in command
     assert "n=8" in command
     assert f"model='{here}/x/global_step_3'" in command
     assert f"output='{cell.folder}/evaluation'" in command
@@ -69,6 +70,27 @@ def test_values_of_an_evaluation_keep_their_types(here: Path):
     ]
     found = plan.cells(parse([*CPU, *values]))[0].evaluation
     assert found == ("temperature=1.0", "n=1", "run.check_reward=false", "scorers=null")
+
+
+@pytest.mark.parametrize(
+    "text", ["it's", "a,b", "a=b", "(x)", "16", "null", "[1]", "a\\b", "a\\", "a\\'b", "\\\\'", "$x", " "]
+)
+def test_a_text_stays_what_it_is_through_an_override(text: str):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert OverridesParser.create().parse_override(f"key={plan.quoted(text)}").value() == text
+
+
+def test_methods_under_different_protocols_are_refused_before_they_train(here: Path):
+    grid = plan.cells(parse([*CPU, *NO_TASK, "methods.big=['entropy_control=aent','actor_rollout_ref.rollout.n=8']"]))
+    with pytest.raises(ValueError, match=r"rollout\.n: 4 in grpo, aent; 8 in big"):
+        plan.check(grid)
+
+
+def test_an_evaluation_needs_a_checkpoint(here: Path):
+    grid = plan.cells(parse([*CPU, *NO_TASK, "trainer.save_freq=-1", "evaluation.n=2"]))
+    with pytest.raises(ValueError, match="save_freq=-1"):
+        plan.check(grid)
 
 
 def test_an_evaluation_uses_the_machines_of_the_training(here: Path):

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aent_verl.compare.schedule import Schedule, _Running
 from aent_verl.compare.status import DONE, FAILED
 from aent_verl.metrics import read_run
 from aent_verl.reporting import write_report
 from aent_verl.results.run import load_run
 from tests.unit.compare.grid import cell, schedule
-from tests.unit.compare.trainer import STEPS
+from tests.unit.compare.trainer import STEPS, evaluate
 
 
 def report(results: Path) -> str:
@@ -99,6 +101,77 @@ def test_an_evaluation_can_be_added_to_a_trained_grid(tmp_path: Path):
     schedule([item]).run(lambda _: None)
     assert starts(item.folder) == {"train": 1, "evaluate": 1}
     assert record(item.folder)["evaluation"] == ["n=2"]
+
+
+def test_an_evaluation_made_by_hand_is_not_taken_for_the_one_asked_for(tmp_path: Path):
+    schedule([cell(tmp_path, "grpo", 1)]).run(lambda _: None)
+    item = cell(tmp_path, "grpo", 1, evaluated=True)
+    evaluate([f"output={item.folder}/evaluation", "model=checkpoints/global_step_2"])
+    schedule([item]).run(lambda _: None)
+    assert starts(item.folder) == {"train": 1, "evaluate": 2}
+    assert "global_step_6" in (item.folder / "evaluation" / "evaluation.json").read_text()
+
+
+def test_an_evaluation_that_is_no_longer_asked_for_is_not_missed(tmp_path: Path):
+    item = cell(tmp_path, "grpo", 1, evaluated=True)
+    schedule([item]).run(lambda _: None)
+    (item.folder / "evaluation" / "evaluation.json").unlink()
+    half = schedule([item])
+    assert record(item.folder)["state"] == "complete"
+    assert half.statuses[0].state != DONE
+    assert schedule([cell(tmp_path, "grpo", 1)]).statuses[0].state == DONE
+
+
+def test_a_run_that_never_started_takes_new_settings(tmp_path: Path):
+    schedule([cell(tmp_path, "grpo", 1)])
+    again = schedule([cell(tmp_path, "grpo", 1, extra=("trainer.x=2",))])
+    again.run(lambda _: None)
+    assert "trainer.x=2" in record(again.statuses[0].cell.folder)["overrides"]
+
+
+def test_data_that_changed_since_a_run_started_is_refused(tmp_path: Path):
+    item = cell(tmp_path, "fails", 1)
+    schedule([item]).run(lambda _: None)
+    changed = cell(tmp_path, "fails", 1, pause=2)
+    with pytest.raises(
+        ValueError, match=r"changed since it started \(data.train_batch_size: 1 in when it started; 2 in now"
+    ):
+        schedule([replace(changed, overrides=item.overrides)])
+
+
+def test_the_log_of_an_evaluation_is_a_sign_of_life(tmp_path: Path):
+    item = cell(tmp_path, "grpo", 1, evaluated=True)
+    made = schedule([item], stall_seconds=1)
+    log = item.folder / "evaluation" / "evaluation.log"
+    log.parent.mkdir(parents=True)
+    running = _Running(made.statuses[0], {}, "evaluate", None, tmp_path / "x.log", started_at=time.time() - 10)
+    assert made._stalled(running)
+    log.write_text("still here")
+    assert not made._stalled(running)
+
+
+def test_all_runs_are_stopped_even_if_one_cannot_be(tmp_path: Path):
+    stopped = []
+
+    class Handle:
+        def __init__(self, arguments, log):
+            self.log = log
+
+        def poll(self):
+            return None
+
+        def stop(self):
+            stopped.append(self.log.parent.name)
+            raise OSError("no answer")
+
+    made = Schedule([cell(tmp_path, "grpo", seed) for seed in (1, 2)], Handle, parallel=2, stall_seconds=0)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(OSError, match="no answer"):
+        made.run(interrupt)
+    assert sorted(stopped) == ["grpo_seed1", "grpo_seed2"]
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path):

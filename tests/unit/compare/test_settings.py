@@ -28,6 +28,33 @@ def test_a_method_may_have_overrides_of_its_own():
     assert chosen.methods == {"wide": ("entropy_control=aent", "entropy_control.bonus.controller.low=0.3")}
 
 
+def test_a_list_and_methods_of_their_own_add_up_in_any_order(tmp_path: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("methods: [grpo, aent]\nevaluation: {data: a.parquet}\n")
+    mine = "methods.mine=['entropy_control=aent']"
+    for arguments in (["methods=[grpo,aent]", mine], [mine, "methods=[grpo,aent]"], [f"grid={file}", mine]):
+        assert list(parse(arguments).methods) == ["grpo", "aent", "mine"]
+    for arguments in (["evaluation.n=4", f"grid={file}"], [f"grid={file}", "evaluation.n=4"]):
+        assert parse(arguments).evaluation == {"data": "a.parquet", "n": 4}
+
+
+@pytest.mark.parametrize(
+    "key", ["run.dir", "data.seed", "trainer.default_local_dir", "trainer.resume_mode", "+trainer.experiment_name"]
+)
+def test_what_compare_sets_is_refused_wherever_it_stands(key: str, tmp_path: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"overrides: ['{key}=1']\n")
+    for arguments in ([f"{key}=1"], [f"grid={file}"], [f"methods.mine=['{key}=1']"]):
+        with pytest.raises(ValueError, match="compare sets"):
+            parse(arguments)
+
+
+@pytest.mark.parametrize("key", ["model", "output", "overwrite"])
+def test_an_evaluation_is_of_the_final_checkpoint_and_in_the_runs_folder(key: str):
+    with pytest.raises(ValueError, match="compare sets it"):
+        parse([f"evaluation.{key}=x"])
+
+
 def test_evaluation_settings_are_collected():
     chosen = parse(["evaluation.data=[a.parquet,b.parquet]", "evaluation.n=8"])
     assert chosen.evaluation == {"data": ["a.parquet", "b.parquet"], "n": 8}

@@ -145,7 +145,7 @@ def write_run(
         "format": 1,
         "method": method.name,
         "seed": seed,
-        "state": "finished",
+        "state": "complete",
         "protocol": PROTOCOL if protocol is None else protocol,
         "versions": {"aent-verl": "0.3.0", "verl": "0.9.1", "torch": "2.13.0"},
         "commit": "0123456789ab",

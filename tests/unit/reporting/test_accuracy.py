@@ -76,6 +76,9 @@ def test_one_seed_has_numbers_but_no_interval_and_no_claim(tmp_path):
         assert math.isnan(estimate.low)
         assert math.isnan(estimate.high)
     assert found.rliable == {}
+    assert found.checks is None
+    several = judged(make_runs(tmp_path / "several", seeds=2))
+    assert several.methods["aent"].checks is not None
 
 
 def test_identical_methods_do_not_differ(tmp_path):
@@ -196,3 +199,29 @@ def test_neither_evaluation_nor_validation(tmp_path):
         for data in run.metrics.values():
             data.pop("val-core/digits/acc/mean@4", None)
     assert judged(runs) is None
+
+
+def test_a_validation_before_the_training_claims_nothing(tmp_path):
+    runs = make_runs(tmp_path, seeds=3, evaluate=False)
+    for run in runs:
+        for step in (10, 20, 30, 40):
+            del run.metrics[step]["val-core/digits/acc/mean@4"]
+    assert judged(runs) is None
+    (notice,) = group_runs(runs, "grpo").notices
+    assert notice == (
+        "grpo seed 1, grpo seed 2, grpo seed 3, aent seed 1, aent seed 2, aent seed 3: the last validation is at step "
+        "0, not at the end of training, step 40."
+    )
+
+
+def test_with_uneven_responses_the_validations_are_compared(tmp_path):
+    make_runs(tmp_path, seeds=2, evaluate=False)
+    runs = []
+    for folder in sorted(tmp_path.iterdir()):
+        (folder / "validation").mkdir()
+        rows = [{"input": q, "output": "o", "gts": "1", "score": 1.0} for q in ("a", "b", "b")]
+        (folder / "validation" / "40.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(load_run(folder))
+    assert judged(runs).metric == "final validation accuracy"
+    (notice,) = group_runs(runs, "grpo").notices
+    assert "do not count: problems have 1 to 2 responses" in notice

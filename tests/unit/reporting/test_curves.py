@@ -77,11 +77,13 @@ def test_values_at_the_end_are_means_over_the_last_tenth():
     assert math.isnan(end_of([run(range(20))], reward, 0.95).low)
 
 
-def test_final_validations_take_the_last_finite_one():
+def test_final_validations_are_those_after_the_last_step():
     key = "val-core/digits/acc/mean@4"
-    runs = [run([0.1, 0.2, math.nan], key=key), run([0.3], key=key), run([1.0])]
-    assert final_validations(runs).tolist() == [[0.2], [0.3]]
-    assert final_validations(runs[2:]).shape == (0, 1)
+    early = run([0.5, 0.6])
+    early.metrics[1][key] = 0.2
+    runs = [run([0.1, 0.4], key=key), run([0.1, math.nan], key=key), early, run([0.3], key=key)]
+    assert final_validations(runs).tolist() == [[0.4], [0.3]]
+    assert final_validations(runs[1:3]).shape == (0, 1)
 
 
 def test_charts_of_whole_runs(tmp_path):

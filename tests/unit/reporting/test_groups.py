@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from aent_verl.reporting.background import protocol_rows
 from aent_verl.reporting.groups import group_runs
 from aent_verl.results.run import load_run
 from tests.unit.reporting.synthetic import (
@@ -104,3 +105,77 @@ def test_seeds_with_other_settings_are_named(tmp_path):
         "Seeds of grpo were trained with different settings, so they are not one method: "
         "actor_rollout_ref.actor.optim.lr.",
     )
+
+
+def change_evaluation(folder, **changes):
+    file = folder / "evaluation" / "evaluation.json"
+    record = json.loads(file.read_text())
+    for key, value in changes.items():
+        record[key] = record.get(key, {}) | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward": "lenient.py:compute_score"}, "evaluation.reward: digits in .*; lenient.py:compute_score in aent"),
+        ({"reward_sha256": "f" * 64}, "evaluation.reward: "),
+        ({"reward_settings": {"strict": False}}, 'evaluation.reward_settings: {} in .*; {"strict": false} in aent'),
+        (
+            {"data": [{"path": "test.parquet", "sha256": "cd34", "problems": 40}]},
+            "evaluation.data: .*test.parquet cd34",
+        ),
+        ({"prompts": {"chat_template": "other"}}, "evaluation.prompts.chat_template: .*; other in aent seed 2"),
+    ],
+)
+def test_another_way_of_scoring_is_a_difference(tmp_path, changes, said):
+    make_runs(tmp_path, seeds=2)
+    for folder in tmp_path.iterdir():
+        change_evaluation(folder, reward_settings={}, prompts={"chat_template": None})
+    change_evaluation(tmp_path / "aent_seed2", **changes)
+    with pytest.raises(ValueError, match=said):
+        group_runs([load_run(path) for path in sorted(tmp_path.iterdir())], "grpo")
+
+
+def test_other_random_numbers_and_another_place_of_the_data_are_no_difference(tmp_path):
+    make_runs(tmp_path, seeds=2)
+    for number, folder in enumerate(sorted(tmp_path.iterdir())):
+        data = [{"path": f"/there/{number}.parquet", "sha256": "ab" * 32, "problems": 40}]
+        change_evaluation(folder, sampling={"seed": number}, data=data)
+    assert group_runs([load_run(path) for path in sorted(tmp_path.iterdir())], "grpo").differences == ()
+
+
+def test_an_evaluation_of_another_checkpoint_is_named(tmp_path):
+    make_runs(tmp_path, seeds=2)
+    change_evaluation(tmp_path / "aent_seed2", model="checkpoints/global_step_5")
+    groups = group_runs([load_run(path) for path in sorted(tmp_path.iterdir())], "grpo")
+    assert groups.notices == ("aent seed 2: the evaluation is of step 5, not of the last, 40, so it does not count.",)
+
+
+def test_a_final_validation_that_is_no_number_is_named(tmp_path):
+    runs = make_runs(tmp_path, seeds=2)
+    runs[0].metrics[40]["val-core/digits/acc/mean@4"] = float("nan")
+    assert group_runs(runs, "grpo").notices == ("grpo seed 1: the last validation is NaN or infinite.",)
+
+
+def test_missing_runs_are_named_first(tmp_path):
+    failed = ["aent seed 3 failed: out of memory", "grpo seed 3 is not finished"]
+    groups = group_runs(make_runs(tmp_path, seeds=2), "grpo", failed=failed)
+    assert groups.notices == (
+        "aent seed 3 failed: out of memory.",
+        "grpo seed 3 is not finished.",
+        "Those runs are missing because they failed or are not finished; none is left out for its result.",
+    )
+    with pytest.raises(ValueError, match=r"no run to report on.*\(aent seed 3 failed: out of memory; grpo seed 3"):
+        group_runs([], "grpo", failed=failed)
+    with pytest.raises(ValueError, match=r"baseline='x'.*\(aent seed 3 failed"):
+        group_runs(make_runs(tmp_path, seeds=1), "x", failed=failed)
+
+
+def test_copies_of_a_file_are_one_value(tmp_path):
+    names = ("a.parquet 0123456789ab", "b.parquet 0123456789ab", "a.parquet ba9876543210")
+    folders = [write_run(tmp_path / str(i), GRPO, i, protocol={"data.train_files": n}) for i, n in enumerate(names)]
+    groups = group_runs([load_run(folder) for folder in folders], "grpo", allow_different=True)
+    assert protocol_rows(groups) == {
+        "data.train_files": {names[0]: ["grpo seed 0", "grpo seed 1"], names[2]: ["grpo seed 2"]}
+    }

@@ -266,6 +266,13 @@ def test_an_older_report_is_replaced(tmp_path):
     assert "<title>New</title>" in (tmp_path / "report.html").read_text()
 
 
+def test_runs_that_failed_are_on_the_page(tmp_path):
+    page, numbers = page_of(make_runs(tmp_path, seeds=2), failed=["aent seed 3 failed: <out of memory>"])
+    assert "aent seed 3 failed: <out of memory>." in page.text
+    assert "none is left out for its result" in page.text
+    assert numbers["notices"][0] == "aent seed 3 failed: <out of memory>."
+
+
 def test_a_wrong_target_is_refused(tmp_path):
     with pytest.raises(ValueError, match="target='all' is not allowed"):
         build(make_runs(tmp_path, seeds=1, evaluate=False), "grpo", "x", target="all")

@@ -40,7 +40,17 @@ def test_ends_of_an_interval():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(12, "12"), (1234, "1.23 k"), (1.5e6, "1.5 M"), (2e9, "2 G"), (3e12, "3 T"), (None, "—")]
+    ("value", "said"),
+    [
+        (12, "12"),
+        (1234, "1.23 k"),
+        (1.5e6, "1.5 M"),
+        (2e9, "2 G"),
+        (3e12, "3 T"),
+        (999.7, "1 k"),
+        (999_600, "1 M"),
+        (None, "—"),
+    ],
 )
 def test_amounts(value, said):
     assert words.amount(value) == said

@@ -128,9 +128,54 @@ def test_responses_come_with_their_scores(tmp_path: Path):
     assert (found.prompt, found.ground_truth, found.responses, found.scores) == ("q", "7", ("7", "8"), (1.0, 0.0))
 
 
-def test_without_an_evaluation_the_last_validation_gives_the_responses(tmp_path: Path):
+def test_without_an_evaluation_the_validation_at_a_step_gives_the_responses(tmp_path: Path):
     lines(tmp_path / "validation" / "2.jsonl", [row("a?", "early", 0.0)])
     lines(tmp_path / "validation" / "10.jsonl", [row("a?", "late", 1.0)])
-    (found,) = read_responses(tmp_path).values()
-    assert found.responses == ("late",)
-    assert read_responses(tmp_path / "empty") == {}
+    (found,) = read_responses(tmp_path, 2).values()
+    assert found.responses == ("early",)
+    assert read_responses(tmp_path, 3) == {}
+    assert read_responses(tmp_path / "empty", 2) == {}
+
+
+def test_texts_of_an_evaluation_are_not_mixed_with_those_of_a_validation(tmp_path: Path):
+    lines(tmp_path / "validation" / "2.jsonl", [row("a?", "early", 0.0)])
+    assert read_responses(evaluation(tmp_path, [problem("a", [1.0])]), 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        ("Qwen/Qwen2.5-0.5B", None),
+        ("r/checkpoints/global_step_40", 40),
+        ("global_step_7/x/global_step_120/actor/huggingface", 120),
+    ],
+)
+def test_a_checkpoint_tells_its_step(tmp_path: Path, model: str, step: int | None):
+    evaluation(tmp_path, [problem("a", [1.0])])
+    (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps({"format": 1, "model": model}))
+    assert read_evaluation(tmp_path).step == step
+
+
+def test_an_evaluation_says_what_others_have_to_agree_in(tmp_path: Path):
+    evaluation(tmp_path, [problem("a", [1.0])])
+    summary = {
+        "format": 1,
+        "model": "m",
+        "data": [{"path": "/there/test.parquet", "sha256": "0123456789abcdef", "problems": 1}],
+        "sampling": {"n": 1, "temperature": 0.6, "seed": 3},
+        "prompts": {"max_tokens": 96, "chat_template": None, "chat_template_settings": {"b": 1, "a": 2}},
+        "reward": "/there/rewards.py:compute_score",
+        "reward_settings": {"strict": True},
+        "reward_sha256": "fedcba9876543210",
+    }
+    (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(summary))
+    assert read_evaluation(tmp_path).protocol == {
+        "evaluation.temperature": "0.6",
+        "evaluation.data": "test.parquet 0123456789ab",
+        "evaluation.prompts.max_tokens": "96",
+        "evaluation.prompts.chat_template": "None",
+        "evaluation.prompts.chat_template_settings": '{"a": 2, "b": 1}',
+        "evaluation.reward": "rewards.py fedcba987654",
+        "evaluation.reward_function": "compute_score",
+        "evaluation.reward_settings": '{"strict": true}',
+    }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aent_verl.metrics import REWARD
-from aent_verl.results.run import by_method, load_run
+from aent_verl.results.run import by_method, load_run, load_runs
 from aent_verl.results.sources import read_metrics
 
 
@@ -106,3 +106,103 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str, says: str):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=says):
         load_run(tmp_path)
+
+
+def dump(folder: Path, step: int, scores: dict[str, list[float]]) -> None:
+    (folder / "validation").mkdir(exist_ok=True)
+    rows = [{"input": q, "output": "o", "gts": "1", "score": s} for q, each in scores.items() for s in each]
+    (folder / "validation" / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record(folder: Path, **more: object) -> Path:
+    log(folder / "metrics.jsonl")
+    given = {"format": 1, "method": "aent", "seed": 4, "state": "complete", **more}
+    (folder / "run.json").write_text(json.dumps(given))
+    return folder
+
+
+def evaluation(folder: Path, model: str = "m") -> None:
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps({"format": 1, "model": model}))
+    (folder / "evaluation" / "scores.jsonl").write_text('{"problem": "a", "data_source": "d", "scores": [1.0]}\n')
+
+
+def test_the_validation_after_the_last_step_gives_the_scores(tmp_path: Path):
+    record(tmp_path)
+    for step, score in ((0, 0.0), (3, 0.5), (9, 1.0)):  # 9: of a start that was abandoned
+        dump(tmp_path, step, {"a?": [score], "b?": [score]})
+    run = load_run(tmp_path)
+    assert (run.scores.scores.tolist(), run.scores.step, run.notes) == ([[0.5], [0.5]], 3, ())
+
+
+@pytest.mark.parametrize("step", [0, 2, 9])
+def test_a_validation_at_another_step_gives_none(tmp_path: Path, step: int):
+    dump(record(tmp_path), step, {"a?": [1.0]})
+    run = load_run(tmp_path)
+    assert run.scores is None
+    assert run.notes == (
+        f"responses of validations are there up to step {step}, but not those at the end of training, step 3, so they "
+        "do not count",
+    )
+
+
+def test_a_question_that_occurs_twice_does_not_cost_the_run(tmp_path: Path):
+    dump(record(tmp_path), 3, {"a?": [1.0], "b?": [1.0, 0.0]})
+    run = load_run(tmp_path)
+    assert run.scores is None
+    (note,) = run.notes
+    assert note.startswith("the responses of the last validation do not count: problems have 1 to 2 responses")
+
+
+@pytest.mark.parametrize(("step", "counts"), [(3, True), (2, False), (9, False)])
+def test_an_evaluation_counts_only_of_the_last_step(tmp_path: Path, step: int, counts: bool):
+    evaluation(record(tmp_path), f"r/checkpoints/global_step_{step}")
+    dump(tmp_path, 3, {"a?": [1.0]})
+    run = load_run(tmp_path)
+    assert (run.scores is not None, run.notes == ()) == (counts, counts)
+    if not counts:
+        assert run.notes == (f"the evaluation is of step {step}, not of the last, 3, so it does not count",)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"state": "started"}, "aent seed 4 is not finished: its state is 'started', not 'complete'"),
+        ({"state": "trained"}, "aent seed 4 is not finished: its state is 'trained', not 'complete'"),
+        ({"evaluation": ["n=2"]}, "aent seed 4 is not finished: its evaluation/evaluation.json is missing"),
+    ],
+)
+def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, given: dict, said: str):
+    whole, half = record(tmp_path / "whole", seed=1), record(tmp_path / "half", **given)
+    runs, unfinished = load_runs([whole, half])
+    assert ([run.name for run in runs], unfinished) == (["aent seed 1"], [said])
+    # Naming it, or its log, does not make it whole.
+    _, unfinished = load_runs([half / "metrics.jsonl"], method="mine", seed=7)
+    assert unfinished == [said.replace("aent seed 4", "mine seed 7")]
+
+
+def test_a_finished_evaluation_makes_a_finished_run(tmp_path: Path):
+    evaluation(record(tmp_path, evaluation=["n=2"]))
+    runs, unfinished = load_runs([tmp_path])
+    assert (len(runs), unfinished) == (1, [])
+
+
+def test_a_run_that_has_logged_nothing_yet_is_unfinished(tmp_path: Path):
+    (record(tmp_path, state="started") / "metrics.jsonl").unlink()
+    assert load_runs([tmp_path]) == ([], ["aent seed 4 is not finished: its state is 'started', not 'complete'"])
+
+
+def test_runs_made_elsewhere_have_no_state(tmp_path: Path):
+    runs, unfinished = load_runs([log(tmp_path / "a.jsonl")], method="grpo", seed=1)
+    assert ([run.name for run in runs], unfinished) == (["grpo seed 1"], [])
+    with pytest.raises(FileNotFoundError):
+        load_runs([tmp_path / "missing"])
+
+
+def test_a_config_beside_the_only_log_is_that_logs(tmp_path: Path):
+    file = log(tmp_path / "grpo_1.jsonl")
+    log(tmp_path / "metrics.1.jsonl")
+    (tmp_path / "config.yaml").write_text("trainer: {total_training_steps: 3}\n")
+    assert load_run(file, method="grpo", seed=1).protocol["trainer.total_training_steps"] == "3"
+    log(tmp_path / "grpo_2.jsonl")
+    assert load_run(file, method="grpo", seed=1).protocol == {}
