@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._version import __version__
-from aent_verl.tasks import reasoning_gym_data, sampling, tiny_model, warm_start
-from aent_verl.tasks.cache import build_once, package_versions, write_json
+from aent_verl.tasks import reasoning_gym_data, supervised, warm_start
+from aent_verl.tasks.cache import build_once, package_versions
 
 GENERATOR = "basic_arithmetic"
 CHAT = ({"role": "user", "content": "{metadata[expression]} ="},)
 MAX_RESPONSE_TOKENS = 8
-MEASUREMENT = "warm_start.json"
+MEASUREMENT = supervised.MEASUREMENT
 
 # Raise this when the code builds something else from the same settings: caches made before are then rebuilt.
 _RECIPE = 2
@@ -76,7 +76,7 @@ def prepare(
         "settings": settings,
         "versions": {"aent-verl": __version__, **package_versions("reasoning-gym", "torch", "transformers", "pyarrow")},
     }
-    files = ("train.parquet", "validation.parquet", "model", MEASUREMENT)
+    files = ("train.parquet", "validation.parquet", *supervised.FILES)
     result = build_once(
         cache,
         recipe=recipe,
@@ -95,22 +95,7 @@ def prepare(
 
 
 def _check(settings: dict[str, Any]) -> None:
-    lowest = {
-        "train_size": 1,
-        "validation_size": 1,
-        "max_terms": 2,
-        "warm_start_max_steps": 1,
-        "warm_start_batch_size": 1,
-        "seed": 0,
-    }
-    for name, bound in lowest.items():
-        if settings[name] < bound:
-            raise ValueError(f"{name}={settings[name]}: must be at least {bound}")
-    for name in ("warm_start_loss", "learning_rate"):
-        if not settings[name] > 0:
-            raise ValueError(f"{name}={settings[name]}: must be above 0")
-    if not 0 <= settings["warm_start_label_smoothing"] < 1:
-        raise ValueError(f"warm_start_label_smoothing={settings['warm_start_label_smoothing']}: must be in [0, 1)")
+    supervised.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
     operators = settings["operators"]
     if not operators or not set(operators) <= set("+-"):
         raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
@@ -123,14 +108,8 @@ def _build(
     validation_size: int,
     max_terms: int,
     operators: str,
-    hidden_size: int,
-    layers: int,
-    warm_start_loss: float,
-    warm_start_label_smoothing: float,
-    warm_start_max_steps: int,
-    warm_start_batch_size: int,
-    learning_rate: float,
     seed: int,
+    **model: Any,
 ) -> dict[str, Any]:
     config = {
         "min_terms": 2,
@@ -150,32 +129,15 @@ def _build(
         seed=seed,
         chat=CHAT,
     )
-    tokenizer = tiny_model.build_tokenizer()
-    model = tiny_model.build_model(tokenizer, hidden_size=hidden_size, layers=layers, seed=seed)
-    pairs = _warm_start_pairs(config, held_out=splits["validation"], seed=seed)
-    trained = warm_start.train(
-        model,
-        tokenizer,
-        pairs,
-        stop_loss=warm_start_loss,
-        label_smoothing=warm_start_label_smoothing,
-        max_steps=warm_start_max_steps,
-        batch_size=warm_start_batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    measured = sampling.measure(
-        model,
-        tokenizer,
-        splits["validation"],
+    return supervised.build_model(
+        folder,
+        _warm_start_pairs(config, held_out=splits["validation"], seed=seed),
+        held_out=splits["validation"],
         samples=_SAMPLES,
         max_new_tokens=MAX_RESPONSE_TOKENS,
         seed=seed,
+        **model,
     )
-    tiny_model.save(model, tokenizer, folder / "model")
-    result = {**measured, **trained}
-    write_json(folder / MEASUREMENT, result)
-    return result
 
 
 def _warm_start_pairs(

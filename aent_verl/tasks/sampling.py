@@ -37,8 +37,8 @@ def measure(
         seed: Seed of the sampling; the caller's random state stays as it is.
 
     Returns:
-        "accuracy" (mean over answers), "entropy" (nats, mean over answer tokens including the end-of-turn token),
-        "response_tokens" (mean), "prompt_tokens_max".
+        "accuracy" (mean over answers), "solved" (share of rows with a right one among their answers), "entropy" (nats,
+        mean over answer tokens including the end-of-turn token), "response_tokens" (mean), "prompt_tokens_max".
     """
     import torch
 
@@ -75,6 +75,7 @@ def measure(
     ]
     return {
         "accuracy": sum(hits) / len(hits),
+        "solved": sum(any(hits[row : row + samples]) for row in range(0, len(hits), samples)) / len(rows),
         "entropy": entropy[valid].mean().item(),
         "response_tokens": valid.sum(dim=1).float().mean().item(),
         "prompt_tokens_max": width,

@@ -134,7 +134,7 @@ def test_a_generator_whose_own_answer_does_not_score_is_refused():
 
 @pytest.mark.parametrize("text", ["46", " 46\n", "46<|im_end|>", "46<|im_end|>\n<|im_start|>user", "46</s>"])
 def test_right_answers(text):
-    assert score(text) == {"score": 1.0, "acc": 1.0}
+    assert score(text) == {"score": 1.0, "acc": 1.0, "pred": "46"}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_right_answers(text):
 )
 def test_wrong_answers_earn_nothing(text):
     # "146" contains "46": reasoning-gym's scorer gives it two thirds.
-    assert score(text) == {"score": 0.0, "acc": 0.0}
+    found = score(text)
+    assert (found["score"], found["acc"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,12 @@ def test_wrong_answers_earn_nothing(text):
 )
 def test_last_number(text, right):
     assert score(text, extract="last_number")["acc"] == float(right)
+
+
+def test_the_answer_that_votes_count_is_the_part_that_is_scored():
+    assert score("12 + 34 = 46", extract="last_number")["pred"] == "46"
+    expression = {"entry": json.dumps({"answer": "1+2", "metadata": {"numbers": [1, 2], "target": 3}})}
+    assert "pred" not in compute_score("reasoning_gym/countdown", "2+1", "1+2", expression)
 
 
 def test_last_number_keeps_the_sign_and_thousands():
@@ -187,7 +194,7 @@ def test_an_answer_that_the_scorer_cannot_parse_is_wrong():
     # This scorer raises on anything but numbers.
     entry = {"entry": json.dumps({"answer": "2 \u00d7 3", "metadata": {"factors": [2, 3], "number": 6}})}
     source = "reasoning_gym/prime_factorization"
-    assert compute_score(source, "no idea", "2 \u00d7 3", entry) == {"score": 0.0, "acc": 0.0}
+    assert compute_score(source, "no idea", "2 \u00d7 3", entry)["score"] == 0.0
     assert compute_score(source, "2 \u00d7 3", "2 \u00d7 3", entry)["acc"] == 1.0
 
 
