@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare import plan, settings
-from aent_verl.results.run import Run, load_runs
+from aent_verl.results.run import RECORD, Run, load_runs
 
 if TYPE_CHECKING:
     from aent_verl.compare.schedule import Start
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 def find_runs(path: Path) -> list[Path]:
     """The runs that a path stands for: those of a results folder, or itself."""
     folder = path / plan.RUNS
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else [path]
+    return sorted(entry for entry in folder.iterdir() if (entry / RECORD).is_file()) if folder.is_dir() else [path]
 
 
 def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -155,7 +155,8 @@ def _report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     methods = list(dict.fromkeys(run.method for run in runs))
     baseline = options.baseline or asked.get("baseline") or ("grpo" if "grpo" in methods else methods[0])
     if baseline not in methods:
-        raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}")
+        missing = "".join(f"; {sentence}" for sentence in unfinished)
+        raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}{missing}")
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["aent-verl", "compare", *arguments])

@@ -11,10 +11,10 @@ from aent_verl.compare.plan import CONFIG, Cell
 from aent_verl.results import provenance
 from aent_verl.results.problems import EVALUATION
 from aent_verl.results.protocol import differences
-from aent_verl.results.run import RECORD, RECORD_FORMAT, read_record
+from aent_verl.results.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 from aent_verl.tasks.cache import write_json
 
-STARTED, TRAINED, COMPLETE = "started", "trained", "complete"
+STARTED, TRAINED = "started", "trained"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 

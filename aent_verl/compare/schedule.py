@@ -17,6 +17,7 @@ from aent_verl.compare.status import DONE, EVALUATE, FAILED, TRAIN, Status
 from aent_verl.metrics import read_run
 from aent_verl.results import provenance
 from aent_verl.results.problems import EVALUATION
+from aent_verl.results.run import COMPLETE
 from aent_verl.train import LOG
 
 Start = Callable[[Sequence[str], Path], Handle]
@@ -64,7 +65,7 @@ class Schedule:
             record = self._records[status.cell.folder]
             status.read_finished()
             status.seconds.update(record["seconds"])
-            if record["state"] == records.COMPLETE:
+            if record["state"] == COMPLETE:
                 status.state = DONE
             else:
                 self._waiting.append(status)
@@ -132,7 +133,7 @@ class Schedule:
         status.seconds.update(running.record["seconds"])
         if not succeeded:
             self._fail(status, reason)
-        elif running.record["state"] == records.COMPLETE:
+        elif running.record["state"] == COMPLETE:
             status.state = DONE
         else:
             self._begin(status)

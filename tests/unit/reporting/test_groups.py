@@ -160,12 +160,13 @@ def test_a_final_validation_that_is_no_number_is_named(tmp_path):
 
 def test_missing_runs_are_named_first(tmp_path):
     failed = ["aent seed 3 failed: out of memory", "grpo seed 3 is not finished"]
-    groups = group_runs(make_runs(tmp_path, seeds=2), "grpo", failed=failed)
-    assert groups.notices == (
+    notices = group_runs(make_runs(tmp_path, seeds=1), "grpo", failed=failed).notices
+    assert notices[:3] == (
         "aent seed 3 failed: out of memory.",
         "grpo seed 3 is not finished.",
         "Those runs are missing because they failed or are not finished; none is left out for its result.",
     )
+    assert notices[3].startswith("One seed of grpo, aent")
     with pytest.raises(ValueError, match=r"no run to report on.*\(aent seed 3 failed: out of memory; grpo seed 3"):
         group_runs([], "grpo", failed=failed)
     with pytest.raises(ValueError, match=r"baseline='x'.*\(aent seed 3 failed"):
