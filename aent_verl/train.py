@@ -47,7 +47,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
     ray_init = cfg.ray_kwargs.ray_init
     platform = platform_cpu.detect_platform(ray_init.get("address"))
     if platform == platform_cpu.PLATFORM_NAME:
-        os.environ.update(platform_cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node))
+        os.environ.update(_cpu_variables(cfg))
         if cfg.trainer.device != "cpu":
             raise TrainingError(
                 f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="
@@ -77,7 +77,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
     }
     if on_cpu:
-        variables |= platform_cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node)
+        variables |= _cpu_variables(cfg)
     with open_dict(cfg):
         environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
         environment["env_vars"] = variables | given
@@ -90,6 +90,12 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
             logical = platform_cpu.logical_accelerators(cfg.trainer.n_gpus_per_node)
             logical["resources"] |= dict(ray_init.get("resources") or {})
             ray_init.update(logical)
+
+
+def _cpu_variables(cfg: DictConfig) -> dict[str, str]:
+    from aent_verl.integration.platform_cpu import runtime_env_vars
+
+    return runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=cfg.run.threads)
 
 
 def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aent_verl.evaluation import checkpoint, records, settings
 from aent_verl.evaluation.records import Problem
+from aent_verl.preflight import resources
 from aent_verl.preflight.errors import PreflightError
 
 DATA = settings.SHORT_KEYS["data"]
@@ -111,6 +112,7 @@ def _check_servers(cfg: DictConfig) -> None:
             expected=f"at least {each} on all nodes together",
             hint=f"Set gpus={each}, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         )
+    resources.check_executor(cfg)
     rollout = cfg.actor_rollout_ref.rollout
     if rollout.agent.default_agent_loop != generation.SINGLE_TURN or rollout.multi_turn.enable:
         raise PreflightError(

@@ -119,6 +119,12 @@ TRAINER_FACTS = (
         "self._init_resource_pool_mgr()",
         why="the workers ask the coefficient actor, which is started after the data are loaded",
     ),
+    overridden(f"{BASE}._build_replay_buffer", "self", why="on the CPU our trainer has it look more often"),
+    in_source(
+        "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer._wait_for_next_poll",
+        "time.sleep(self.poll_interval)",
+        why="verl looks for finished responses every two seconds, longer than small models take to write them",
+    ),
     overridden(
         f"{BASE}._compute_old_log_prob",
         *("self", "batch", "metrics"),

@@ -363,22 +363,21 @@ def local_accelerator() -> bool:
     return False
 
 
-def runtime_env_vars(processes: int = 1, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables that must reach every Ray worker on the CPU platform.
+def runtime_env_vars(
+    processes: int = 1, threads: int | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Environment variables for Ray's `runtime_env`, which must reach every worker on the CPU platform.
 
     Args:
-        processes: Training ranks on a machine; they divide its cores.
+        processes: Training ranks on a machine.
+        threads: Of each process; None: the cores divided by the ranks.
         environ: The present environment, `os.environ` if None. What the user set there is kept.
-
-    Returns:
-        For `runtime_env={"env_vars": ...}` of `ray.init`.
     """
     environ = os.environ if environ is None else environ
-    threads = max(1, cpu_count() // max(1, processes))
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's default is most of the machine's memory
         # Ray sets one thread for actors without num_cpus, which verl's workers are.
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads or max(1, cpu_count() // max(1, processes))),
         # vLLM binds each replica's threads to the same cores and leaves one core out: on two cores that is one for all.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # vLLM compiles its sampler through a C++ compiler: 20 s in the first step, and a tool that may be missing.

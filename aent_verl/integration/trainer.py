@@ -21,7 +21,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from aent_verl.core.controllers import Schedule
 from aent_verl.core.diagnostics import EntropyChange
-from aent_verl.integration import coefficient, groups, loss, measurements, report, state_file, step
+from aent_verl.integration import coefficient, groups, loss, measurements, platform_cpu, report, state_file, step
 from aent_verl.integration.config import EntropyControlActorConfig, EntropyControlConfig
 from aent_verl.integration.engine import EntropyControlEngine
 from aent_verl.integration.measurements import PlugInNotActiveError
@@ -32,6 +32,9 @@ from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlW
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+# How often to look whether all responses are there. verl's two seconds, twice a step, are most of a small model's step.
+_CPU_POLL_SECONDS = 0.2
 
 
 class EntropyControlMixin(PPOTrainer):
@@ -57,6 +60,12 @@ class EntropyControlMixin(PPOTrainer):
         assert actor_config.entropy_control is not None
         self.entropy_control: EntropyControlConfig = actor_config.entropy_control
         self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        if platform_cpu.is_selected():
+            buffer.poll_interval = _CPU_POLL_SECONDS
+        return buffer
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()

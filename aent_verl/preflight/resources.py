@@ -19,6 +19,8 @@ PROCESS_GIB = 0.6
 # CPUs of a placement bundle, one for each accelerator: max_colocate_count of verl's ResourcePoolManager.
 CPUS_PER_GPU = 3
 NUMA = "libnuma.so.1"
+# vLLM's executor that has the model in the engine's own process.
+ONE_PROCESS = "UniProcExecutor"
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -51,6 +53,7 @@ def check(cfg: DictConfig) -> list[str]:
     lines.append(f"Ray: {slots} CPU slots, {needed} needed")
     if cfg.trainer.device == "cpu":
         _check_numa()
+        check_executor(cfg)
         lines.append(_check_memory(cfg))
     return lines
 
@@ -104,6 +107,25 @@ def cpu_slots(cfg: DictConfig) -> int:
     storage = cfg.transfer_queue.backend
     units = storage.SimpleStorage.num_data_storage_units if storage.storage_backend == "SimpleStorage" else 0
     return CPUS_PER_GPU * gpus(cfg) + 1 + int(units) + 1
+
+
+def check_executor(cfg: DictConfig) -> None:
+    """Refuse vLLM's executor of one process for a model in several parts: it would wait for the others for ever.
+
+    Raises:
+        PreflightError: names the key and what to set it to.
+    """
+    rollout = cfg.actor_rollout_ref.rollout
+    parts = int(rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size)
+    executor = OmegaConf.select(rollout, "engine_kwargs.vllm.distributed_executor_backend")
+    if parts > 1 and executor is not None and str(executor).endswith(ONE_PROCESS):
+        raise PreflightError(
+            "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend",
+            executor,
+            f"it runs a model in one process, and tensor and pipeline parallel sizes ask for {parts}",
+            expected="mp",
+            hint="Set it to mp, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        )
 
 
 def _check_numa() -> None:

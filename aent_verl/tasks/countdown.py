@@ -43,7 +43,7 @@ Term = tuple[str, int]  # an expression, and how tightly it holds together
 def prepare(
     cache: str,
     *,
-    train_size: int = 64,
+    train_size: int = 128,
     validation_size: int = 128,
     test_size: int = 256,
     numbers: int = 3,

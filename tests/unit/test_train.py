@@ -33,7 +33,7 @@ def config(folder: Path, **trainer: Any) -> DictConfig:
     }
     return OmegaConf.create(
         {
-            "run": {"dir": str(folder), "task": None},
+            "run": {"dir": str(folder), "task": None, "threads": 3},
             "trainer": settings | trainer,
             "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 2, "runtime_env": {}}},
         }
@@ -120,13 +120,14 @@ def test_device_must_fit_the_platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str | None, device: str, message: str
 ) -> None:
     monkeypatch.setattr(platform_cpu, "detect_platform", lambda address: platform)
-    monkeypatch.setattr(platform_cpu, "runtime_env_vars", lambda processes: {})
+    monkeypatch.setattr(platform_cpu, "runtime_env_vars", lambda processes, threads: {})
     with pytest.raises(train.TrainingError, match=message):
         train.choose_platform(config(tmp_path, device=device))
 
 
 def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cfg = config(tmp_path)
     cfg.ray_kwargs.ray_init.runtime_env = {"env_vars": {"MINE": "1", "VERL_USE_EXTERNAL_MODULES": "mine"}}
     cfg.ray_kwargs.ray_init.resources = {"disk": 1}
@@ -136,6 +137,7 @@ def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkey
     assert variables["VERL_USE_EXTERNAL_MODULES"] == "mine,aent_verl.integration.plugin"
     assert variables["VERL_FILE_LOGGER_PATH"] == str(tmp_path / "metrics.jsonl")
     assert variables["VERL_PLATFORM"] == "cpu"
+    assert variables["OMP_NUM_THREADS"] == "3"
     assert cfg.ray_kwargs.ray_init.resources == {"disk": 1, "aent_cpu_platform": 2}
 
 

@@ -1,6 +1,9 @@
 """The driver's arithmetic and checks, without Ray."""
 
+from types import SimpleNamespace
+
 import pytest
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from aent_verl.core.controllers import (
     ConstantController,
@@ -53,6 +56,16 @@ def test_a_worker_that_runs_something_else_stops_the_run(key: str) -> None:
 def test_no_actor_at_all_stops_the_run() -> None:
     with pytest.raises(PlugInNotActiveError, match="no worker"):
         check_reports([{"rank": 0, "role": "ref"}], CONTROL)
+
+
+@pytest.mark.parametrize(("platform", "seconds"), [("cpu", 0.2), ("cuda", 2.0)])
+def test_on_the_cpu_finished_responses_are_looked_for_more_often(
+    platform: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    monkeypatch.setattr(PPOTrainerSync, "_build_replay_buffer", lambda self: SimpleNamespace(poll_interval=2.0))
+    trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    assert trainer._build_replay_buffer().poll_interval == seconds
 
 
 def test_schedules_go_on_through_steps_without_an_update() -> None:

@@ -83,6 +83,18 @@ def test_a_cluster_that_is_large_enough(settings):
     assert preflight.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
 
 
+def test_a_model_in_parts_needs_vllms_executor_of_several_processes(settings):
+    settings.trainer.n_gpus_per_node = 2
+    resources.check(settings)
+    settings.actor_rollout_ref.rollout.tensor_model_parallel_size = 2
+    with pytest.raises(
+        PreflightError, match=r"distributed_executor_backend=.*UniProcExecutor': .*ask for 2; expected mp"
+    ):
+        resources.check(settings)
+    settings.actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend = "mp"
+    resources.check(settings)
+
+
 def test_too_little_memory(settings, monkeypatch):
     needed = sum(resources.memory_estimate(settings).values())
     monkeypatch.setattr(resources, "available_gib", lambda: needed - 0.1)
