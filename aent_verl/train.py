@@ -64,7 +64,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
 
 def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     """Put into Ray's runtime environment what every process of the run needs to know."""
-    from aent_verl.integration import platform_cpu
+    from aent_verl.integration import platform_cpu, vllm_plugin, weight_sockets
 
     on_cpu = platform == platform_cpu.PLATFORM_NAME
     run_dir = Path(cfg.run.dir)
@@ -75,12 +75,15 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         "VERL_USE_EXTERNAL_MODULES": ",".join(filter(None, [modules, "aent_verl.integration.plugin"])),
         "VERL_FILE_LOGGER_PATH": str(run_dir / metrics.METRICS_FILE),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
+        weight_sockets.RUN_ENV: weight_sockets.mark_of(run_dir),
     }
     if on_cpu:
         variables |= _cpu_variables(cfg)
     with open_dict(cfg):
         environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
-        environment["env_vars"] = variables | given
+        # Without our plug-in vLLM would wait for weights at another socket.
+        plugins = vllm_plugin.allowed(given.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS")))
+        environment["env_vars"] = variables | given | plugins
         ray_init = cfg.ray_kwargs.ray_init
         if platform_cpu.cluster_to_join(ray_init.get("address")) is not None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.

@@ -23,6 +23,8 @@ from typing import Any
 import psutil
 import torch
 
+from aent_verl.integration import vllm_plugin
+
 logger = logging.getLogger(__name__)
 
 PLATFORM_NAME = "cpu"
@@ -384,10 +386,7 @@ def runtime_env_vars(
         "TORCHDYNAMO_DISABLE": "1",
     }
     variables = {name: environ.get(name) or value for name, value in defaults.items()}
-    plugins = environ.get("VLLM_PLUGINS")
-    if plugins is not None and "aent_verl" not in plugins.split(","):
-        # A list of allowed vLLM plug-ins without ours would break weight updates.
-        variables["VLLM_PLUGINS"] = ",".join(filter(None, [*plugins.split(","), "aent_verl"]))
+    variables |= vllm_plugin.allowed(environ.get("VLLM_PLUGINS"))
     return variables | {PLATFORM_ENV: PLATFORM_NAME, "VLLM_TARGET_DEVICE": "cpu"}
 
 

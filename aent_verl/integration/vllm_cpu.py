@@ -1,7 +1,7 @@
 """What vLLM's CPU backend needs in order to take part in RL: weights that can be updated, and its name.
 
-vLLM calls `register` (entry point `vllm.general_plugins`) in each of its processes.  Neither function does anything
-where vLLM runs on an accelerator.
+Our plug-in calls `register` in each of vLLM's processes.  Neither function does anything where vLLM runs on an
+accelerator.
 """
 
 from __future__ import annotations

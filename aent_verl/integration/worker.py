@@ -10,7 +10,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from aent_verl.integration import coefficient, engine, platform_cpu, policy_loss
+from aent_verl.integration import coefficient, engine, platform_cpu, policy_loss, weight_sockets
 from aent_verl.integration.config import EntropyControlActorConfig
 from aent_verl.integration.loss import entropy_control_loss
 from aent_verl.integration.pre_pass import PrePass
@@ -46,6 +46,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         """Build the models as verl does, then give the actor our loss and functional."""
         super().init_model()
+        weight_sockets.rename_sender(self.rollout, ray.get_runtime_context().get_job_id())
         if self.actor is None:
             return
         self.use_entropy_control(self.loss_fn.keywords["config"])

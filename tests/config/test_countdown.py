@@ -1,4 +1,4 @@
-"""The comparison on Countdown is what its page says: equal trials, chosen by other problems and seeds than are reported."""
+"""Countdown: equal trials for each method, chosen by other problems and seeds than those that are reported."""
 
 from collections import Counter
 from pathlib import Path

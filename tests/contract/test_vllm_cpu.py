@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aent_verl.integration import vllm_cpu
+from aent_verl.integration import vllm_cpu, vllm_plugin
 
 NAME = "dispatch_cpu_unquantized_gemm"
 
@@ -63,8 +63,8 @@ def imports(nodes) -> bool:
 
 def test_vllm_is_told_of_the_plugin():
     plugins = [p for p in importlib.metadata.entry_points(group="vllm.general_plugins") if p.name == "aent_verl"]
-    assert [plugin.value for plugin in plugins] == ["aent_verl.integration.vllm_cpu:register"]
-    assert plugins[0].load() is vllm_cpu.register
+    assert [plugin.value for plugin in plugins] == ["aent_verl.integration.vllm_plugin:register"]
+    assert plugins[0].load() is vllm_plugin.register
 
 
 @pytest.mark.parametrize(

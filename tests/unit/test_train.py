@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 
 from aent_verl import train
 from aent_verl.core.controllers import ConstantController, ControllerState
-from aent_verl.integration import platform_cpu, state_file
+from aent_verl.integration import platform_cpu, state_file, weight_sockets
 from aent_verl.integration.axes import Linear
 from aent_verl.integration.config import BonusConfig, EntropyControlConfig
 from aent_verl.integration.functional import FunctionalConfig
@@ -138,7 +138,22 @@ def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkey
     assert variables["VERL_FILE_LOGGER_PATH"] == str(tmp_path / "metrics.jsonl")
     assert variables["VERL_PLATFORM"] == "cpu"
     assert variables["OMP_NUM_THREADS"] == "3"
+    assert variables["AENT_VERL_RUN"] == weight_sockets.mark_of(tmp_path)
     assert cfg.ray_kwargs.ray_init.resources == {"disk": 1, "aent_cpu_platform": 2}
+
+
+@pytest.mark.parametrize("platform", ["cpu", None])
+def test_a_list_of_allowed_vllm_plug_ins_gets_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str | None
+) -> None:
+    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: None)
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    cfg = config(tmp_path)
+    train.hand_to_workers(cfg, platform)
+    assert cfg.ray_kwargs.ray_init.runtime_env.env_vars["VLLM_PLUGINS"] == "other,aent_verl"
+    cfg.ray_kwargs.ray_init.runtime_env = {"env_vars": {"VLLM_PLUGINS": "mine"}}
+    train.hand_to_workers(cfg, platform)
+    assert cfg.ray_kwargs.ray_init.runtime_env.env_vars["VLLM_PLUGINS"] == "mine,aent_verl"
 
 
 def test_a_cluster_that_is_joined_keeps_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
