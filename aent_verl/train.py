@@ -98,7 +98,10 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
 def _cpu_variables(cfg: DictConfig) -> dict[str, str]:
     from aent_verl.integration.platform_cpu import runtime_env_vars
 
-    return runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=cfg.run.threads)
+    threads = cfg.run.threads
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise TrainingError(f"run.threads={threads!r}: must be a whole number from 1, or null for a share of the cores")
+    return runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=threads)
 
 
 def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_module
 
 from aent_verl import metrics, tokens
 from aent_verl.core.controllers import BandController, ControllerState, EntropyGuidedController
-from aent_verl.integration import state_file
+from aent_verl.integration import state_file, weight_sockets
 from tests.e2e.stack import finish, kill, start
 
 pytestmark = pytest.mark.slow
@@ -143,6 +143,12 @@ def assert_replay(steps: dict[int, dict[str, float]], states: dict[str, Controll
         assert data["aent/band_side"] == states["bonus"].band_side
         assert data["aent/entropy_mean" if step > 1 else "aent/entropy"] > 0
     return states
+
+
+def test_weights_reach_vllm_through_sockets_of_this_run(runs: Runs) -> None:
+    """Two runs on one machine have the same Ray job id: without the mark they would take each other's."""
+    log = (runs.folder / "train.log").read_text(errors="replace")
+    assert f"weights go through ipc:///tmp/rl-colocate-zmq-01000000-{weight_sockets.mark_of(runs.folder)}-" in log
 
 
 def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(runs: Runs) -> None:

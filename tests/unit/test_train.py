@@ -142,6 +142,14 @@ def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkey
     assert cfg.ray_kwargs.ray_init.resources == {"disk": 1, "aent_cpu_platform": 2}
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "all", True])
+def test_threads_are_a_number(tmp_path: Path, threads: Any) -> None:
+    cfg = config(tmp_path)
+    cfg.run.threads = threads
+    with pytest.raises(train.TrainingError, match=rf"run\.threads={threads!r}: must be a whole number from 1, or null"):
+        train.hand_to_workers(cfg, "cpu")
+
+
 @pytest.mark.parametrize("platform", ["cpu", None])
 def test_a_list_of_allowed_vllm_plug_ins_gets_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str | None
