@@ -28,7 +28,7 @@ def reported() -> list[plan.Cell]:
 def test_every_method_that_is_reported_has_the_same_number_of_trials(trials: list[plan.Cell]):
     tried = Counter(cell.config.entropy_control.method for cell in trials)
     assert set(tried) == set(grid("compare").methods)
-    assert set(tried.values()) == {3}
+    assert set(tried.values()) == {4}
     assert len({cell.overrides[: cell.overrides.index(f"data.seed={cell.seed}")] for cell in trials}) == len(trials)
 
 
