@@ -10,6 +10,8 @@ from aent_verl.results.protocol import unnamed
 from aent_verl.results.run import Run
 
 MISSING = "not recorded"
+# Where a run's files went had no part in its numbers, and whoever runs it again has folders of their own.
+_PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def run_facts(groups: Groups) -> list[RunFacts]:
 
 def _facts(run: Run) -> RunFacts:
     record = run.record
-    overrides = record.get("overrides")
+    overrides = [text for text in map(str, record.get("overrides") or ()) if not text.startswith(_PLACES)]
     return RunFacts(
         method=run.method,
         seed=run.seed,
@@ -68,7 +70,7 @@ def _facts(run: Run) -> RunFacts:
         commit=str(record.get("commit") or MISSING),
         machine=str(record.get("machine") or MISSING),
         versions=_versions(record.get("versions")),
-        command=shlex.join(["aent-verl", "train", *map(str, overrides)]) if overrides else MISSING,
+        command=shlex.join(["aent-verl", "train", *overrides]) if overrides else MISSING,
     )
 
 

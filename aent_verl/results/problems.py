@@ -102,7 +102,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         response_tokens=optional("response_tokens"),
         truncated=optional("truncated"),
         entropy=optional("entropy"),
-        origin=f"evaluation of {summary.get('model', 'the final model')}",
+        origin=f"evaluation of the model after step {steps[-1]}" if steps else "evaluation of the final model",
         sampling=summary.get("sampling", {}),
         protocol=_protocol(summary),
         step=int(steps[-1]) if steps else None,

@@ -150,7 +150,10 @@ def write_run(
         "versions": {"aent-verl": "0.3.0", "verl": "0.9.1", "torch": "2.13.0"},
         "commit": "0123456789ab",
         "machine": "x86_64, 2 cores, 16 GiB, linux",
-        "overrides": [f"entropy_control={method.name}", f"data.seed={seed}"],
+        "overrides": [
+            *(f"entropy_control={method.name}", f"data.seed={seed}"),
+            *(f"run.dir='{folder}'", f"trainer.validation_data_dir='{folder}/validation'"),
+        ],
     }
     (folder / "run.json").write_text(json.dumps(record))
     if evaluate:

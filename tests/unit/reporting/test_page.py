@@ -120,6 +120,12 @@ def test_it_says_how_to_make_it_again_and_under_what(whole):
     ]
 
 
+def test_it_does_not_say_where_it_was_made(whole):
+    _, _, folder = whole
+    for file in ("report.html", "report.json"):
+        assert str(folder) not in (folder / "out" / file).read_text()
+
+
 def test_nothing_runs_and_nothing_is_loaded(whole):
     _, _, folder = whole
     text = (folder / "out" / "report.html").read_text()

@@ -153,7 +153,9 @@ def test_texts_of_an_evaluation_are_not_mixed_with_those_of_a_validation(tmp_pat
 def test_a_checkpoint_tells_its_step(tmp_path: Path, model: str, step: int | None):
     evaluation(tmp_path, [problem("a", [1.0])])
     (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps({"format": 1, "model": model}))
-    assert read_evaluation(tmp_path).step == step
+    found = read_evaluation(tmp_path)
+    assert found.step == step
+    assert found.origin == f"evaluation of the {'final model' if step is None else f'model after step {step}'}"
 
 
 def test_an_evaluation_says_what_others_have_to_agree_in(tmp_path: Path):
