@@ -109,12 +109,16 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
 def load_runs(
     paths: Iterable[str | Path], *, method: str | None = None, seed: int | None = None
 ) -> tuple[list[Run], list[str]]:
-    """Read those runs that are finished, and say of the others why they are not: a sentence each, without a full stop.
+    """Read those runs that are finished, and say of the others why they are not.
+
+    Returns:
+        The runs; and a sentence for each method and reason, without a full stop.
 
     Raises:
         FileNotFoundError, ValueError: see `load_run`.
     """
-    runs, unfinished = [], []
+    runs: list[Run] = []
+    unfinished: dict[tuple[str, str], list[str]] = {}
     for path in map(Path, paths):
         home = _home(path)
         record = (read_record(home) if home else None) or {}
@@ -123,9 +127,12 @@ def load_runs(
             runs.append(load_run(path, method=method, seed=seed))
         else:
             names = method or record.get("method"), record.get("seed") if seed is None else seed
-            name = path.name if None in names else f"{names[0]} seed {names[1]}"
-            unfinished.append(f"{name} {reason}")
-    return runs, unfinished
+            what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
+            unfinished.setdefault((what, reason), []).append(which)
+    return runs, [
+        f"{what} {which[0]} is {reason}" if len(which) == 1 else f"{what}s {', '.join(which)} are {reason}"
+        for (what, reason), which in unfinished.items()
+    ]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -194,9 +201,9 @@ def seeds(runs: Sequence[Run]) -> list[int]:
 def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
     """What is left to do for a run of compare's; None if nothing is."""
     if record.get("state") != COMPLETE:
-        return f"is not finished: its state is {record.get('state')!r}, not {COMPLETE!r}"
+        return f"not finished: the state is {record.get('state')!r}, not {COMPLETE!r}"
     if record.get("evaluation") is not None and not (folder / EVALUATION).is_file():
-        return f"is not finished: its {EVALUATION} is missing"
+        return f"not finished: {EVALUATION} is missing"
     return None
 
 

@@ -167,9 +167,9 @@ def test_an_evaluation_counts_only_of_the_last_step(tmp_path: Path, step: int, c
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"state": "started"}, "aent seed 4 is not finished: its state is 'started', not 'complete'"),
-        ({"state": "trained"}, "aent seed 4 is not finished: its state is 'trained', not 'complete'"),
-        ({"evaluation": ["n=2"]}, "aent seed 4 is not finished: its evaluation/evaluation.json is missing"),
+        ({"state": "started"}, "aent seed 4 is not finished: the state is 'started', not 'complete'"),
+        ({"state": "trained"}, "aent seed 4 is not finished: the state is 'trained', not 'complete'"),
+        ({"evaluation": ["n=2"]}, "aent seed 4 is not finished: evaluation/evaluation.json is missing"),
     ],
 )
 def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, given: dict, said: str):
@@ -181,6 +181,24 @@ def test_unfinished_runs_are_named_and_left_out(tmp_path: Path, given: dict, sai
     assert unfinished == [said.replace("aent seed 4", "mine seed 7")]
 
 
+def test_a_grid_on_its_way_is_told_in_one_sentence_a_method_and_reason(tmp_path: Path):
+    folders = [
+        record(tmp_path / f"{method}{seed}", method=method, seed=seed, state=state)
+        for method, seed, state in (("aent", 1, "started"), ("grpo", 1, "started"), ("aent", 2, "trained"))
+    ]
+    folders += [record(tmp_path / f"aent{seed}", seed=seed, state="started") for seed in (3, 10)]
+    nameless = record(tmp_path / "nameless", method=None, state="started")
+    assert load_runs([*folders, nameless]) == (
+        [],
+        [
+            "aent seeds 1, 3, 10 are not finished: the state is 'started', not 'complete'",
+            "grpo seed 1 is not finished: the state is 'started', not 'complete'",
+            "aent seed 2 is not finished: the state is 'trained', not 'complete'",
+            "run nameless is not finished: the state is 'started', not 'complete'",
+        ],
+    )
+
+
 def test_a_finished_evaluation_makes_a_finished_run(tmp_path: Path):
     evaluation(record(tmp_path, evaluation=["n=2"]))
     runs, unfinished = load_runs([tmp_path])
@@ -189,7 +207,7 @@ def test_a_finished_evaluation_makes_a_finished_run(tmp_path: Path):
 
 def test_a_run_that_has_logged_nothing_yet_is_unfinished(tmp_path: Path):
     (record(tmp_path, state="started") / "metrics.jsonl").unlink()
-    assert load_runs([tmp_path]) == ([], ["aent seed 4 is not finished: its state is 'started', not 'complete'"])
+    assert load_runs([tmp_path]) == ([], ["aent seed 4 is not finished: the state is 'started', not 'complete'"])
 
 
 def test_runs_made_elsewhere_have_no_state(tmp_path: Path):
