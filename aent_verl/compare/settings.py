@@ -155,7 +155,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     from yaml import YAMLError
 
     if not path.is_file():
-        raise ValueError(f"{_FILE}={path}: no such file")
+        raise ValueError(
+            f"{_FILE}={path}: no such file ({path.resolve()}); give a YAML file with keys of a comparison, such as the "
+            "grid.yaml that each one writes into its results folder"
+        )
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError) as error:

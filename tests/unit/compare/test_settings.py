@@ -108,7 +108,7 @@ def test_the_command_line_comes_after_the_grid_file(tmp_path: Path):
         ("seeds.first=1", "has no part"),
         ("run.dir=x", "results=FOLDER"),
         ("trainer.experiment_name=x", "results=FOLDER"),
-        ("grid=missing.yaml", "no such file"),
+        ("grid=missing.yaml", r"no such file \(/.*missing\.yaml\); give a YAML file"),
         ("no setting", "write key=value"),
     ],
 )
