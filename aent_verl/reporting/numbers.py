@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent_verl.reporting import words
 from aent_verl.reporting.chart import Chart
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def as_json(report: Report) -> str:
         "title": report.title,
         "baseline": groups.baseline,
         "confidence": report.confidence,
+        "headline": words.headline(accuracy, groups.baseline),
         "runs": [asdict(fact) for fact in report.facts],
         "differences_of_protocol": groups.differences,
         "notices": groups.notices,

@@ -1,12 +1,13 @@
 """The whole report: what is on the page, and the files it is written to."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from aent_verl.reporting import numbers, page, palette
+from aent_verl.reporting import numbers, page, palette, words
 from aent_verl.reporting.accuracy import Accuracy, judge
 from aent_verl.reporting.background import RunFacts, differing_settings, protocol_rows, run_facts
 from aent_verl.reporting.chart import Chart, Interval, Line, add_heading, draw, draw_intervals
@@ -103,6 +104,16 @@ def write_report(
     (folder / NUMBERS).write_text(numbers.as_json(report), encoding="utf-8", newline="\n")
     (folder / PAGE).write_text(page.render(report), encoding="utf-8", newline="\n")
     return folder / PAGE
+
+
+def answer(page: Path) -> list[str]:
+    """What a written report says, line by line, for those who have no browser at hand."""
+    found = json.loads((page.parent / NUMBERS).read_text(encoding="utf-8"))
+    lines = [f"not made under the same protocol: {line}" for line in found["differences_of_protocol"]]
+    lines += found["notices"]
+    for verdict in found["verdicts"].values():
+        lines += [f"{verdict['sentence']}.", *verdict["notes"]]
+    return [found["headline"], *(f"- {words.plain(line)}" for line in lines)]
 
 
 def build(

@@ -20,8 +20,11 @@ def numbers(folder: Path) -> dict:
 def test_a_results_folder_gives_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path / "results" / "runs", (GRPO, AENT), seeds=3)
     assert compare("--from", tmp_path / "results", "--output", tmp_path / "out") == 0
-    assert capsys.readouterr().out == f"report: {tmp_path}/out/report.html\n"
-    assert "aent is better than grpo" in (tmp_path / "out" / "report.html").read_text()
+    headline, verdict, page = capsys.readouterr().out.splitlines()
+    assert headline == "aent is better than grpo."
+    assert verdict == f"- {numbers(tmp_path / 'out')['verdicts']['aent']['sentence']}."
+    assert page == f"report: {tmp_path}/out/report.html"
+    assert headline in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_runs_made_elsewhere_are_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -37,6 +40,7 @@ def test_runs_made_elsewhere_are_named_on_the_command_line(tmp_path: Path, capsy
     assert "--allow-different" in error
     assert "not known" in error
     assert compare("--from", *given, "--output", tmp_path / "out", "--allow-different") == 0
+    assert "- not made under the same protocol: " in capsys.readouterr().out
     assert "not known" in (tmp_path / "out" / "report.html").read_text()
 
 
