@@ -26,7 +26,7 @@ usage: aent-verl compare [key=value ...]
 
 Train every method with every seed from the same start, evaluate the final models, and write a report that says what
 can be told from the results and what cannot. Run it again after a kill: finished runs are not repeated, and the others
-go on from their last checkpoint.
+go on from their last checkpoint; with a higher trainer.total_training_steps, all of them do.
 
   aent-verl compare experiment=cpu_arithmetic methods=[grpo,entreg,aent] seeds=[1,2,3]
   aent-verl compare experiment=cpu_arithmetic methods=[grpo,aent] seeds=[1,2,3,4,5] evaluation.data=test.parquet \\

@@ -7,31 +7,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aent_verl.compare.longer import is_longer, without_steps
 from aent_verl.compare.plan import CONFIG, Cell
 from aent_verl.results import provenance
 from aent_verl.results.problems import EVALUATION
-from aent_verl.results.protocol import differences
+from aent_verl.results.protocol import STEPS, differences
 from aent_verl.results.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 from aent_verl.tasks.cache import write_json
 
 STARTED, TRAINED = "started", "trained"
+_AND = " and "
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
-def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
-    """The record of a run, written if it is new, together with its config.
+def check(cell: Cell) -> None:
+    """Check that a run can begin, or go on, in its folder; nothing is written.
 
     Raises:
         ValueError: the folder holds a run with other settings or data, or one that no comparison made.
     """
     record = read_record(cell.folder)
-    asked = list(cell.evaluation) if cell.evaluation is not None else None
+    if record is not None and record["starts"]:
+        _check_same(cell, record)
+    elif cell.metrics_file.exists():
+        raise ValueError(
+            f"{cell.folder} holds a run that compare did not make, or whose {RECORD} was removed: choose another "
+            f"folder, results=..., or read it with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
+        )
+
+
+def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
+    """The record of a run that `check` has passed, written if it is new or is to get longer, together with its config.
+
+    A run that goes on with other versions, or another commit, has all of them.
+    """
+    record = read_record(cell.folder)
+    asked = _asked(cell)
     if record is None or not record["starts"]:
-        if cell.metrics_file.exists():
-            raise ValueError(
-                f"{cell.folder} holds a run that compare did not make, or whose {RECORD} was removed: choose another "
-                f"folder, results=..., or read it with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
-            )
         record = {
             "format": RECORD_FORMAT,
             "method": cell.method,
@@ -49,11 +61,15 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
         _write_config(cell)
         _write(cell, record)
         return record
-    _check_same(cell, record, asked)
+    if is_longer(cell, record):
+        _train_on(cell, record)
     if record["state"] != STARTED:
         evaluated = record["evaluation"] == asked and (cell.folder / EVALUATION).is_file()
         record["state"] = COMPLETE if asked is None or (record["state"] == COMPLETE and evaluated) else TRAINED
     record["evaluation"] = asked
+    if record["state"] != COMPLETE:
+        record["commit"] = _both(record["commit"], commit)
+        record["versions"] |= {name: _both(record["versions"].get(name), version) for name, version in versions.items()}
     return record
 
 
@@ -91,8 +107,33 @@ def saved_step(cell: Cell) -> int:
     return int(tracker.read_text()) if tracker.is_file() else 0
 
 
-def _check_same(cell: Cell, record: dict[str, Any], asked: list[str] | None) -> None:
+def _asked(cell: Cell) -> list[str] | None:
+    return list(cell.evaluation) if cell.evaluation is not None else None
+
+
+def _train_on(cell: Cell, record: dict[str, Any]) -> None:
+    """Make a run that has begun one with more steps; what was evaluated stays beside it."""
+    evaluated = cell.folder / EVALUATION.parent
+    if evaluated.is_dir():
+        evaluated.rename(evaluated.with_name(f"{evaluated.name}_step{record['protocol'][STEPS]}"))
+    record |= {"overrides": list(cell.overrides), "protocol": cell.protocol, "state": STARTED}
+    _write_config(cell)
+    _write(cell, record)
+
+
+def _both(before: str | None, now: str | None) -> str | None:
+    known = before.split(_AND) if before else []
+    return _AND.join(known if now is None or now in known else [*known, now]) or None
+
+
+def _check_same(cell: Cell, record: dict[str, Any]) -> None:
+    longer = is_longer(cell, record)
     before, now = record["overrides"], list(cell.overrides)
+    protocols = {"when it started": dict(record["protocol"]), "now": dict(cell.protocol)}
+    if longer:
+        before, now = without_steps(before), without_steps(now)
+        for protocol in protocols.values():
+            del protocol[STEPS]
     if before != now:
         there = " ".join(_only_in(before, now)) or "the same in another order"
         asked_for = " ".join(_only_in(now, before)) or "the same in another order"
@@ -100,13 +141,14 @@ def _check_same(cell: Cell, record: dict[str, Any], asked: list[str] | None) -> 
             f"{cell.folder} holds a run with other settings (there: {there}; asked for: {asked_for}): choose another "
             "folder, results=..., or remove this one"
         )
-    changed = differences({"when it started": record["protocol"], "now": cell.protocol})
+    changed = differences(protocols)
     if changed:
         raise ValueError(
             f"{cell.folder}: what it trains on has changed since it started ({'; '.join(changed)}): restore it, choose "
             "another folder, results=..., or remove this one"
         )
-    if record.get("evaluation") not in (None, asked) and (cell.folder / EVALUATION).is_file():
+    asked = _asked(cell)
+    if not longer and record.get("evaluation") not in (None, asked) and (cell.folder / EVALUATION).is_file():
         raise ValueError(
             f"{cell.folder} is evaluated with {' '.join(record['evaluation'])}, asked for is "
             f"{' '.join(asked or ['no evaluation'])}: remove {EVALUATION.parent} there to evaluate again"

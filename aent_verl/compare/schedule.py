@@ -54,6 +54,8 @@ class Schedule:
 
     def __init__(self, grid: Sequence[Cell], start: Start, *, parallel: int, stall_seconds: float) -> None:
         versions, commit = provenance.versions(), provenance.commit()
+        for cell in grid:  # all of them, before the first is changed
+            records.check(cell)
         self.statuses = [Status(cell) for cell in grid]
         self._records = {cell.folder: records.begin(cell, versions=versions, commit=commit) for cell in grid}
         self._start = start

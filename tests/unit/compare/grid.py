@@ -17,7 +17,14 @@ def start(arguments: list[str], log: Path) -> Handle:
 
 
 def cell(
-    results: Path, method: str, seed: int, *, evaluated: bool = False, pause: int = 1, extra: tuple[str, ...] = ()
+    results: Path,
+    method: str,
+    seed: int,
+    *,
+    evaluated: bool = False,
+    pause: int = 1,
+    steps: int = STEPS,
+    extra: tuple[str, ...] = (),
 ) -> Cell:
     folder = results / "runs" / f"{method}_seed{seed}"
     overrides = (
@@ -25,11 +32,12 @@ def cell(
         f"data.seed={seed}",
         f"data.train_batch_size={pause}",
         f"run.dir='{folder}'",
+        *((f"trainer.total_training_steps={steps}",) if steps != STEPS else ()),
         *extra,
     )
     config = {
         "trainer": {
-            "total_training_steps": STEPS,
+            "total_training_steps": steps,
             "default_local_dir": str(folder / "checkpoints"),
             "device": "cpu",
             "nnodes": 1,

@@ -16,6 +16,11 @@ def value(arguments: list[str], key: str) -> str:
     return next(text.partition("=")[2].strip("'") for text in arguments if text.startswith(f"{key}="))
 
 
+def steps(arguments: list[str]) -> int:
+    given = [text.partition("=")[2] for text in arguments if text.startswith("trainer.total_training_steps=")]
+    return int(given[0]) if given else STEPS
+
+
 def train(arguments: list[str]) -> None:
     folder, method, seed = (
         Path(value(arguments, "run.dir")),
@@ -29,7 +34,7 @@ def train(arguments: list[str]) -> None:
     if (folder / "metrics.jsonl").exists():
         (folder / "metrics.jsonl").rename(folder / f"metrics.{older + 1}.jsonl")
     with open(folder / "metrics.jsonl", "w", buffering=1) as log:
-        for step in range(done + 1, STEPS + 1):
+        for step in range(done + 1, steps(arguments) + 1):
             if method == "fails" and step == 3:
                 sys.exit("boom: out of memory")
             if method == "stalls" and step == 3:
