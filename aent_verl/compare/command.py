@@ -108,7 +108,7 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
 
     from aent_verl.compare.display import GridDisplay
     from aent_verl.compare.schedule import Schedule
-    from aent_verl.reporting import answer, write_report
+    from aent_verl.reporting import write_report
 
     grid = plan.cells(chosen)
     plan.check(grid)
@@ -133,7 +133,7 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
             target=chosen.target,
             failed=[f"{item.cell.name} failed: {item.reason}" for item in failed],
         )
-    print(*answer(page), f"report: {page}", sep="\n")
+    _tell(page)
     return 1 if failed else 0
 
 
@@ -148,7 +148,7 @@ def _starter(chosen: settings.Settings) -> Start:
 
 
 def _report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from aent_verl.reporting import answer, write_report
+    from aent_verl.reporting import write_report
 
     runs, unfinished = load_named(options.runs)
     asked = _asked(options.runs)
@@ -170,8 +170,14 @@ def _report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         failed=unfinished,
         target=options.target or asked.get("target") or settings.TARGETS[0],
     )
-    print(*answer(page), f"report: {page}", sep="\n")
+    _tell(page)
     return 0
+
+
+def _tell(page: Path) -> None:
+    from aent_verl.reporting import answer
+
+    print(*answer(page), f"report: {page}", sep="\n")
 
 
 def _asked(paths: Sequence[str]) -> dict[str, Any]:

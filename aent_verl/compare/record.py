@@ -16,8 +16,9 @@ from aent_verl.results.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 from aent_verl.tasks.cache import write_json
 
 STARTED, TRAINED = "started", "trained"
-_AND = " and "
 TRACKER = "latest_checkpointed_iteration.txt"
+# Between the commits, or versions, of a run that went on with another one.
+_AND = " and "
 
 
 def check(cell: Cell) -> None:

@@ -106,9 +106,9 @@ def write_report(
     return folder / PAGE
 
 
-def answer(page: Path) -> list[str]:
-    """What a written report says, line by line, for those who have no browser at hand."""
-    found = json.loads((page.parent / NUMBERS).read_text(encoding="utf-8"))
+def answer(written: Path) -> list[str]:
+    """What the report says that `write_report` wrote, line by line, for those who have no browser at hand."""
+    found = json.loads((written.parent / NUMBERS).read_text(encoding="utf-8"))
     lines = [f"not made under the same protocol: {line}" for line in found["differences_of_protocol"]]
     lines += found["notices"]
     for verdict in found["verdicts"].values():
