@@ -6,11 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from aent_verl.integration import vllm_plugin, weight_sockets
+from aent_verl.integration import vllm_cpu, vllm_plugin, weight_sockets
 from aent_verl.integration.facts import in_source
 
 VLLM = "verl.workers.rollout.vllm_rollout"
 JOB = "01000000"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def vllm_is_known() -> None:
+    """verl's rollouts import nothing where there is no distribution of that name."""
+    vllm_cpu.provide_vllm_distribution()
 
 
 @pytest.fixture
