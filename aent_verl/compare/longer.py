@@ -26,16 +26,15 @@ def is_longer(cell: Cell, record: Mapping[str, Any]) -> bool:
     before, now = record["protocol"].get(STEPS), cell.total_steps
     if now is None or before in (None, "None", str(now)):
         return False
+    asked = f"{STEPS}={now}: {cell.folder} has {before} training steps, asked for are {now}"
     other = "choose another folder, results=..."
     if now < int(before):
-        raise ValueError(
-            f"{cell.folder} has {before} training steps, asked for are {now}: it can only get more; {other}"
-        )
+        raise ValueError(f"{asked}: it can only get more; {other}")
     planned = _planned(cell.config)
     if planned:
         raise ValueError(
-            f"{cell.folder} has {before} training steps, asked for are {now}, and {', '.join(planned)} goes by the "
-            f"length of the run: a longer one is another from its first step on; {other}"
+            f"{asked}, and {', '.join(planned)} goes by the length of the run: a longer one is another from its first "
+            f"step on; {other}"
         )
     return True
 
