@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from aent_verl.locking import locked
 from aent_verl.preflight.errors import PreflightError
 from aent_verl.preflight.model import WEIGHTS
 from aent_verl.results.run import CONFIGS
@@ -19,6 +20,7 @@ from aent_verl.results.run import CONFIGS
 # Beside verl's own `huggingface`, which has config and tokenizer and no weights.
 MERGED = "huggingface_merged"
 COMPLETE = "merged.json"
+_LOCK = f".{MERGED}.lock"
 _STEP = re.compile(r"global_step_\d+")
 _SHARDS = "model_world_size_*_rank_*.pt"
 _PIECE = 1 << 20
@@ -102,9 +104,19 @@ def model_folder(model: Model) -> str:
     if any(any(stock.glob(pattern)) for pattern in WEIGHTS):
         return str(stock)  # trainer.save_contents has hf_model: the weights are there already
     shards = fingerprint(model.actor, (_SHARDS,))
-    if _is_complete(merged, shards):
+    if _is_complete(merged, shards):  # also in a folder that cannot be written to
         return str(merged)
-    partial = model.actor / f"{MERGED}.partial"
+    try:
+        with locked(model.actor / _LOCK, note=f"model={model.given}: waiting for another process that merges it"):
+            if not _is_complete(merged, shards):
+                _merge_into(model, merged, shards)
+    except OSError as error:
+        raise _unmerged(model, str(error)) from error
+    return str(merged)
+
+
+def _merge_into(model: Model, merged: Path, shards: str) -> None:
+    partial = merged.with_name(f"{MERGED}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed merger left
     try:
         _merge(model, partial)
@@ -121,7 +133,6 @@ def model_folder(model: Model) -> str:
         os.replace(partial, merged)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return str(merged)
 
 
 def _merge(model: Model, target: Path) -> None:
@@ -131,13 +142,17 @@ def _merge(model: Model, target: Path) -> None:
     print(done.stdout, done.stderr, flush=True)
     if done.returncode != 0 or not any(any(target.glob(pattern)) for pattern in WEIGHTS):
         reason = (done.stderr.strip().splitlines() or ["it wrote no weights"])[-1]
-        raise PreflightError(
-            "model",
-            model.given,
-            f"verl.model_merger cannot put its shards together ({reason})",
-            expected="the complete checkpoint of verl's FSDP trainer, in a folder that may be written to",
-            hint="Check that no shard and no file of actor/huggingface is missing; the merger's output is in the log",
-        )
+        raise _unmerged(model, reason)
+
+
+def _unmerged(model: Model, reason: str) -> PreflightError:
+    return PreflightError(
+        "model",
+        model.given,
+        f"verl.model_merger cannot put its shards together ({reason})",
+        expected="the complete checkpoint of verl's FSDP trainer, in a folder that may be written to",
+        hint="Check that no shard and no file of actor/huggingface is missing; the merger's output is in the log",
+    )
 
 
 def _is_complete(merged: Path, shards: str) -> bool:

@@ -150,6 +150,16 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     )
 
 
+def check_machines(cfg: DictConfig) -> None:
+    """Check the numbers of GPUs and nodes.
+
+    Raises:
+        PreflightError: one is no whole number from 1.
+    """
+    _check_whole("gpus", cfg.trainer.n_gpus_per_node, 1, "Set gpus to the number on each node; 1 with platform=cpu")
+    _check_whole("trainer.nnodes", cfg.trainer.nnodes, 1, "Set trainer.nnodes=1, say")
+
+
 def check_scoring(cfg: DictConfig) -> None:
     """Check how responses are scored.
 

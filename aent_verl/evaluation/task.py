@@ -54,12 +54,13 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     settings.check_scoring(cfg)
     for warning in settings.warnings_of(sampling, cfg):
         print(f"warning: {warning}", file=terminal)
+    settings.check_machines(cfg)
     _check_servers(cfg)
     files = data.named_files(cfg, DATA)
-    rows, count = data.check_files(cfg, DATA)
+    first, count = data.check_files(cfg, DATA)
     if count is None:
         raise PreflightError(DATA, files, "it is remote", expected="files of this machine", hint="Copy them here first")
-    sample = data.Sample(validation=rows)
+    sample = data.Sample(validation=first)
     cfg.actor_rollout_ref.model.path = checkpoint.model_folder(model)
     for line in [*preflight.model.check(cfg, sample), *reward.check(cfg, sample)]:
         print(f"checked: {settings.short_form(line)}", file=terminal)

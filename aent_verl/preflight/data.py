@@ -17,18 +17,25 @@ from aent_verl.preflight.errors import PreflightError
 SAMPLE = 64
 FORMATS = (".parquet", ".json", ".jsonl")
 
+Rows = list[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Sample:
-    """The first rows of the data, as the later checks use them; both empty where the data cannot be looked at."""
+    """The first rows of each file, by its path; both empty where the data cannot be looked at."""
 
-    train: list[dict[str, Any]] = field(default_factory=list)
-    validation: list[dict[str, Any]] = field(default_factory=list)
+    train: Mapping[str, Rows] = field(default_factory=dict)
+    validation: Mapping[str, Rows] = field(default_factory=dict)
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """Training rows, then validation rows."""
-        return self.train + self.validation
+        return list(itertools.chain(*self.train.values(), *self.validation.values()))
+
+    @property
+    def files(self) -> dict[str, Rows]:
+        """Training and validation files; one that is both is there once."""
+        return {**self.train, **self.validation}
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,14 @@ class File:
 
     columns: set[str]
     count: int
-    rows: list[dict[str, Any]]
+    rows: Rows
 
 
 def check(cfg: DictConfig) -> tuple[Sample, list[str]]:
     """Check training and validation files.
 
     Returns:
-        The first rows of both, and one line for each passed check.
+        The first rows of each, and one line for each passed check.
 
     Raises:
         PreflightError: a file that is missing, unreadable, empty, or has not the columns or prompts that verl needs;
@@ -67,18 +74,19 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str]]:
     return Sample(*rows), lines
 
 
-def check_files(cfg: DictConfig, key: str) -> tuple[list[dict[str, Any]], int | None]:
-    """First rows of the files at ``key`` and the number of all rows; None where a file is not on this machine."""
+def check_files(cfg: DictConfig, key: str) -> tuple[dict[str, Rows], int | None]:
+    """First rows of each file at ``key`` and the number of all rows; None where a file is not on this machine."""
     paths = named_files(cfg, key)
     if any("://" in path for path in paths):
-        return [], None
-    files = []
+        return {}, None
+    first, count = {}, 0
     for path in paths:
         found = _read(key, path)
         _check_columns(cfg, key, path, found.columns)
         _check_prompts(key, path, found.rows, cfg.data.prompt_key)
-        files.append(found)
-    return list(itertools.chain.from_iterable(one.rows for one in files))[:SAMPLE], sum(one.count for one in files)
+        first[path] = found.rows
+        count += found.count
+    return first, count
 
 
 def named_files(cfg: DictConfig, key: str) -> list[str]:
@@ -170,7 +178,7 @@ def _check_columns(cfg: DictConfig, key: str, path: str, columns: set[str]) -> N
         )
 
 
-def _check_prompts(key: str, path: str, rows: list[dict[str, Any]], prompt_key: str) -> None:
+def _check_prompts(key: str, path: str, rows: Rows, prompt_key: str) -> None:
     for index, row in enumerate(rows):
         prompt = row.get(prompt_key)
         if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):

@@ -13,6 +13,7 @@ import inspect
 import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,13 +40,13 @@ FORMS = (
 CODE = frozenset({"codecontests", "apps", "codeforces", "taco"})
 
 Scored = list[tuple[str, float]]
+Pair = tuple[dict[str, Any], str]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """How the function scored one row's answers."""
 
-    source: str
     right: Scored
     wrong: Scored
 
@@ -61,7 +62,7 @@ class Verdict:
 
 
 def check(cfg: DictConfig, sample: Sample) -> list[str]:
-    """Score known-right and known-wrong answers to a few rows.
+    """Score known-right and known-wrong answers to a few rows, at least one of each data source in each file.
 
     Returns:
         One line on what was checked, or on why nothing was.
@@ -78,14 +79,16 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
         return ["reward: not checked, a reward model gives it"]
     if cfg.reward.reward_manager.source != "register":
         return [f"reward: left to your reward manager {cfg.reward.reward_manager.name}"]
-    rows = _pick(sample.rows, custom=bool(path))
-    if not rows:
+    groups = _groups(sample, custom=bool(path))
+    if not groups:
         return ["reward: not checked, no answer can be made from the ground truths"]
-    function = _load(cfg, key, settings)
-    judge = partial(_judge, key, path, function, accuracy=_needs_accuracy(cfg))
-    verdicts = [judge(row, truth) for row, truth in rows]
-    for source in dict.fromkeys(verdict.source for verdict in verdicts):
-        _check_verdicts(key, path, [verdict for verdict in verdicts if verdict.source == source])
+    judge = partial(_judge, key, path, _load(cfg, key, settings), accuracy=_needs_accuracy(cfg))
+    verdicts: list[Verdict] = []
+    for index, (where, pairs) in enumerate(groups.items()):
+        share = ROWS // len(groups) + (index < ROWS % len(groups))
+        found = _verdicts(partial(judge, where), pairs, share)
+        _check_verdicts(key, path, where, found)
+        verdicts += found
     told = [verdict for verdict in verdicts if verdict.best > verdict.worst]
     return [
         f"reward: {path or 'verl default'} scores right answers {told[0].best:g} and wrong ones at most "
@@ -93,19 +96,29 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     ]
 
 
-def _pick(rows: list[dict[str, Any]], *, custom: bool) -> list[tuple[dict[str, Any], str]]:
-    """Up to ``ROWS`` rows with their ground truth as text, from as many data sources as there are."""
-    usable = []
-    for row in rows:
-        truth = _truth(row)
-        if truth is not None and (custom or row["data_source"] not in CODE):
-            usable.append((row, truth))
-    first: dict[Any, tuple[dict[str, Any], str]] = {}
-    for row, truth in usable:
-        first.setdefault(row["data_source"], (row, truth))
-    chosen = list(first.values())
-    rest = [pair for pair in usable if all(pair[0] is not row for row, _ in chosen)]
-    return [*chosen, *rest][:ROWS]
+def _groups(sample: Sample, *, custom: bool) -> dict[str, list[Pair]]:
+    """Rows with their ground truth as text, by data source and file, each under its name for messages."""
+    groups: dict[tuple[str, str], list[Pair]] = {}
+    for file, rows in sample.files.items():
+        for row in rows:
+            truth = _truth(row)
+            if truth is not None and (custom or row["data_source"] not in CODE):
+                groups.setdefault((str(row["data_source"]), file), []).append((row, truth))
+    files = Counter(source for source, _ in groups)
+    return {
+        repr(source) if files[source] == 1 else f"{source!r} of {file}": pairs
+        for (source, file), pairs in groups.items()
+    }
+
+
+def _verdicts(judge: Callable[[dict[str, Any], str], Verdict], pairs: list[Pair], share: int) -> list[Verdict]:
+    """Of ``share`` rows, at least one; of up to ``ROWS``, as long as no right answer gets more than the wrong ones."""
+    verdicts: list[Verdict] = []
+    for row, truth in pairs[:ROWS]:
+        if len(verdicts) >= share and any(verdict.best > verdict.worst for verdict in verdicts):
+            break
+        verdicts.append(judge(row, truth))
+    return verdicts
 
 
 def _truth(row: Mapping[str, Any]) -> str | None:
@@ -150,11 +163,9 @@ def _needs_accuracy(cfg: DictConfig) -> bool:
 
 
 def _judge(
-    key: str, path: Any, function: Callable[..., Any], row: dict[str, Any], truth: str, *, accuracy: bool
+    key: str, path: Any, function: Callable[..., Any], where: str, row: dict[str, Any], truth: str, *, accuracy: bool
 ) -> Verdict:
     from aent_verl.integration import groups
-
-    source = str(row["data_source"])
 
     def score(text: str) -> float:
         arguments = {
@@ -177,7 +188,7 @@ def _judge(
             raise PreflightError(
                 key,
                 path,
-                f"the reward function fails on the answer {text!r} to a row of data source {source!r} "
+                f"the reward function fails on the answer {text!r} to a row of data source {where} "
                 f"({type(error).__name__}: {error})",
                 expected="a finite number, or a dict with one under 'score'"
                 + (", and an accuracy" if accuracy else ""),
@@ -187,7 +198,6 @@ def _judge(
 
     wrong = ["", *(form.format(_wrong(truth)) for form in FORMS)]
     return Verdict(
-        source,
         [(text, score(text)) for text in (form.format(truth) for form in FORMS)],
         [(text, score(text)) for text in wrong],
     )
@@ -205,8 +215,8 @@ def _wrong(truth: str) -> str:
     return f"{other + 1 if other == number else other:.10g}"
 
 
-def _check_verdicts(key: str, path: Any, verdicts: list[Verdict]) -> None:
-    """Raise if a wrong answer got the full score of this data source, which is what its best right answer got."""
+def _check_verdicts(key: str, path: Any, where: str, verdicts: list[Verdict]) -> None:
+    """Raise if a wrong answer got the full score of this group, which is what its best right answer got."""
     full = max(verdict.best for verdict in verdicts)
     bad = next((verdict for verdict in verdicts if verdict.worst >= full), None)
     if bad is None:
@@ -224,7 +234,7 @@ def _check_verdicts(key: str, path: Any, verdicts: list[Verdict]) -> None:
     raise PreflightError(
         key,
         path,
-        f"on data source {bad.source!r} {problem} ({table})",
+        f"on data source {where} {problem} ({table})",
         expected="a right answer, in one of these forms, to score above every wrong one",
         hint="Check which form of answer the function wants and whether it works outside the main thread (signals do "
         f"not); {SKIP}",

@@ -6,8 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from aent_verl.locking import locked
 
 HELP = """\
 Turn public data sets, files of your own or reasoning-gym generators into parquet files that verl trains on, and check
@@ -27,6 +30,7 @@ examples:
 """
 _MATH_REWARD = "aent_verl.tasks.math_reward"
 _GENERATOR_REWARD = "aent_verl.tasks.reward"
+_LOCK = ".prepare.lock"
 
 # Options that only some kinds of data have a use for.
 _ONLY_FOR = {
@@ -172,12 +176,14 @@ def _prepare(folder: Path, jobs: list[Any], options: argparse.Namespace) -> list
     training = [job for job in jobs if "train" in job.splits]
     requests = {job.name: _request(job, jobs, options) for job in jobs}
     files = {job.name: {split: f"{job.name}-{split}.parquet" for split in job.splits} for job in jobs}
-    done = {
-        job.name
-        for job in jobs
-        if not options.overwrite
-        and manifest.is_done(folder, job.name, requests[job.name], list(files[job.name].values()))
-    }
+
+    def is_done(name: str) -> bool:
+        return not options.overwrite and manifest.is_done(folder, name, requests[name], list(files[name].values()))
+
+    done: set[str] = set()
+    if folder.exists():
+        with _alone(folder):
+            done = {job.name for job in jobs if is_done(job.name)}
     held_out: dict[str, str] = {}
     if any(job.name not in done for job in training):
         for job in jobs:
@@ -189,13 +195,19 @@ def _prepare(folder: Path, jobs: list[Any], options: argparse.Namespace) -> list
             held_out.update(dict.fromkeys(_keys(file, options), Path(file).name))
     lines = []
     for job in jobs:
+        if job.name not in done:
+            print(f"{job.name}: reading and checking ...", file=sys.stderr, flush=True)
+            outcome = job.build(held_out)
+            folder.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                if is_done(job.name):  # by another process, meanwhile
+                    done.add(job.name)
+                else:
+                    entry = _write(folder, job, outcome, requests[job.name], files[job.name], tokenizer, options)
+                    manifest.write(folder, job.name, entry)
+                    lines += report.describe(folder, job.name, entry)
         if job.name in done:
             lines.append(f"{job.name}: already in {folder}, made from the same data in the same way; nothing to do")
-        else:
-            print(f"{job.name}: reading and checking ...", file=sys.stderr, flush=True)
-            entry = _make(folder, job, requests[job.name], files[job.name], held_out, tokenizer, options)
-            manifest.write(folder, job.name, entry)
-            lines += report.describe(folder, job.name, entry)
         if job.name in done and tokenizer:
             for file in files[job.name].values():
                 measured = report.lengths(folder / file, tokenizer, options.max_prompt_length)
@@ -224,12 +236,19 @@ def _keys(file: str | Path, options: argparse.Namespace) -> Iterator[str]:
     return keys_of(open_file(file), where=str(file), instruction=options.instruction or "")
 
 
-def _make(
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Hold the output folder, so that its files and `prepare.json` are those of one process at a time."""
+    if not os.access(folder, os.W_OK):
+        return nullcontext()  # what is there already can still be used
+    return locked(folder / _LOCK, note=f"--output {folder}: waiting for another aent-verl prepare that works there ...")
+
+
+def _write(
     folder: Path,
     job: Any,
+    outcome: Any,
     request: dict[str, Any],
     files: Mapping[str, str],
-    held_out: Mapping[str, str],
     tokenizer: Any,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
@@ -240,8 +259,6 @@ def _make(
     from aent_verl.tasks.cache import package_versions
     from aent_verl.tasks.reasoning_gym_data import write_parquet
 
-    outcome = job.build(held_out)
-    folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, dict[str, Any]] = {}
     for split, file in files.items():
         partial = folder / f"{file}.partial"

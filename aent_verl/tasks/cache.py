@@ -6,16 +6,16 @@ never overwritten.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from aent_verl.locking import locked
 
 MANIFEST = "manifest.json"
 _BUILD_FOLDER = ".build"
@@ -65,7 +65,7 @@ def build_once(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = json.loads(json.dumps(recipe))
     start = time.monotonic()
-    with _locked(folder / _LOCK_FILE):
+    with locked(folder / _LOCK_FILE):
         shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
         manifest = _read_manifest(folder / MANIFEST)
         present = [name for name in files if (folder / name).exists()]
@@ -118,11 +118,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files beside it") from error
     return manifest if isinstance(manifest, dict) else {}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the system releases it when the process dies, so it is never stale."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

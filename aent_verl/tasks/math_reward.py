@@ -58,7 +58,12 @@ class Verifier:
         self._process: subprocess.Popen[str] | None = None
 
     def verify(self, solution: str, truth: str) -> tuple[float, str]:
-        """Whether the two are equal, as 1.0 or 0.0, and the answer in the solution."""
+        """Whether the two are equal, as 1.0 or 0.0, and the answer in the solution.
+
+        Raises:
+            ImportError, RuntimeError: see `compute_score`.
+            BaseException: what interrupts it, such as a signal's handler; the next call is scored as any other.
+        """
         with self._lock:
             process = self._process if self._process is not None else self._start()
             assert process.stdin is not None
@@ -69,6 +74,12 @@ class Verifier:
                 line = process.stdout.readline()
             except BrokenPipeError:
                 line = ""
+            except BaseException:
+                # Its reply is yet to come, and the next call would take it for its own.
+                self._process = None
+                process.kill()
+                process.wait()
+                raise
             if not line:
                 self._process = None
                 status = process.wait()

@@ -1,6 +1,10 @@
 import json
 import subprocess
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +111,43 @@ def test_shards_are_put_together_once(step: Path, merger: list[list[str]]) -> No
     assert merger[0][1:4] == ["-m", "verl.model_merger", "merge"]
     assert "fsdp" in merger[0]
     assert not list((step / "actor").glob("*.partial"))
+
+
+def test_two_at_once_put_shards_together_once(
+    step: Path, merger: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, working = subprocess.run, threading.Event()
+
+    def slow(command: list[str], **settings: Any) -> Any:
+        working.set()
+        time.sleep(0.2)
+        return merge(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    model = checkpoint.locate(str(step))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(checkpoint.model_folder, model)
+        assert working.wait(10)
+        second = threads.submit(checkpoint.model_folder, model)
+        assert first.result() == second.result() == str(step / "actor" / "huggingface_merged")
+    assert len(merger) == 1
+
+
+def test_what_is_put_together_already_needs_no_lock(
+    step: Path, merger: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def refuse(file: Path, **_: Any) -> Iterator[None]:
+        raise PermissionError(f"{file} is read-only")
+        yield
+
+    model = checkpoint.locate(str(step))
+    folder = checkpoint.model_folder(model)
+    monkeypatch.setattr(checkpoint, "locked", refuse)
+    assert checkpoint.model_folder(model) == folder
+    (Path(folder) / checkpoint.COMPLETE).unlink()
+    with pytest.raises(PreflightError, match=r"is read-only.*in a folder that may be written to"):
+        checkpoint.model_folder(model)
 
 
 def test_other_shards_are_put_together_again(step: Path, merger: list[list[str]]) -> None:

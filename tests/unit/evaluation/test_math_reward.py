@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_an_answer_with_more_digits_than_python_prints_is_an_answer(threads: Thr
     found = score(threads, f"\\boxed{{{'9' * 5000}}}")
     assert found["score"] == 0.0
     assert found["pred"] == "9" * 5000
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    verifier = math_reward.Verifier()
+    assert verifier.verify("\\boxed{1}", "1") == (1.0, "1")
+    process = verifier._process
+    assert process is not None
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(process, "stdout", Mock(readline=Mock(side_effect=error)))
+        with pytest.raises(error):
+            verifier.verify("\\boxed{2}", "1")
+    assert verifier.verify("\\boxed{3}", "3") == (1.0, "3")
+    assert process.poll() is not None
 
 
 def test_a_process_that_cannot_start_is_an_error_and_no_score(monkeypatch: pytest.MonkeyPatch) -> None:

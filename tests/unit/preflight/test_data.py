@@ -74,7 +74,7 @@ def test_json_is_read_as_an_array_or_as_lines(settings, tmp_path, name):
     (tmp_path / name).write_text(text)
     settings.data.train_files = str(tmp_path / name)
     sample, lines = data.check(settings)
-    assert sample.train == ROWS
+    assert sample.train == {str(tmp_path / name): ROWS}
     assert "16 rows" in lines[0]
 
 
@@ -82,7 +82,8 @@ def test_rows_of_several_files_are_added_up(settings, tmp_path):
     half = [write(tmp_path / f"{part}.parquet", ROWS[8 * part : 8 * part + 8]) for part in range(2)]
     settings.data.train_files = half
     sample, lines = data.check(settings)
-    assert sample.train == ROWS
+    assert sample.train == {half[0]: ROWS[:8], half[1]: ROWS[8:]}
+    assert sample.rows == ROWS + ROWS[:4]
     assert "16 rows" in lines[0]
 
 
@@ -94,7 +95,7 @@ def test_rows_beyond_the_sample_are_counted(settings, tmp_path, name):
     else:
         (tmp_path / name).write_text("\n".join(map(json.dumps, ROWS * 20)))
     sample, lines = data.check(settings)
-    assert len(sample.train) == data.SAMPLE
+    assert len(sample.train[str(tmp_path / name)]) == data.SAMPLE
     assert "320 rows" in lines[0]
 
 

@@ -83,6 +83,41 @@ def test_every_data_source_is_tried(settings, tmp_path):
         check_reward(settings)
 
 
+def test_every_data_source_of_a_file_is_tried_and_many_need_one_row_each(settings, tmp_path):
+    sources = ["zero", "one", "two", "three"]
+    rows = [one | {"data_source": source} for source in sources for one in ROWS]
+    settings.data.train_files = settings.data.val_files = write(tmp_path / "mixed.parquet", rows)
+    score_with(settings, tmp_path, "return float(solution_str == ground_truth)")
+    assert "4 of 4 rows tell them apart" in check_reward(settings)[0]
+    score_with(settings, tmp_path, "return float(data_source != 'three' and solution_str == ground_truth)")
+    with pytest.raises(PreflightError, match="on data source 'three' every answer"):
+        check_reward(settings)
+
+
+@pytest.mark.parametrize("key", ["train_files", "val_files"])
+def test_a_later_file_is_tried_even_if_the_first_fills_a_sample(settings, tmp_path, key):
+    first = write(tmp_path / "math500.parquet", ROWS * 5)
+    settings.data[key] = [first, write(tmp_path / "aime24.parquet", [row(source="aime24")])]
+    score_with(settings, tmp_path, "return float(data_source != 'aime24' and solution_str == ground_truth)")
+    with pytest.raises(PreflightError, match="on data source 'aime24' every answer"):
+        check_reward(settings)
+
+
+def test_each_file_of_one_data_source_is_tried_and_named(settings, tmp_path):
+    later = write(tmp_path / "later.parquet", [row(answer="about 5")])
+    settings.data.val_files = [settings.data.val_files, later]
+    score_with(settings, tmp_path, "return float(ground_truth.isdigit() and solution_str == ground_truth)")
+    with pytest.raises(PreflightError, match=f"on data source 'arithmetic' of {later} every answer"):
+        check_reward(settings)
+
+
+def test_a_first_row_that_cannot_be_told_apart_is_not_enough_to_stop_where_there_are_many_files(settings, tmp_path):
+    files = [write(tmp_path / f"{part}.parquet", ROWS) for part in range(4)]
+    settings.data.train_files, settings.data.val_files = files[:2], files[2:]
+    score_with(settings, tmp_path, "return float(ground_truth != '0' and solution_str == ground_truth)")
+    assert "4 of 8 rows tell them apart" in check_reward(settings)[0]
+
+
 def test_a_reward_that_needs_the_main_thread(settings, tmp_path):
     body = (
         "try:\n    signal.alarm(0), signal.signal(signal.SIGALRM, signal.SIG_DFL)\nexcept ValueError:\n    return 0.0\n"
@@ -183,7 +218,7 @@ def test_what_is_not_checked_is_said(settings, tmp_path):
     score_with(settings, tmp_path, "return 0.0")
     sample = data.check(settings)[0]
     assert "ground truths" in reward.check(settings, data.Sample())[0]
-    assert "ground truths" in reward.check(settings, data.Sample([row(answer=None)]))[0]
+    assert "ground truths" in reward.check(settings, data.Sample({"train.parquet": [row(answer=None)]}))[0]
     settings.reward.reward_manager.source = "importlib"
     assert "left to your reward manager" in reward.check(settings, sample)[0]
     settings.reward.reward_model.enable = True

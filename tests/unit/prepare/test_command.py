@@ -1,9 +1,13 @@
 import argparse
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
 
-from aent_verl.prepare import command, report
+from aent_verl.locking import locked
+from aent_verl.prepare import command, jobs, manifest, report
 from tests.unit.prepare.conftest import entry, findings, prepare, problems, write_jsonl, write_parquet
 from tests.unit.prepare.native import ROWS
 
@@ -44,7 +48,11 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     path = mine(tmp_path)
     for out in ("a", "b"):
         prepare(path, "--limit", 10, "--output", tmp_path / out)
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["mine-train.parquet", "prepare.json"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
+        ".prepare.lock",
+        "mine-train.parquet",
+        "prepare.json",
+    ]
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -99,6 +107,53 @@ def test_other_input_changed_output_and_foreign_files_are_refused(tmp_path):
     (out / "prepare.json").write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
         prepare(path, "--output", out)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a")], ids=["two sets", "the same set"])
+def test_two_at_once_write_one_after_the_other(tmp_path, monkeypatch, names):
+    path, out = mine(tmp_path), tmp_path / "out"
+    build, write, both = jobs.MathJob.build, manifest.write_json, threading.Barrier(2, timeout=60)
+
+    def build_together(job, held_out):
+        outcome = build(job, held_out)
+        both.wait()
+        return outcome
+
+    def write_slowly(*arguments):
+        time.sleep(0.2)
+        write(*arguments)
+
+    monkeypatch.setattr(jobs.MathJob, "build", build_together)
+    monkeypatch.setattr(manifest, "write_json", write_slowly)
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(lambda name: prepare(path, "--name", name, "--output", out), names))
+    assert set(manifest.read(out)) == set(names)
+    assert sum("already in" in text for text in reports) == 2 - len(set(names))
+    assert all("already in" in prepare(path, "--name", name, "--output", out) for name in names)
+
+
+def test_who_finds_another_at_work_waits_and_says_so(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with ThreadPoolExecutor(1) as threads:
+        with locked(out / ".prepare.lock"):
+            waiting = threads.submit(prepare, mine(tmp_path), "--output", out)
+            said, end = "", time.monotonic() + 60
+            while not said and time.monotonic() < end:
+                said = capsys.readouterr().err
+                time.sleep(0.01)
+            assert f"--output {out}: waiting for another aent-verl prepare" in said
+        assert "20 of 20 rows" in waiting.result()
+    assert "waiting" not in capsys.readouterr().err
+
+
+def test_what_is_there_is_used_in_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    path, out = mine(tmp_path), tmp_path / "out"
+    prepare(path, "--output", out)
+    (out / ".prepare.lock").unlink()
+    monkeypatch.setattr(command.os, "access", lambda *_: False)
+    assert "already in" in prepare(path, "--output", out)
+    assert not (out / ".prepare.lock").exists()
 
 
 def test_an_unpinned_set_that_is_there_needs_no_hub(tmp_path, monkeypatch):
