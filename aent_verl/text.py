@@ -1,6 +1,7 @@
-"""Text that others wrote, such as a model's, made safe to look at."""
+"""Text for people: what others wrote, such as a model, made safe to look at; long lists by their beginning."""
 
 import re
+from collections.abc import Sequence
 
 # What cannot be written, reorders text or is not seen: C0 and C1 but newline and tab, bidi controls, surrogates.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -9,6 +10,11 @@ _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def name_hidden(text: str) -> str:
     """The text with a sign for each control character, bidi control and lone surrogate; newlines and tabs stay."""
     return _HIDDEN.sub(_name, text)
+
+
+def some(items: Sequence[str], most: int = 6) -> str:
+    """The first items, and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _name(match: re.Match[str]) -> str:

@@ -4,14 +4,16 @@ import os
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from aent_verl import metrics
+from aent_verl import earlier_start, metrics
+from aent_verl.locking import locked
 from aent_verl.terminal import everything_else_in
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG_MODULE = "pkg://aent_verl._config"
 CONFIG_NAME = "aent_trainer"
 LOG = "train.log"
+LOCK = ".lock"
 
 
 class TrainingError(RuntimeError):
@@ -146,6 +149,8 @@ def is_complete(cfg: DictConfig, control: "EntropyControlConfig", terminal: Text
         _, _, changes = state_file.read(folder, control=control, controllers=control.controllers)
         for change in changes:
             print(f"warning: {change}", file=terminal)
+    if (other := earlier_start.warning(cfg)) is not None:
+        print(f"warning: {other}", file=terminal)
     done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
     if last is None or not done.isdigit() or int(done) < last:
         print(f"resuming from {folder}", file=terminal)
@@ -188,6 +193,16 @@ def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":
     messages = [str(item.message) for item in caught if issubclass(item.category, NoEffectWarning)]
     if cfg.run.progress and "file" not in cfg.trainer.logger:
         messages.append("trainer.logger has no 'file': the progress table and the plot stay empty")
+    if cfg.trainer.save_freq <= 0:
+        messages.append(
+            f"trainer.save_freq={cfg.trainer.save_freq} saves no checkpoint: a killed run starts from the "
+            "beginning, and there is nothing to evaluate"
+        )
+    if cfg.algorithm.adv_estimator == "grpo" and cfg.actor_rollout_ref.rollout.n == 1:
+        messages.append(
+            "actor_rollout_ref.rollout.n=1: GRPO compares the responses to one prompt, and one has nothing to be "
+            "compared with; give 8, say"
+        )
     for message in messages:
         print(f"warning: {message}", file=terminal)
     return control
@@ -213,19 +228,42 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
     Raises:
         TrainingError, ValueError, RuntimeError: something does not fit; nothing was started.
     """
-    platform = choose_platform(cfg)
-
-    control = check_settings(cfg, terminal)
-    if is_complete(cfg, control, terminal):
-        return
-    prepare_task(cfg, terminal)
-
     from aent_verl import preflight
 
-    for line in preflight.run(cfg):
-        print(f"checked: {line}", file=terminal)
-    hand_to_workers(cfg, platform)
-    run_verl(cfg, terminal)
+    platform = choose_platform(cfg)
+    control = check_settings(cfg, terminal)
+    with alone_in(Path(cfg.run.dir)):
+        if is_complete(cfg, control, terminal):
+            return
+        prepare_task(cfg, terminal)
+        for line in preflight.run(cfg):
+            print(f"checked: {line}", file=terminal)
+        earlier_start.write(cfg, Path(cfg.run.dir))
+        hand_to_workers(cfg, platform)
+        run_verl(cfg, terminal)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two trainings would mix their metrics and overwrite each other's checkpoints.
+
+    Raises:
+        TrainingError: another process trains in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, wait=False))
+        except BlockingIOError:
+            raise TrainingError(
+                f"run.dir={str(folder)!r}: another process trains in it; wait until it ends, or give this run another "
+                "name, trainer.experiment_name=..."
+            ) from None
+        except OSError as error:
+            print(
+                f"warning: run.dir={str(folder)!r} cannot be locked ({error}): start one process in it", file=sys.stderr
+            )
+        yield
 
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:

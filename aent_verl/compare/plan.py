@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 RUNS = "runs"
-CONFIG = "config.yaml"
 _PRESET = "entropy_control="
 
 
@@ -66,9 +65,13 @@ class Cell:
 
     def evaluate_command(self, checkpoint: Path) -> list[str]:
         """Arguments of the interpreter that evaluates a checkpoint of this run."""
-        assert self.evaluation is not None
         where = [f"model={quoted(checkpoint)}", f"output={quoted(self.folder / problems.EVALUATION.parent)}"]
-        return ["-m", "aent_verl.evaluation", *where, *self._hardware(), *self.evaluation]
+        return ["-m", "aent_verl.evaluation", *where, *self.evaluation_overrides]
+
+    @property
+    def evaluation_overrides(self) -> list[str]:
+        """What ``aent-verl evaluate`` gets beyond model and folder."""
+        return [*self._hardware(), *(self.evaluation or ())]
 
     def _hardware(self) -> list[str]:
         """The training's machines, for an evaluation that does not name its own."""
@@ -112,6 +115,7 @@ def check(grid: Sequence[Cell]) -> None:
         ValueError, RuntimeError: what does not fit, and in which method.
     """
     from aent_verl import train
+    from aent_verl.compare import evaluations
 
     train.prepare_task(grid[0].config, sys.stdout)
     methods: dict[str, Cell] = {}
@@ -133,6 +137,8 @@ def check(grid: Sequence[Cell]) -> None:
             train.check_settings(cell.config, sys.stdout)
         except Exception as error:
             raise ValueError(f"method {cell.method}: {train.root_cause(error)}") from error
+        if cell.evaluation is not None:
+            evaluations.check(cell)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -175,7 +181,7 @@ def _cell(settings: Settings, method: str, own: tuple[str, ...], seed: int) -> C
     try:
         config = compose(overrides)
     except HydraException as error:
-        raise ValueError(f"method {method}: {_first_line(error)}") from error
+        raise ValueError(f"method {method}: {first_line(error)}") from error
     return Cell(method, seed, folder, overrides, _evaluation(settings), config)
 
 
@@ -195,5 +201,6 @@ def _value(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says before it goes into details."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

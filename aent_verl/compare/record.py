@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aent_verl import earlier_start
 from aent_verl.compare.longer import is_longer, without_steps
-from aent_verl.compare.plan import CONFIG, Cell
+from aent_verl.compare.plan import Cell
 from aent_verl.results import provenance
 from aent_verl.results.problems import EVALUATION
-from aent_verl.results.protocol import STEPS, differences
+from aent_verl.results.protocol import EPOCHS, STEPS, differences
 from aent_verl.results.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 from aent_verl.tasks.cache import write_json
 
@@ -59,7 +60,7 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
             "seconds": {},
             "starts": [],
         }
-        _write_config(cell)
+        earlier_start.write(cell.config, cell.folder)
         _write(cell, record)
         return record
     if is_longer(cell, record):
@@ -103,9 +104,21 @@ def checkpoint(cell: Cell) -> Path:
 
 
 def saved_step(cell: Cell) -> int:
-    """Step of the last checkpoint; 0 if there is none."""
+    """Step of the last checkpoint; 0 if there is none.
+
+    Raises:
+        ValueError: verl's tracker is damaged.
+    """
     tracker = Path(cell.config.trainer.default_local_dir) / TRACKER
-    return int(tracker.read_text()) if tracker.is_file() else 0
+    if not tracker.is_file():
+        return 0
+    text = tracker.read_text().strip()
+    if not text.isdecimal():
+        raise ValueError(
+            f"{tracker} holds {text!r} and not a step, as after a kill while it was written: write the number of the "
+            "last global_step_N beside it into it"
+        )
+    return int(text)
 
 
 def _asked(cell: Cell) -> list[str] | None:
@@ -118,7 +131,7 @@ def _train_on(cell: Cell, record: dict[str, Any]) -> None:
     if evaluated.is_dir():
         evaluated.rename(evaluated.with_name(f"{evaluated.name}_step{record['protocol'][STEPS]}"))
     record |= {"overrides": list(cell.overrides), "protocol": cell.protocol, "state": STARTED}
-    _write_config(cell)
+    earlier_start.write(cell.config, cell.folder)
     _write(cell, record)
 
 
@@ -134,7 +147,8 @@ def _check_same(cell: Cell, record: dict[str, Any]) -> None:
     if longer:
         before, now = without_steps(before), without_steps(now)
         for protocol in protocols.values():
-            del protocol[STEPS]
+            for key in (STEPS, EPOCHS):
+                protocol.pop(key, None)
     if before != now:
         there = " ".join(_only_in(before, now)) or "the same in another order"
         asked_for = " ".join(_only_in(now, before)) or "the same in another order"
@@ -149,10 +163,11 @@ def _check_same(cell: Cell, record: dict[str, Any]) -> None:
             "another folder, results=..., or remove this one"
         )
     asked = _asked(cell)
-    if not longer and record.get("evaluation") not in (None, asked) and (cell.folder / EVALUATION).is_file():
+    made = record.get("evaluation")
+    if not longer and made != asked and (cell.folder / EVALUATION).is_file():
         raise ValueError(
-            f"{cell.folder} is evaluated with {' '.join(record['evaluation'])}, asked for is "
-            f"{' '.join(asked or ['no evaluation'])}: remove {EVALUATION.parent} there to evaluate again"
+            f"{cell.folder} is evaluated {'with ' + ' '.join(made) if made else 'by another command'}, asked for is "
+            f"{' '.join(asked or ['no evaluation'])}: remove or rename {EVALUATION.parent} there to evaluate again"
         )
 
 
@@ -163,10 +178,3 @@ def _only_in(one: Sequence[str], other: Sequence[str]) -> list[str]:
 def _write(cell: Cell, record: dict[str, Any]) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     write_json(cell.folder / RECORD, record)
-
-
-def _write_config(cell: Cell) -> None:
-    from omegaconf import OmegaConf
-
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cell.config, cell.folder / CONFIG, resolve=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aent_verl.metrics import COEFFICIENT, ENTROPY, ENTROPY_FULL, REWARD, validation_accuracy
 from aent_verl.results.protocol import Protocol, differences
 from aent_verl.results.run import Run, by_method
+from aent_verl.text import some
 
 # What is looked through for NaN.
 _CHECKED = (REWARD, ENTROPY, ENTROPY_FULL, COEFFICIENT)
@@ -155,8 +156,3 @@ def _seed_notices(method: str, group: list[Run]) -> list[str]:
         if all(validation_accuracy(data) is None for data in run.metrics.values()):
             notices.append(f"{run.name} was never validated: left out of the validation curves.")
     return notices
-
-
-def some(items: Sequence[str], most: int = 6) -> str:
-    """The first items, and how many more there are."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

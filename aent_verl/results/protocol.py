@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from aent_verl.text import some
+
 MODEL = "actor_rollout_ref.model.path"
 FILES = ("data.train_files", "data.val_files")
 # Files of code: a path, or verl's pkg://package.module.
@@ -105,7 +107,7 @@ def differences(protocols: Mapping[str, Protocol]) -> list[str]:
             shown.setdefault(content, value)
             by_content.setdefault(content, []).append(name)
         if len(by_content) > 1:
-            parts = (f"{shown[content]} in {_some(names)}" for content, names in by_content.items())
+            parts = (f"{shown[content]} in {some(names, 3)}" for content, names in by_content.items())
             lines.append(f"{key}: " + "; ".join(parts))
     return lines
 
@@ -182,7 +184,3 @@ def _read_content(file: Path) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

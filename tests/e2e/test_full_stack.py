@@ -220,6 +220,8 @@ def test_terminal_shows_checks_banner_steps_and_results(runs: Runs) -> None:
     for part in ("checked: reward", "entropy control active on 2 rank(s)", "4/4", "plot.png"):
         assert part in runs.terminal, runs.terminal
     assert "Traceback" not in runs.terminal
+    # The only setting that differs from the killed start.
+    assert "started with other settings; now trainer.total_training_steps=4 (was 40). For" in runs.terminal
     assert (runs.folder / "plot.png").stat().st_size > 10_000
     assert list((runs.folder / "tensorboard").glob("events*"))
 

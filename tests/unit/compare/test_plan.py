@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aent_verl.compare import plan
@@ -104,3 +106,38 @@ def test_an_evaluation_uses_the_machines_of_the_training(here: Path):
 
 def test_without_evaluation_settings_there_is_none(here: Path):
     assert plan.cells(parse(CPU))[0].evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluation.nn=16"], "evaluation: .*nn"),
+        (["evaluation.temperature=hot"], "evaluation: temperature='hot'"),
+        (["evaluation.gpus=abc"], "evaluation: gpus='abc'"),
+        (["evaluation.data=missing.parquet"], r"evaluation: data=.*missing\.parquet"),
+        (["evaluation.data=other.parquet"], "data_source='mine'"),
+    ],
+)
+def test_an_evaluation_is_checked_before_anything_trains(here: Path, arguments: list[str], says: str):
+    task(here)
+    grid = plan.cells(parse([*CPU, *NO_TASK, "evaluation.n=2", "evaluation.platform=cpu", *arguments]))
+    with pytest.raises(ValueError, match=says):
+        plan.check(grid)
+
+
+def test_an_evaluation_takes_data_and_reward_of_the_training(here: Path):
+    task(here)
+    plan.check(plan.cells(parse([*CPU, *NO_TASK, "evaluation.n=2"])))
+
+
+def task(folder: Path) -> None:
+    """Data and model by the names of NO_TASK, and data that no reward of verl's knows."""
+    row = {
+        "prompt": [{"role": "user", "content": "1 + 2 ="}],
+        "data_source": "reasoning_gym/basic_arithmetic",
+        "reward_model": {"style": "rule", "ground_truth": "3"},
+        "extra_info": {"split": "test"},
+    }
+    for name in ("t", "v"):
+        pq.write_table(pa.Table.from_pylist([row]), folder / f"{name}.parquet")
+    pq.write_table(pa.Table.from_pylist([row | {"data_source": "mine"}]), folder / "other.parquet")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aent_verl.compare.record import saved_step
 from aent_verl.compare.schedule import Schedule, _Running
 from aent_verl.compare.status import DONE, FAILED
 from aent_verl.metrics import read_run
@@ -103,12 +104,15 @@ def test_an_evaluation_can_be_added_to_a_trained_grid(tmp_path: Path):
     assert record(item.folder)["evaluation"] == ["n=2"]
 
 
-def test_an_evaluation_made_by_hand_is_not_taken_for_the_one_asked_for(tmp_path: Path):
+def test_an_evaluation_made_by_hand_stands_in_the_way_of_the_one_asked_for(tmp_path: Path):
     schedule([cell(tmp_path, "grpo", 1)]).run(lambda _: None)
     item = cell(tmp_path, "grpo", 1, evaluated=True)
     evaluate([f"output={item.folder}/evaluation", "model=checkpoints/global_step_2"])
+    # `aent-verl evaluate` would refuse to replace it, after the comparison has begun.
+    with pytest.raises(ValueError, match=r"by another command, asked for is n=2: remove or rename evaluation"):
+        schedule([item])
+    (item.folder / "evaluation").rename(item.folder / "mine")
     schedule([item]).run(lambda _: None)
-    assert starts(item.folder) == {"train": 1, "evaluate": 2}
     assert "global_step_6" in (item.folder / "evaluation" / "evaluation.json").read_text()
 
 
@@ -244,3 +248,11 @@ def trainers(folder: Path) -> list[str]:
         if "tests.unit.compare.trainer" in command and str(folder) in command:
             found.append(pid)
     return found
+
+
+def test_a_damaged_tracker_is_named(tmp_path: Path):
+    item = cell(tmp_path, "grpo", 1, evaluated=True)
+    schedule([item]).run(lambda _: None)
+    (item.folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("")
+    with pytest.raises(ValueError, match=r"iteration\.txt holds '' and not a step"):
+        saved_step(item)
