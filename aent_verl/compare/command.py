@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
+import importlib.util
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare import plan, settings
+from aent_verl.locking import locked
 from aent_verl.results.run import RECORD, Run, load_runs
 
 if TYPE_CHECKING:
     from aent_verl.compare.schedule import Start
 
 GRID = "grid.yaml"
+# What the report needs beyond the package itself.
+LIBRARIES = ("matplotlib", "rliable", "scipy")
+_OUTPUT = Path("outputs", "compare", "report")
 HELP = """\
 usage: aent-verl compare [key=value ...]
        aent-verl compare --from RUN [RUN ...] [--output FOLDER] [--baseline METHOD] [--target TARGET] [--title TEXT]
@@ -49,6 +53,7 @@ Its own keys; all others go to every run, as with aent-verl train:
 
 --from builds the report from runs that are there: folders of compare or of aent-verl train, a results folder, stock
 verl's metrics .jsonl files or folders with TensorBoard files. METHOD:SEED=PATH names a run that does not say its own.
+The page goes to --output; by default into the results folder, or for other runs to outputs/compare/report.
 --allow-different compares runs whose protocol, model or data differ or are not known; the report then says so.
 """
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)(?::(\d+))?=(.+)")
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     try:
+        _check_libraries()
         if any(text.startswith("--") for text in arguments):
             return _report_of(_parser().parse_args(arguments), arguments)
         return _run(settings.parse(arguments), arguments)
@@ -74,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
 def find_runs(path: Path) -> list[Path]:
     """The runs that a path stands for: those of a results folder, or itself."""
     folder = path / plan.RUNS
-    return sorted(entry for entry in folder.iterdir() if (entry / RECORD).is_file()) if folder.is_dir() else [path]
+    found = sorted(entry for entry in folder.iterdir() if (entry / RECORD).is_file()) if folder.is_dir() else []
+    return found or [path]
 
 
 def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -92,6 +99,7 @@ def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
         named = None if Path(text).exists() else _NAMED.fullmatch(text)
         if named is None:
             found = load_runs(find_runs(Path(text)))
+            unfinished += _never_started(Path(text))
         else:
             method, seed, path = named.groups()
             found = load_runs([path], method=method, seed=None if seed is None else int(seed))
@@ -100,6 +108,17 @@ def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
     if not runs:
         raise ValueError(f"no finished run: {'; '.join(unfinished)}")
     return runs, unfinished
+
+
+def _check_libraries() -> None:
+    """Before hours of training and not after them.
+
+    Raises:
+        ImportError: the report could not be written.
+    """
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'the report needs {", ".join(missing)}: pip install "aent-verl[report]"')
 
 
 def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
@@ -157,7 +176,8 @@ def _report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if baseline not in methods:
         missing = "".join(f"; {sentence}" for sentence in unfinished)
         raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}{missing}")
-    folder = Path(options.output)
+    # The report of a results folder belongs into it.
+    folder = Path(options.output or (options.runs[0] if asked else _OUTPUT))
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["aent-verl", "compare", *arguments])
     page = write_report(
@@ -182,19 +202,49 @@ def _tell(page: Path) -> None:
 
 def _asked(paths: Sequence[str]) -> dict[str, Any]:
     """What a results folder was asked for, if it is the only thing that is reported."""
-    from omegaconf import OmegaConf
+    return _grid(Path(paths[0])) if len(paths) == 1 else {}
 
-    file = Path(paths[0]) / GRID
-    if len(paths) > 1 or not file.is_file():
+
+def _grid(results: Path) -> dict[str, Any]:
+    """What a results folder's comparison was asked for; empty if it is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    file = results / GRID
+    if not file.is_file():
         return {}
-    content = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(
+            f"{file} is no readable YAML ({error}): the comparison writes it anew when it goes on"
+        ) from None
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _never_started(results: Path) -> list[str]:
+    """A sentence, without a full stop, about each method of a grid with seeds that have no run."""
+    asked = _grid(results)
+    sentences = []
+    for method in asked.get("methods") or ():
+        seeds = [
+            seed for seed in asked.get("seeds") or () if not (results / plan.RUNS / f"{method}_seed{seed}").exists()
+        ]
+        if seeds:
+            listed = ", ".join(map(str, seeds))
+            sentences.append(f"{method} seed{'' if len(seeds) == 1 else 's'} {listed}: not started")
+    return sentences
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aent-verl compare", usage=HELP.split("\n\n")[0].removeprefix("usage: "))
     parser.add_argument("--from", dest="runs", nargs="+", metavar="RUN", required=True)
-    parser.add_argument("-o", "--output", default="outputs/compare/report")
+    parser.add_argument("-o", "--output")
     parser.add_argument("--baseline")
     parser.add_argument("--target", choices=settings.TARGETS)
     parser.add_argument("--title")
@@ -210,9 +260,9 @@ def _locked(results: Path) -> Iterator[None]:
         ValueError: another comparison holds it.
     """
     results.mkdir(parents=True, exist_ok=True)
-    with (results / ".lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(results / ".lock", wait=False))
         except BlockingIOError:
             raise ValueError(
                 f"results={results}: another comparison is at work in it; wait, or choose another"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare.plan import Cell
-from aent_verl.results.protocol import STEPS
+from aent_verl.results.protocol import EPOCHS, STEPS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,8 +40,8 @@ def is_longer(cell: Cell, record: Mapping[str, Any]) -> bool:
 
 
 def without_steps(overrides: Sequence[str]) -> list[str]:
-    """The overrides that do not set the number of training steps."""
-    return [text for text in overrides if text.lstrip("+").partition("=")[0] != STEPS]
+    """The overrides that do not set the number of training steps, or of the epochs that must hold them."""
+    return [text for text in overrides if text.lstrip("+").partition("=")[0] not in (STEPS, EPOCHS)]
 
 
 def _planned(config: DictConfig) -> list[str]:
@@ -51,9 +51,10 @@ def _planned(config: DictConfig) -> list[str]:
     goes_by_length = {_BONUS: ("smoothed",), **dict.fromkeys(_CONTROLLERS, SCHEDULES)}
     found = {key: OmegaConf.select(config, key) for key in goes_by_length}
     planned = [f"{key}={value}" for key, value in found.items() if value in goes_by_length[key]]
-    decay = OmegaConf.select(config, f"{_OPTIMIZER}lr_scheduler_type", default="constant")
-    if decay != "constant":
-        planned.append(f"{_OPTIMIZER}lr_scheduler_type={decay}")
+    for key in ("lr_scheduler_type", "warmup_style"):  # The second is verl's older name, and wins where it is set.
+        decay = OmegaConf.select(config, f"{_OPTIMIZER}{key}")
+        if decay not in (None, "constant"):
+            planned.append(f"{_OPTIMIZER}{key}={decay}")
     share = OmegaConf.select(config, f"{_OPTIMIZER}lr_warmup_steps_ratio", default=0.0)
     if share and (OmegaConf.select(config, f"{_OPTIMIZER}lr_warmup_steps") or 0) <= 0:
         planned.append(f"{_OPTIMIZER}lr_warmup_steps_ratio={share}")

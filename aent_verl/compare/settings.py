@@ -176,7 +176,7 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     methods = _methods(given.get("methods", ["grpo", "entreg", "aent"]))
     for text in (*every, *(text for own in methods.values() for text in own)):
         _check_free(text)
-    baseline = given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods)))
+    baseline = str(given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods))))
     if baseline not in methods:
         raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
     evaluation = given.get("evaluation") or {}
@@ -191,8 +191,9 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     return Settings(
         methods=methods,
         seeds=_seeds(given.get("seeds", [1, 2, 3])),
-        baseline=str(baseline),
-        results=Path(given.get("results") or f"outputs/compare/{name}"),
+        baseline=baseline,
+        # A folder named by its date is a number to Hydra.
+        results=Path(str(given.get("results") or f"outputs/compare/{name}")),
         overrides=every,
         evaluation={str(key): value for key, value in evaluation.items()},
         parallel=_integer("parallel", given.get("parallel", 1), lowest=1),

@@ -49,8 +49,15 @@ class RayJob:
                 self._ended = status.value == "SUCCEEDED"
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._log, "a", encoding="utf-8") as file:
-                    file.write(self._client.get_job_logs(self.name))
+                    file.write(self._output())
         return self._ended
+
+    def _output(self) -> str:
+        """What the job printed; a node that is gone has taken it along."""
+        try:
+            return self._client.get_job_logs(self.name)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            return f"the output of job {self.name} cannot be fetched: {error}\n"
 
     def _status(self) -> JobStatus | None:
         """The job's status; None while the cluster does not answer, which it may do for a while."""
@@ -101,7 +108,11 @@ class RayJobs:
             ) from error
 
     def start(self, arguments: Sequence[str], log: Path) -> RayJob:
-        """Start an interpreter with these arguments; a job of the same arguments that still runs is gone on with."""
+        """Start an interpreter with these arguments; a job of the same arguments that still runs is gone on with.
+
+        Raises:
+            RuntimeError: another job is at work in the run's folder.
+        """
         run = log.parent
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"aent-verl-{run.parent.parent.name}-{run.name}-{log.stem}")
         attempt = 1
@@ -111,6 +122,11 @@ class RayJobs:
         while (job := jobs.get(f"{base}-{attempt}")) is not None:
             if not job.status.is_terminal() and job.entrypoint == entrypoint:
                 return RayJob(self._client, f"{base}-{attempt}", log)
+            if not job.status.is_terminal() and str(run) in job.entrypoint:
+                raise RuntimeError(
+                    f"job {base}-{attempt} is at work in {run} with other settings: wait until it ends, or stop "
+                    f"it with `ray job stop {base}-{attempt}`"
+                )
             attempt += 1
         return RayJob(self._client, self._submit(entrypoint, f"{base}-{attempt}"), log)
 

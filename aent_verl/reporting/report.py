@@ -22,6 +22,7 @@ from aent_verl.statistics.crossed import Estimate, Target, check_target
 PAGE = "report.html"
 NUMBERS = "report.json"
 FIGURES = "figures"
+DIFFERENCES = "differences"
 CONFIDENCE = 0.95
 # Of the PNGs.
 DPI = 160
@@ -98,8 +99,8 @@ def write_report(
     folder = Path(folder)
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
-    for old in figures.glob("*.png"):
-        old.unlink()
+    for name in _earlier_pictures(folder):
+        (figures / name).unlink(missing_ok=True)
     _write_pictures(report, figures)
     (folder / NUMBERS).write_text(numbers.as_json(report), encoding="utf-8", newline="\n")
     (folder / PAGE).write_text(page.render(report), encoding="utf-8", newline="\n")
@@ -195,6 +196,15 @@ def _differences(groups: Groups, accuracy: Accuracy | None) -> list[Interval]:
     ]
 
 
+def _earlier_pictures(folder: Path) -> list[str]:
+    """Names of the pictures that an earlier report in this folder wrote; there may be others, which are not ours."""
+    try:
+        charts = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["charts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f"{Path(name).name}.png" for name in (*charts, DIFFERENCES)]
+
+
 def _write_pictures(report: Report, folder: Path) -> None:
     methods = report.groups.methods
     for charts in report.charts.values():
@@ -205,4 +215,4 @@ def _write_pictures(report: Report, folder: Path) -> None:
     if report.differences:
         label = page.difference_label(report)
         figure = draw_intervals(report.differences, methods, label, palette.LIGHT)
-        figure.savefig(folder / "differences.png", dpi=DPI)
+        figure.savefig(folder / f"{DIFFERENCES}.png", dpi=DPI)

@@ -12,7 +12,7 @@ from typing import Any
 
 from aent_verl.metrics import REWARD, Metrics
 from aent_verl.results.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
-from aent_verl.results.protocol import Protocol, protocol_of, settings_of
+from aent_verl.results.protocol import STEPS, Protocol, protocol_of, settings_of
 from aent_verl.results.sources import read_metrics
 
 RECORD = "run.json"
@@ -87,6 +87,8 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         seed = record.get("seed")
     if seed is None:
         seed = _get(config, "data.seed")
+    if isinstance(seed, str) and not seed.isdecimal():
+        seed = None  # An interpolation of a config that is not resolved.
     if method is None or seed is None:
         raise ValueError(
             f"{path}: its {'method' if method is None else 'seed'} is not written there; say it: "
@@ -123,10 +125,15 @@ def load_runs(
         home = _home(path)
         record = (read_record(home) if home else None) or {}
         reason = _unfinished(home, record) if home and record else None
-        if reason is None:
-            runs.append(load_run(path, method=method, seed=seed))
+        run = load_run(path, method=method, seed=seed) if reason is None else None
+        if run is not None and not record:
+            reason = _ended_early(run)
+        if run is not None and reason is None:
+            runs.append(run)
         else:
-            names = method or record.get("method"), record.get("seed") if seed is None else seed
+            known: Mapping[str, Any] = record if run is None else vars(run)
+            assert reason is not None
+            names: Any = (method or known.get("method"), known.get("seed") if seed is None else seed)
             what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
             unfinished.setdefault((what, reason), []).append(which)
     return runs, [
@@ -148,7 +155,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{file} is not readable JSON ({error}): remove it to start this run's record afresh"
+            f"{file} is not readable JSON ({error}): restore it, or remove the run's folder to train it again"
         ) from None
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
         raise ValueError(
@@ -158,13 +165,21 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config of a run; empty if there is none beside it."""
+    """The resolved config of a run; empty if there is none beside it.
+
+    Raises:
+        ValueError: damaged.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for name in CONFIGS:
         if (folder / name).is_file():
-            loaded = OmegaConf.load(folder / name)
+            try:
+                loaded = OmegaConf.load(folder / name)
+            except (OmegaConfBaseException, YAMLError) as error:
+                raise ValueError(f"{folder / name} is no readable YAML ({error}): restore it, or remove it") from None
             try:
                 config = OmegaConf.to_container(loaded, resolve=True)
             except OmegaConfBaseException:
@@ -204,6 +219,14 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
         return f"not finished: the state is {record.get('state')!r}, not {COMPLETE!r}"
     if record.get("evaluation") is not None and not (folder / EVALUATION).is_file():
         return f"not finished: {EVALUATION} is missing"
+    return None
+
+
+def _ended_early(run: Run) -> str | None:
+    """What is left to do for a run that compare did not make, if its config says how long it was to be."""
+    planned = run.protocol.get(STEPS, "")
+    if planned.isdecimal() and run.last_step < int(planned):
+        return f"not finished: it is at step {run.last_step} of {planned}"
     return None
 
 

@@ -1,11 +1,13 @@
 """The command line of `aent-verl compare` over runs that are there."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from aent_verl.cli import main
+from aent_verl.compare.command import find_runs
 from tests.unit.reporting.synthetic import AENT, GRPO, make_runs
 
 
@@ -82,6 +84,45 @@ def test_the_report_again_asks_what_the_grid_asked(tmp_path: Path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "grpo is worse than aent" in page
     assert "the other way round" in page
+
+
+def test_the_report_of_a_results_folder_goes_into_it(tmp_path: Path):
+    make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
+    (tmp_path / "grid.yaml").write_text("methods: {grpo: [], aent: []}\nseeds: [1, 2, 3, 4, 5]\n")
+    assert compare("--from", tmp_path) == 0
+    notices = numbers(tmp_path)["notices"]
+    assert "grpo seeds 4, 5: not started." in notices
+    assert "aent seeds 4, 5: not started." in notices
+
+
+def test_runs_from_elsewhere_have_a_place_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "mine", (GRPO, AENT), seeds=3)
+    assert compare("--from", *sorted((tmp_path / "mine").iterdir())) == 0
+    assert (tmp_path / "outputs" / "compare" / "report" / "report.html").is_file()
+
+
+def test_a_run_may_have_a_folder_runs_as_tensorboard_makes_it(tmp_path: Path):
+    run = make_runs(tmp_path, (GRPO,), seeds=1)[0].path
+    (run / "runs").mkdir()
+    assert find_runs(run) == [run]
+
+
+def test_a_damaged_grid_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
+    (tmp_path / "grid.yaml").write_text("methods: {grpo: [")
+    assert compare("--from", tmp_path) == 1
+    assert "grid.yaml is no readable YAML" in capsys.readouterr().err
+
+
+def test_what_the_report_needs_is_missed_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rliable" else find(name))
+    assert compare("experiment=cpu_arithmetic", f"results={tmp_path}") == 1
+    assert 'the report needs rliable: pip install "aent-verl[report]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

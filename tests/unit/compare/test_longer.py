@@ -88,6 +88,7 @@ def test_fewer_steps_are_refused(tmp_path: Path):
         ("entropy_control.bonus.controller.name", "linear_decay", "band"),
         ("entropy_control.advantages.controller.name", "stage", "entropy_guided"),
         ("actor_rollout_ref.actor.optim.lr_scheduler_type", "cosine", "constant"),
+        ("actor_rollout_ref.actor.optim.warmup_style", "cosine", None),
         ("actor_rollout_ref.actor.optim.lr_warmup_steps_ratio", 0.1, 0.0),
     ],
 )
@@ -101,6 +102,12 @@ def test_what_goes_by_the_length_of_the_run_is_refused_before_any_run_is_changed
     assert record(first.folder)["state"] == "complete"
     assert (first.folder / "evaluation").is_dir()
     schedule([first, set_in(last, key, other)])
+
+
+def test_epochs_that_must_hold_the_steps_may_grow_with_them(tmp_path: Path):
+    schedule([cell(tmp_path, "grpo", 1, extra=("trainer.total_epochs=2",))]).run(lambda _: None)
+    schedule([cell(tmp_path, "grpo", 1, steps=LONGER, extra=("trainer.total_epochs=4",))]).run(lambda _: None)
+    assert max(load_run(tmp_path / "runs" / "grpo_seed1").metrics) == LONGER
 
 
 def test_a_warm_up_of_so_many_steps_is_no_share_of_the_run(tmp_path: Path):

@@ -21,6 +21,13 @@ def test_without_grpo_the_first_method_is_the_baseline():
     assert parse(["methods=[entreg,aent]"]).baseline == "entreg"
 
 
+def test_a_name_that_looks_like_a_number_is_a_name():
+    chosen = parse(["methods=[5,grpo]", "baseline=5", "results=20260105"])
+    assert (chosen.baseline, chosen.results) == ("5", Path("20260105"))
+    with pytest.raises(ValueError, match=r"baseline='\['grpo'\]'|baseline=\"\['grpo'\]\""):
+        parse(["baseline=[grpo]"])
+
+
 def test_a_method_may_have_overrides_of_its_own():
     chosen = parse(
         ["methods.wide=['entropy_control=aent','entropy_control.bonus.controller.low=0.3']", "baseline=wide"]

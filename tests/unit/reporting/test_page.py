@@ -263,12 +263,13 @@ def test_runs_of_stock_verl(tmp_path):
 
 def test_an_older_report_is_replaced(tmp_path):
     (tmp_path / "figures").mkdir()
-    for name in ("figures/pass_at_k.png", "figures/mine.txt", "report.html"):
+    for name in ("figures/pass_at_k.png", "figures/mine.png", "report.html"):
         (tmp_path / name).write_text("old")
+    (tmp_path / "report.json").write_text('{"charts": {"pass_at_k": {}}}')
     write_report(make_runs(tmp_path / "runs", (GRPO,), seeds=1, steps=5, evaluate=False), tmp_path, title="New")
     names = {file.name for file in (tmp_path / "figures").iterdir()}
     assert "pass_at_k.png" not in names
-    assert {"reward.png", "mine.txt"} < names
+    assert {"reward.png", "mine.png"} < names
     assert "<title>New</title>" in (tmp_path / "report.html").read_text()
 
 

@@ -224,3 +224,23 @@ def test_a_config_beside_the_only_log_is_that_logs(tmp_path: Path):
     assert load_run(file, method="grpo", seed=1).protocol["trainer.total_training_steps"] == "3"
     log(tmp_path / "grpo_2.jsonl")
     assert load_run(file, method="grpo", seed=1).protocol == {}
+
+
+@pytest.mark.parametrize(("steps", "unfinished"), [(3, []), (5, ["aent seed 4 is not finished: it is at step 3 of 5"])])
+def test_a_run_that_was_killed_is_not_finished_whoever_made_it(tmp_path: Path, steps: int, unfinished: list[str]):
+    log(tmp_path / "metrics.jsonl")
+    (tmp_path / "config.yaml").write_text(
+        f"entropy_control: {{method: aent}}\ndata: {{seed: 4}}\ntrainer: {{total_training_steps: {steps}}}\n"
+    )
+    runs, said = load_runs([tmp_path])
+    assert (len(runs), said) == (not unfinished, unfinished)
+
+
+def test_a_config_that_tells_no_seed_or_nothing(tmp_path: Path):
+    log(tmp_path / "metrics.jsonl")
+    (tmp_path / "config.yaml").write_text("entropy_control: {method: aent}\ndata: {seed: '${x.y}'}\n")
+    with pytest.raises(ValueError, match="its seed is not written there"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {seed: [")
+    with pytest.raises(ValueError, match=r"config\.yaml is no readable YAML"):
+        load_run(tmp_path)
