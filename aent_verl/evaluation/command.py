@@ -37,9 +37,9 @@ usage: aent-verl evaluate model=MODEL data=FILE [key=value ...]
 Sample n responses to each problem through verl's vLLM servers and score them: mean@n, pass@k, maj@n, length, entropy.
 
   aent-verl evaluate model=outputs/aent_verl/cpu_arithmetic_aent/checkpoints/global_step_40 platform=cpu
-  aent-verl evaluate model=Qwen/Qwen2.5-Math-1.5B data=[math500.parquet,aime24.parquet] \\
-      n=32 temperature=0.6 top_p=0.95 top_k=20 max_response_length=3072
-  aent-verl evaluate experiment=qwen2.5_math_1.5b_math model=... data=...   lengths, sampling, reward of that experiment
+  aent-verl evaluate experiment=qwen2.5_math_1.5b_math model=Qwen/Qwen2.5-Math-1.5B \\
+      data=[math500.parquet,aime24.parquet] n=32          lengths, sampling and reward of that experiment
+  aent-verl evaluate model=... data=gsm8k.parquet n=32 temperature=0.6 top_p=0.95 max_response_length=3072
 
   model                a model folder, a name on the hub, or a checkpoint of verl's (global_step_N)
   data                 a file, or [several,files], in verl's format: prompt, data_source, reward_model.ground_truth

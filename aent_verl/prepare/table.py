@@ -246,9 +246,10 @@ def listing() -> str:
     lines = []
     for entry in TABLE.values():
         rows = ", ".join(f"{split} {count:,}" for split, count in entry.rows.items())
+        read = f"{rows} before that choice" if entry.keep else rows
         lines += [
             f"{entry.name}: {entry.about}",
-            f"    {rows}; {entry.repository}{f' ({entry.config})' if entry.config else ''}; licence: {entry.license}",
+            f"    {read}; {entry.repository}{f' ({entry.config})' if entry.config else ''}; licence: {entry.license}",
         ]
     return "\n".join(
         [
