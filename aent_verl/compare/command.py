@@ -44,7 +44,7 @@ Its own keys; all others go to every run, as with aent-verl train:
   results=FOLDER       all runs and the report                                     outputs/compare/<experiment>
   evaluation.KEY=...   settings of aent-verl evaluate for the final models, as evaluation.data=test.parquet
                        evaluation.n=16; without any the last validation counts
-  parallel=N           runs at the same time                                                           1
+  parallel=N           runs at the same time; on GPUs with launcher=ray, which gives each its own      1
   launcher=local|ray   processes here, or Ray jobs; every node needs the results folder at the same path
   stall_minutes=N      stop a run that logs nothing for so long; 0: never                              60
   target='these problems'    what the verdicts are about; the default is 'problems like these', of which 20 are needed
@@ -121,6 +121,22 @@ def _check_libraries() -> None:
         raise ImportError(f'the report needs {", ".join(missing)}: pip install "aent-verl[report]"')
 
 
+def _check_devices(chosen: settings.Settings, cell: plan.Cell) -> None:
+    """Whether runs side by side get devices of their own.
+
+    Raises:
+        ValueError: each would start a Ray of its own, and all of them would take the first GPUs.
+    """
+    from aent_verl.integration.platform_cpu import cluster_to_join
+
+    alone = chosen.parallel == 1 or chosen.launcher == settings.RAY or cell.config.trainer.device == "cpu"
+    if not alone and cluster_to_join(cell.config.ray_kwargs.ray_init.get("address")) is None:
+        raise ValueError(
+            f"parallel={chosen.parallel} with launcher={chosen.launcher}: all runs would use the same GPUs; start Ray "
+            "(`ray start --head`), which deals them out, and add launcher=ray"
+        )
+
+
 def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -130,6 +146,7 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
     from aent_verl.reporting import write_report
 
     grid = plan.cells(chosen)
+    _check_devices(chosen, grid[0])
     plan.check(grid)
     with _locked(chosen.results):
         schedule = Schedule(grid, _starter(chosen), parallel=chosen.parallel, stall_seconds=60 * chosen.stall_minutes)

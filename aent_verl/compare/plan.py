@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from aent_verl.compare.settings import Settings
 from aent_verl.metrics import METRICS_FILE
 from aent_verl.results import problems
 from aent_verl.results.protocol import SEED_KEYS, Protocol, differences, protocol_of
+from aent_verl.text import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -152,14 +152,6 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         cfg = compose_config(train.CONFIG_NAME, overrides=list(overrides))
     train.make_paths_absolute(cfg)
     return cfg
-
-
-def quoted(text: str | Path) -> str:
-    """A text as the value of a Hydra override, whatever characters are in it.
-
-    Hydra takes a backslash for one unless it stands before a quote, or before others that do.
-    """
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"
 
 
 def _cell(settings: Settings, method: str, own: tuple[str, ...], seed: int) -> Cell:

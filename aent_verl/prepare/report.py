@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aent_verl.prepare.sources import open_file
+from aent_verl.text import quoted
+
+# A path that neither a shell nor Hydra takes for anything else.
+_PLAIN = re.compile(r"[\w./-]+")
 
 
 def lengths(path: Path, tokenizer: Any, limit: int | None) -> dict[str, int]:
@@ -57,9 +63,11 @@ def usage(folder: Path, files: Mapping[str, Sequence[str]], rewards: Sequence[st
     """
     overrides = []
     for split, key in (("train", "data.train_files"), ("test", "data.val_files")):
-        paths = [str(folder / file) for file in files.get(split, [])]
+        paths = [_as_override(folder / file) for file in files.get(split, [])]
         if paths:
-            overrides.append(f"{key}={paths[0] if len(paths) == 1 else '[' + ','.join(paths) + ']'}")
+            value = paths[0] if len(paths) == 1 else "[" + ",".join(paths) + "]"
+            plain = all(_PLAIN.fullmatch(path) for path in paths)
+            overrides.append(f"{key}={value}" if plain else shlex.quote(f"{key}={value}"))
     lines = ["use: " + " \\\n     ".join(overrides)]
     if len(rewards) == 1:
         path = f"reward.custom_reward_function.path=pkg://{rewards[0]}"
@@ -67,6 +75,11 @@ def usage(folder: Path, files: Mapping[str, Sequence[str]], rewards: Sequence[st
     else:
         lines.append(f"     these need different rewards, so different runs: {' and '.join(rewards)}")
     return lines
+
+
+def _as_override(path: Path) -> str:
+    """A path as Hydra reads it."""
+    return str(path) if _PLAIN.fullmatch(str(path)) else quoted(path)
 
 
 def _length_lines(measured: Mapping[str, int] | None) -> list[str]:

@@ -115,6 +115,21 @@ def test_a_damaged_grid_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "grid.yaml is no readable YAML" in capsys.readouterr().err
 
 
+def test_runs_side_by_side_would_share_gpus_without_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    asked = ["experiment=qwen2.5_math_1.5b_math", "data.train_files=t.parquet", "data.val_files=v.parquet"]
+    assert compare(*asked, "parallel=2", "results=out") == 1
+    error = capsys.readouterr().err
+    assert "parallel=2 with launcher=local: all runs would use the same GPUs" in error
+    assert "launcher=ray" in error
+    # In a cluster each run gets its own; then the next check finds that there is no data.
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    assert compare(*asked, "parallel=2", "results=out") == 1
+    assert "same GPUs" not in capsys.readouterr().err
+
+
 def test_what_the_report_needs_is_missed_before_anything_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -8,6 +8,7 @@ import pytest
 
 from aent_verl.compare import plan
 from aent_verl.compare.settings import parse
+from aent_verl.text import quoted
 
 NO_TASK = ["run.task=null", "data.train_files=t.parquet", "data.val_files=v.parquet", "actor_rollout_ref.model.path=m"]
 CPU = ["experiment=cpu_arithmetic", "methods=[grpo,aent]", "seeds=[1,2]"]
@@ -20,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_runs_differ_in_method_seed_and_folder_alone(here: Path):
-    grid = plan.cells(parse([*CPU, "results=" + plan.quoted(here / "it's a grid")]))
+    grid = plan.cells(parse([*CPU, "results=" + quoted(here / "it's a grid")]))
     assert [cell.name for cell in grid] == ["grpo seed 1", "aent seed 1", "grpo seed 2", "aent seed 2"]
     for cell in grid:
         config = cell.config
@@ -80,7 +81,7 @@ def test_values_of_an_evaluation_keep_their_types(here: Path):
 def test_a_text_stays_what_it_is_through_an_override(text: str):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    assert OverridesParser.create().parse_override(f"key={plan.quoted(text)}").value() == text
+    assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text
 
 
 def test_methods_under_different_protocols_are_refused_before_they_train(here: Path):

@@ -1,10 +1,12 @@
 import argparse
+import shlex
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from aent_verl.locking import locked
 from aent_verl.prepare import command, jobs, manifest, report
@@ -360,6 +362,14 @@ def test_files_for_different_rewards_are_not_offered_for_one_run(tmp_path):
 def test_several_files_are_written_as_a_hydra_list(tmp_path):
     lines = report.usage(tmp_path, {"test": ["a.parquet", "b.parquet"]}, ["aent_verl.tasks.math_reward"])
     assert lines[0] == f"use: data.val_files=[{tmp_path / 'a.parquet'},{tmp_path / 'b.parquet'}]"
+
+
+def test_a_folder_with_a_space_is_quoted_for_the_shell_and_for_hydra(tmp_path):
+    folder = tmp_path / "my data"
+    (line, _) = report.usage(folder, {"train": ["a.parquet"]}, ["aent_verl.tasks.math_reward"])
+    (override,) = shlex.split(line.removeprefix("use: "))
+    parsed = OverridesParser.create().parse_override(override)
+    assert (parsed.key_or_group, parsed.value()) == ("data.train_files", str(folder / "a.parquet"))
 
 
 def test_every_example_of_the_help_is_a_command_that_parses(capsys):
