@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 _OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 # A data source may itself hold slashes, as in openai/gsm8k.
-_VALIDATION = re.compile(r"val-core/.+/(acc|reward)/mean@\d+")
+_VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+")
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,16 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
 def validation_accuracy(data: Metrics) -> float | None:
     """Mean validation accuracy of a step, over its data sources; the mean reward where the task reports no accuracy.
 
-    None if the step was not validated.
+    Each source counts the same, however many problems it has: verl does not log how many those are. None if the step
+    was not validated.
     """
-    found: dict[str, list[float]] = {"acc": [], "reward": []}
-    for key, value in data.items():
-        if match := _VALIDATION.fullmatch(key):
-            found[match[1]].append(value)
-    values = found["acc"] or found["reward"]
+    values = [value for _, value in _validations(data)]
     return sum(values) / len(values) if values else None
+
+
+def validation_sources(data: Metrics) -> set[str]:
+    """The data sources that `validation_accuracy` is the mean over; empty if the step was not validated."""
+    return {source for source, _ in _validations(data)}
 
 
 def rotate(folder: str | Path) -> None:
@@ -124,6 +126,15 @@ class MetricsTail:
             except ValueError as error:
                 logger.warning("%s: skipped a line: %s", self.path, error)
         return steps
+
+
+def _validations(data: Metrics) -> list[tuple[str, float]]:
+    """Data sources and their accuracies; their rewards where none has an accuracy."""
+    found: dict[str, list[tuple[str, float]]] = {"acc": [], "reward": []}
+    for key, value in data.items():
+        if match := _VALIDATION.fullmatch(key):
+            found[match["kind"]].append((match["source"], value))
+    return found["acc"] or found["reward"]
 
 
 def _files(folder: Path) -> list[Path]:

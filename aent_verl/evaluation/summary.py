@@ -20,9 +20,9 @@ ALL = "all"
 def summarize(answered: Sequence[Answered]) -> dict[str, dict[str, Any]]:
     """Statistics of each data source, in the order of the data, and of all problems under "all".
 
-    ``pass@k`` is None where a score is neither 0 nor 1, and ``maj@n`` and ``calibration_error`` where the reward
-    function says of no response what it answered. ``response_tokens`` and ``truncated`` are means over responses,
-    ``entropy`` is the mean over tokens.
+    ``pass@k`` and ``calibration_error`` are None where a score is neither 0 nor 1; ``maj@n`` and ``calibration_error``
+    where the reward function says of no response what it answered. ``response_tokens`` and ``truncated`` are means over
+    responses, ``entropy`` is the mean over tokens.
     """
     sources: dict[str, list[Answered]] = {}
     for one in answered:
@@ -36,7 +36,8 @@ def _statistics(answered: Sequence[Answered]) -> dict[str, Any]:
     answers = [[response.answer for response in one.responses] for one in answered]
     tokens = np.array([response.tokens for response in responses], dtype=float)
     surprise = sum(response.entropy * response.tokens for response in responses)
-    pass_at = pass_at_all_k(scores).mean(axis=0) if np.isin(scores, (0, 1)).all() else None
+    binary = bool(np.isin(scores, (0, 1)).all())
+    pass_at = pass_at_all_k(scores).mean(axis=0) if binary else None
     vote = majority_vote(scores, answers) if any(answer for row in answers for answer in row) else None
     return {
         "problems": len(answered),
@@ -46,7 +47,7 @@ def _statistics(answered: Sequence[Answered]) -> dict[str, Any]:
         "response_tokens": float(tokens.mean()),
         "truncated": float(np.mean([response.truncated for response in responses])),
         "entropy": float(surprise / tokens.sum()) if tokens.sum() else 0.0,
-        "calibration_error": None if vote is None else calibration_error(vote.share, vote.correct),
+        "calibration_error": None if vote is None or not binary else calibration_error(vote.share, vote.correct),
         "errors": sum(response.error is not None for response in responses),
     }
 

@@ -1,19 +1,22 @@
 """How right the methods are after training, and what can be said about the difference to the baseline."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from aent_verl.metrics import validation_sources
 from aent_verl.reporting.curves import final_validations
-from aent_verl.reporting.groups import Groups, some
-from aent_verl.reporting.method_accuracy import Judge, MethodAccuracy, Parts
+from aent_verl.reporting.groups import Groups
+from aent_verl.reporting.method_accuracy import Judge, MethodAccuracy, Parts, telling_rewards
 from aent_verl.results.problems import ProblemScores
 from aent_verl.results.run import Run
 from aent_verl.statistics.crossed import MIN_PROBLEMS, Target
 from aent_verl.statistics.rliable_intervals import RliableInterval, rliable_aggregates
 from aent_verl.statistics.scores import score_matrices, shared_problems
-from aent_verl.statistics.verdict import Verdict, verdicts
+from aent_verl.statistics.verdict import Verdict, refusal, verdicts
+from aent_verl.text import some
 
 PROFILE_POINTS = 41
 
@@ -67,21 +70,47 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
             notes.append(f"Methods are compared by their final validation, not over problems: {error}.")
         else:
             return _over_problems(groups, parts, target, confidence)
-    return _over_validations(groups, confidence, notes)
+    return _over_validations(groups, target, confidence, notes)
 
 
-def _over_validations(groups: Groups, confidence: float, notes: list[str]) -> Accuracy | None:
+def _over_validations(groups: Groups, asked: Target, confidence: float, notes: list[str]) -> Accuracy | None:
     """Welch's test over the seeds: one number a run."""
     finals = {method: final_validations(group) for method, group in groups.runs.items()}
-    known = {method: values for method, values in finals.items() if len(values)}
-    if not known:
+    finals = {method: values for method, values in finals.items() if values}
+    if not finals:
         return None
     metric = "final validation accuracy"
+    sources = max(len(validation_sources(run.metrics[run.last_step])) for run in groups.all)
+    if sources > 1:
+        metric += f", mean over {sources} data sources"
+    given = _verdicts_over_validations(finals, groups.baseline, metric, confidence)
     target: Target = "these problems"
-    given: dict[str, Verdict] = {}
-    if groups.baseline in known and len(known) > 1:
-        given = verdicts(known, groups.baseline, metric=metric, target=target, confidence=confidence)
+    if given and asked != target:
+        notes.append(f"The verdicts are about {target}, not about {asked}: that would take scores of single problems.")
     return Accuracy(metric, None, None, "the last validation of each run", target, given, {}, (), tuple(notes))
+
+
+def _verdicts_over_validations(
+    finals: Mapping[str, Mapping[str, float]], baseline: str | None, metric: str, confidence: float
+) -> dict[str, Verdict]:
+    """Of all methods but the baseline; refused where a seed of either has a validation that is no finite number."""
+    if baseline is None or baseline not in finals or len(finals) < 2:
+        return {}
+    lost = {method: [run for run, value in each.items() if not math.isfinite(value)] for method, each in finals.items()}
+    sound = {method: np.array(list(each.values()))[:, None] for method, each in finals.items() if not lost[method]}
+    given: dict[str, Verdict] = {}
+    if baseline in sound and len(sound) > 1:
+        given = verdicts(sound, baseline, metric=metric, target="these problems", confidence=confidence)
+    comparisons = max((verdict.comparisons for verdict in given.values()), default=0)
+
+    def refused(method: str) -> Verdict:
+        reason = (
+            f"the last validation of {some([*lost[method], *lost[baseline]])} is NaN or infinite, and no seed is left "
+            "out for its result: find out why, and evaluate or train again"
+        )
+        return refusal(method, baseline, metric, reason, comparisons)
+
+    return {method: given.get(method) or refused(method) for method in finals if method != baseline}
 
 
 def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, Parts]:
@@ -113,6 +142,7 @@ def _over_problems(groups: Groups, parts: dict[str, Parts], target: Target, conf
         np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS),
         target,
         confidence,
+        telling_rewards(scores for part in parts.values() for scores in part.seeds),
     )
     bootstraps = _rliable(matrices, numbers.thresholds, confidence)
     methods = {

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aent_verl.metrics import STEP_SECONDS
+from aent_verl.reporting.cost import spent
 from aent_verl.reporting.groups import Groups
 from aent_verl.results.protocol import unnamed
 from aent_verl.results.run import Run
@@ -16,13 +17,13 @@ _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run: what its record says, `MISSING` where it says nothing."""
+    """One run: what its record says, `MISSING` where it says nothing; no seconds where its log lacks some."""
 
     method: str
     seed: int
     place: str
     last_step: int
-    seconds: float
+    seconds: float | None
     commit: str
     machine: str
     versions: str
@@ -66,7 +67,7 @@ def _facts(run: Run) -> RunFacts:
         seed=run.seed,
         place=run.path.name,
         last_step=run.last_step,
-        seconds=sum(max(0.0, data.get(STEP_SECONDS, 0.0)) for data in run.metrics.values()),
+        seconds=spent(run, STEP_SECONDS),
         commit=str(record.get("commit") or MISSING),
         machine=str(record.get("machine") or MISSING),
         versions=_versions(record.get("versions")),

@@ -21,7 +21,7 @@ from aent_verl.reporting.estimates import mean_of
 from aent_verl.reporting.groups import Groups
 from aent_verl.results.run import Run
 from aent_verl.statistics.crossed import Estimate
-from aent_verl.statistics.curves import Curve, mean_curve, mean_over_last
+from aent_verl.statistics.curves import Curve, binned, mean_curve, mean_over_last
 
 # verl's own, the same quantity as ENTROPY_FULL where a run without our plug-in has no other.
 STOCK_ENTROPY = "actor/entropy"
@@ -101,35 +101,46 @@ def full_entropy(data: Metrics) -> float | None:
     return data.get(ENTROPY_FULL, data.get(STOCK_ENTROPY))
 
 
-def curve_of(runs: Sequence[Run], value: Value, confidence: float, width: int = 1) -> Curve | None:
+def having(runs: Sequence[Run], value: Value) -> list[Run]:
+    """Those runs whose metric is a finite number at some step."""
+    return [run for run in runs if any(map(math.isfinite, _series(run, value).values()))]
+
+
+def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | None:
     """Mean curve of those runs that have the metric; None if there is none, or no step that all of them share.
 
     Args:
         runs: seeds of one method.
         value: the metric in a step's data.
         confidence: level of the interval.
-        width: steps of a run that are averaged into one point.
     """
-    series = [_series(run, value) for run in runs]
-    series = [each for each in series if any(math.isfinite(v) for v in each.values())]
+    series = [each for each in (_series(run, value) for run in runs) if any(map(math.isfinite, each.values()))]
     try:
-        return mean_curve([_binned(each, width) for each in series], confidence=confidence) if series else None
+        return mean_curve(series, confidence=confidence) if series else None
     except ValueError:
         return None
 
 
 def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | None:
-    """Mean over the last tenth of training, over seeds; None if the metric is not there."""
+    """Mean over the last tenth of training, over seeds; None if a seed that has the metric has it not there."""
     curve = curve_of(runs, value, confidence)
     if curve is None:
         return None
-    return mean_of(mean_over_last(curve, LAST)[:, None], "these problems", confidence)
+    found = mean_over_last(curve, LAST, max(run.last_step for run in having(runs, value)))
+    return None if found is None else mean_of(found[:, None], "these problems", confidence)
 
 
-def final_validations(runs: Sequence[Run]) -> np.ndarray:
-    """Validation accuracy after the last step of training, of those runs that have it, ``[S, 1]``."""
-    values = [validation_accuracy(run.metrics[run.last_step]) for run in runs]
-    return np.array([value for value in values if value is not None and math.isfinite(value)]).reshape(-1, 1)
+def final_validations(runs: Sequence[Run]) -> dict[str, float]:
+    """Validation accuracy after the last step of training by run, of those that were validated then; NaN is kept."""
+    values = {run.name: validation_accuracy(run.metrics[run.last_step]) for run in runs}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def final_validation(runs: Sequence[Run], confidence: float) -> Estimate | None:
+    """Mean of `final_validations`; None if there are none, or one of them is no finite number."""
+    values = np.array(list(final_validations(runs).values()))
+    known = len(values) > 0 and bool(np.isfinite(values).all())
+    return mean_of(values[:, None], "these problems", confidence) if known else None
 
 
 def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
@@ -154,21 +165,21 @@ def _chart(
     only: Sequence[str] | None = None,
 ) -> Chart:
     chosen = {method: runs for method, runs in groups.runs.items() if only is None or method in only}
-    longest = max((len(_series(run, value)) for runs in chosen.values() for run in runs), default=0)
-    width = max(1, -(-longest // POINTS))
+    width = _width([list(_series(run, value)) for runs in chosen.values() for run in runs])
     thin = len(groups.all) <= MOST_THIN_LINES
     lines, notes = [], []
     for method, runs in chosen.items():
-        curve = curve_of(runs, value, confidence, width)
+        curve = curve_of(runs, value, confidence)
         if curve is None:
             continue
-        lines.append(line(groups.methods.index(method), curve, thin))
+        drawn = curve if width == 1 else binned(curve, width, confidence=confidence)
+        lines.append(line(groups.methods.index(method), drawn, thin))
         if curve.note:
             notes.append(f"{method}: {curve.note}.")
         if len(curve.values) < len(runs):
             notes.append(f"{method}: {len(curve.values)} of {len(runs)} seeds have this metric.")
     if width > 1:
-        notes.append(f"Points: means of {width} steps.")
+        notes.append(f"Points: means over {width} steps.")
     if levels:
         notes.append("The entropy that a controller sees, and the band (shaded) or target (dotted) that it aims at.")
     return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
@@ -191,15 +202,11 @@ def _series(run: Run, value: Value) -> dict[int, float]:
     return {step: found for step, data in run.metrics.items() if (found := value(data)) is not None}
 
 
-def _binned(series: Mapping[int, float], width: int) -> dict[int, float]:
-    """Means over bins of steps, by the bin's middle; NaN for a bin in which anything is not finite."""
-    if width == 1:
-        return dict(series)
-    bins: dict[int, list[float]] = {}
-    for step, value in series.items():
-        bins.setdefault(-(-step // width), []).append(value)
-    # Steps count from 1: bin 1 is 1 to width. Step 0, before training, stays alone.
-    return {max(0, number * width - width // 2): float(np.mean(values)) for number, values in bins.items()}
+def _width(steps: Sequence[Sequence[int]]) -> int:
+    """How many steps a point of a chart has to span, so that there are no more than fit; 1 where all fit."""
+    long = [each for each in steps if len(each) > POINTS]
+    apart = [(each[-1] - each[0]) / (len(each) - 1) for each in long]
+    return max((math.ceil(math.ceil(len(e) / POINTS) * gap) for e, gap in zip(long, apart, strict=True)), default=1)
 
 
 def _levels(groups: Groups, bounds: Mapping[str, Bounds]) -> list[Level]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aent_verl.metrics import COEFFICIENT, ENTROPY, ENTROPY_FULL, REWARD, validation_accuracy
+from aent_verl.metrics import COEFFICIENT, ENTROPY, ENTROPY_FULL, REWARD, validation_accuracy, validation_sources
 from aent_verl.results.protocol import Protocol, differences
 from aent_verl.results.run import Run, by_method
 from aent_verl.text import some
@@ -118,6 +118,12 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
         )
     for method, group in groups.items():
         notices += _seed_notices(method, group)
+    sources = {len(validation_sources(data)) for run in runs for data in run.metrics.values()}
+    if max(sources) > 1:
+        notices.append(
+            f"Validation accuracy is the mean over {max(sources)} data sources, each of which counts the same, however "
+            "many problems it has."
+        )
     return notices + _final_notices(runs)
 
 
@@ -133,7 +139,11 @@ def _final_notices(runs: list[Run]) -> list[str]:
             reason = f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
             by_reason.setdefault(reason, []).append(run.name)
         elif final is not None and not math.isfinite(final):
-            by_reason.setdefault("the last validation is NaN or infinite", []).append(run.name)
+            reason = (
+                "the last validation is NaN or infinite. It is not left out for its result: where methods are compared "
+                "by their last validation, nothing is claimed about its method"
+            )
+            by_reason.setdefault(reason, []).append(run.name)
     return [f"{some(names)}: {reason}." for reason, names in by_reason.items()]
 
 

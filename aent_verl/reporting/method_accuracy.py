@@ -1,5 +1,6 @@
 """The accuracy of one method, in all the ways that the report gives it."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,15 +78,18 @@ class Parts:
         return np.stack([getattr(scores, name)[columns, : self.samples] for scores, columns in both])
 
     def average(self, name: str, weights: str | None = None) -> float | None:
-        """Mean of an attribute, weighted by another; None if a seed lacks one of them."""
+        """Mean of an attribute, weighted by another, 0 if all weights are; None if a seed lacks one of them."""
         needed = [name] if weights is None else [name, weights]
         if any(getattr(scores, each) is None for scores in self.seeds for each in needed):
             return None
-        return float(np.average(self.stack(name), weights=None if weights is None else self.stack(weights)))
+        if weights is None:
+            return float(self.stack(name).mean())
+        weight = self.stack(weights)
+        return float(np.average(self.stack(name), weights=weight)) if weight.any() else 0.0
 
-    def answers(self) -> np.ndarray | None:
-        """[S, P, n] strings or None; None if a seed lacks them."""
-        if not all(scores.answers for scores in self.seeds):
+    def answers(self, telling: Collection[str]) -> np.ndarray | None:
+        """[S, P, n] strings or None; None if a seed lacks them, or its reward is not among those that tell answers."""
+        if not all(scores.answers and reward_of(scores) in telling for scores in self.seeds):
             return None
         both = zip(self.seeds, self.columns, strict=True)
         kept = [[scores.answers[column][: self.samples] for column in columns] for scores, columns in both]
@@ -107,17 +111,19 @@ class Judge:
         thresholds: of the profiles.
         target: what the intervals are about.
         confidence: their level.
+        telling: reward functions that tell what a response answered, see `telling_rewards`.
     """
 
     baseline: np.ndarray | None
     thresholds: np.ndarray
     target: Target
     confidence: float
+    telling: Collection[str]
 
     def method(self, parts: Parts, rliable: dict[str, RliableInterval], is_baseline: bool) -> MethodAccuracy:
         """All numbers of one method; ``rliable`` is passed on."""
         samples = parts.stack("scores")
-        scores, sources, answers = samples.mean(axis=2), parts.sources(), parts.answers()
+        scores, sources, answers = samples.mean(axis=2), parts.sources(), parts.answers(self.telling)
         other = None if is_baseline or self.baseline is None else self.baseline.mean(axis=2)
         checked = other is not None and min(len(samples), len(other)) > 1
         vote = None if answers is None else majority_vote(samples, answers)
@@ -163,6 +169,18 @@ class Judge:
             return tuple(bare((scores > threshold).mean()) for threshold in self.thresholds)
         points = performance_profile(scores, self.thresholds, target=self.target, confidence=self.confidence)
         return tuple(bare(*point) for point in zip(*points, strict=True))
+
+
+def telling_rewards(seeds: Iterable[ProblemScores]) -> set[str]:
+    """Reward functions that told some answer: where they told none, the responses gave none."""
+    return {
+        reward_of(scores) for scores in seeds if any(answer is not None for row in scores.answers for answer in row)
+    }
+
+
+def reward_of(scores: ProblemScores) -> str:
+    """What the scores were given by, as far as it is known."""
+    return scores.protocol.get("evaluation.reward", "")
 
 
 def _cut(found: Estimate) -> Estimate:

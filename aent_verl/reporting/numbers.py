@@ -35,6 +35,7 @@ def as_json(report: Report) -> str:
         "end_of_training": report.ends,
         "baseline_best_validation": report.best,
         "costs": report.costs,
+        "cost_notes": report.cost_notes,
         "charts": {chart.name: _chart(chart, groups.methods) for each in report.charts.values() for chart in each},
         "settings": report.settings,
         "protocol": report.protocol,

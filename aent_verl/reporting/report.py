@@ -11,9 +11,8 @@ from aent_verl.reporting import numbers, page, palette, words
 from aent_verl.reporting.accuracy import Accuracy, judge
 from aent_verl.reporting.background import RunFacts, differing_settings, protocol_rows, run_facts
 from aent_verl.reporting.chart import Chart, Interval, Line, add_heading, draw, draw_intervals
-from aent_verl.reporting.cost import MethodCost, cost_charts, costs
-from aent_verl.reporting.curves import end_of, final_validations, full_entropy, learning_curves, response_length, reward
-from aent_verl.reporting.estimates import mean_of
+from aent_verl.reporting.cost import MethodCost, cost_charts, cost_notes, costs
+from aent_verl.reporting.curves import end_of, final_validation, full_entropy, learning_curves, response_length, reward
 from aent_verl.reporting.groups import Groups, group_runs
 from aent_verl.reporting.samples import Problem, choose_samples
 from aent_verl.results.run import Run
@@ -41,6 +40,7 @@ class Report:
         ends: by method, the last validation and means over the last tenth of training.
         best: the baseline's best mean validation accuracy.
         costs: by method.
+        cost_notes: what of it is not known, in sentences.
         charts: by section of the page.
         problems: with sample responses.
         settings: that differ: value by method, by key.
@@ -57,6 +57,7 @@ class Report:
     ends: dict[str, dict[str, Estimate | None]]
     best: float | None
     costs: dict[str, MethodCost]
+    cost_notes: tuple[str, ...]
     charts: dict[str, list[Chart]]
     problems: list[Problem]
     settings: dict[str, dict[str, str]]
@@ -112,6 +113,7 @@ def answer(written: Path) -> list[str]:
     found = json.loads((written.parent / NUMBERS).read_text(encoding="utf-8"))
     lines = [f"not made under the same protocol: {line}" for line in found["differences_of_protocol"]]
     lines += found["notices"]
+    lines += found["accuracy"]["notes"] if found["accuracy"] else []
     for verdict in found["verdicts"].values():
         lines += [f"{verdict['sentence']}.", *verdict["notes"]]
     return [found["headline"], *(f"- {words.plain(line)}" for line in lines)]
@@ -139,15 +141,15 @@ def build(
         ends={
             method: {
                 "reward": end_of(group, reward, CONFIDENCE),
-                "validation": mean_of(finals, "these problems", CONFIDENCE) if len(finals) else None,
+                "validation": final_validation(group, CONFIDENCE),
                 "entropy": end_of(group, full_entropy, CONFIDENCE),
                 "response_length": end_of(group, response_length, CONFIDENCE),
             }
             for method, group in groups.runs.items()
-            for finals in [final_validations(group)]
         },
         best=best,
         costs=by_method,
+        cost_notes=cost_notes(groups),
         charts={
             "curves": learning_curves(groups, CONFIDENCE),
             "samples": [] if accuracy is None else accuracy_charts(groups, accuracy),

@@ -36,8 +36,8 @@ class ProblemScores:
         problems: ids, sorted.
         data_sources: the data set of each problem.
         scores: [P, n], as the reward function gave them.
-        answers: for each problem its n extracted answers, None where there is none; empty if there are none at all,
-            because the reward function does not tell them.
+        answers: for each problem its n extracted answers, None where there is none; empty if not stored. All None
+            where no response gave one, or the reward function does not tell them.
         response_tokens: [P, n], or None if not stored.
         truncated: [P, n] booleans: cut off at the longest response allowed; None if not stored.
         entropy: [P, n], nats a token; None if not stored.
@@ -89,7 +89,6 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
     where = folder / SCORES
     steps = _CHECKPOINT.findall(str(summary.get("model")))
-    answers = [row.get("answers") or [None] * len(row["scores"]) for row in rows]
 
     def optional(key: str) -> np.ndarray | None:
         return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
@@ -98,7 +97,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         problems=tuple(row["problem"] for row in rows),
         data_sources=tuple(row["data_source"] for row in rows),
         scores=_matrix(where, rows, "scores"),
-        answers=tuple(map(tuple, answers)) if any(answer is not None for each in answers for answer in each) else (),
+        answers=tuple(tuple(row["answers"]) for row in rows) if all(row.get("answers") for row in rows) else (),
         response_tokens=optional("response_tokens"),
         truncated=optional("truncated"),
         entropy=optional("entropy"),

@@ -3,6 +3,7 @@
 None of them decides. `docs/statistics.md` has how often each is wrong on simulated experiments.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ class CrossChecks:
     """Other answers to the question of the verdict.
 
     Attributes:
-        welch_p: Welch's t-test over the means of the seeds: these problems, new seeds. None with a seed in either.
+        welch_p: Welch's t-test over the means of the seeds: these problems, new seeds. None with one seed in either,
+            and where the seeds' means differ between the methods only.
         wilcoxon_p: Wilcoxon's signed-rank test over the problems' differences: these very runs, new problems. Says
             nothing about another training seed.
         bootstrap_low: lower end of `paired_bootstrap`.
@@ -37,8 +39,9 @@ def cross_checks(
     ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
     low, high = paired_bootstrap(ours, theirs, confidence=confidence, reps=reps, seed=seed)
     enough = min(len(ours), len(theirs)) > 1
+    welch_p = difference(ours, theirs, target="these problems").p_value if enough else math.nan
     return CrossChecks(
-        welch_p=difference(ours, theirs, target="these problems").p_value if enough else None,
+        welch_p=None if math.isnan(welch_p) else welch_p,
         wilcoxon_p=wilcoxon_over_problems(ours, theirs),
         bootstrap_low=low,
         bootstrap_high=high,

@@ -55,6 +55,11 @@ class Variance:
     seeds: tuple[float, ...]
     problems: int
 
+    @property
+    def seeds_vary(self) -> bool:
+        """Whether the seeds of any method differ in their means: if not, nothing is known of another seed."""
+        return any(np.any(variance > 0) for variance in self.seed_variances)
+
     def of_mean(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
         """Variance of the mean and its degrees of freedom (Satterthwaite; NaN where the variance is 0), ``[...]`` each.
 
@@ -81,8 +86,7 @@ def variance_parts(matrices: Sequence[np.ndarray], per_problem: np.ndarray) -> V
         per_problem: what is averaged over problems, ``[..., P]``: the seed mean of one method, or a difference of two.
     """
     problems = per_problem.shape[-1]
-    # Means of equal numbers differ by rounding; a variance that small is none.
-    rounding = (1e-12 * max(float(np.abs(matrix).max()) for matrix in matrices)) ** 2
+    rounding = rounding_of(matrices) ** 2
     seed_variances = []
     explained = np.zeros(per_problem.shape[:-1])
     for matrix in matrices:
@@ -102,6 +106,11 @@ def variance_parts(matrices: Sequence[np.ndarray], per_problem: np.ndarray) -> V
         seeds=tuple(float(matrix.shape[-2]) for matrix in matrices),
         problems=problems,
     )
+
+
+def rounding_of(matrices: Sequence[np.ndarray]) -> float:
+    """By how much means of these may differ that are equal: they depend on the order of what is added."""
+    return 1e-12 * max(float(np.abs(matrix).max()) for matrix in matrices)
 
 
 def interval(

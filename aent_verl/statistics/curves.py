@@ -63,12 +63,19 @@ def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95)
         raise ValueError(f"the {len(runs)} runs share no step with a value (they have {counts} steps)")
     steps = sorted(shared)
     values = np.array([[run[step] for step in steps] for run in finite], dtype=float)
-    mean = values.mean(axis=0)
-    half = np.full(len(steps), np.nan)
-    if len(runs) > 1:
-        error = values.std(axis=0, ddof=1) / np.sqrt(len(runs))
-        half = stats.t.ppf((1 + confidence) / 2, len(runs) - 1) * error
-    return Curve(np.array(steps), values, mean, mean - half, mean + half, tuple(sorted(every - shared)))
+    return _with_interval(np.array(steps), values, tuple(sorted(every - shared)), confidence)
+
+
+def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
+    """Means over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
+
+    Step 0, before training, stays alone. What was dropped is known of the curve itself, no longer of its bins.
+    """
+    spans = -(-curve.steps // width)
+    starts = np.flatnonzero(np.diff(spans, prepend=-1))
+    counts = np.diff(starts, append=len(spans))
+    values = np.add.reduceat(curve.values, starts, axis=1) / counts
+    return _with_interval(np.add.reduceat(curve.steps, starts) / counts, values, (), confidence)
 
 
 def mean_level(curve: Curve) -> np.ndarray:
@@ -81,16 +88,23 @@ def mean_level(curve: Curve) -> np.ndarray:
     return integrate.trapezoid(curve.values, curve.steps, axis=1) / (curve.steps[-1] - curve.steps[0])
 
 
-def mean_over_last(curve: Curve, fraction: float) -> np.ndarray:
-    """Mean of each seed over the last ``fraction`` of its steps, at least one of them, ``[S]``.
+def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray | None:
+    """Mean of each seed over the last ``fraction`` of training, at least one step of it, ``[S]``.
+
+    None if the curve has no step there, as where a seed turned NaN halfway: what it has is not the end.
+
+    Args:
+        curve: of the metric.
+        fraction: of ``last_step`` steps.
+        last_step: of training; the curve itself may end earlier.
 
     Raises:
         ValueError: a fraction outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is not allowed: must be above 0 and at most 1")
-    count = max(round(fraction * len(curve.steps)), 1)
-    return curve.values[:, -count:].mean(axis=1)
+    ends = curve.steps > last_step - max(round(fraction * last_step), 1)
+    return curve.values[:, ends].mean(axis=1) if ends.any() else None
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -130,3 +144,12 @@ def first_reaching(curve: Curve, level: float, *, window: int = 1, at: np.ndarra
         raise ValueError(f"at has {len(places)} values for {len(curve.steps)} steps: one for each step of the curve")
     reached = np.flatnonzero(smoothed(curve.mean, window) >= level)
     return places[reached[0]].item() if len(reached) else None
+
+
+def _with_interval(steps: np.ndarray, values: np.ndarray, dropped: tuple[int, ...], confidence: float) -> Curve:
+    mean = values.mean(axis=0)
+    half = np.full(len(steps), np.nan)
+    if len(values) > 1:
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
+    return Curve(steps, values, mean, mean - half, mean + half, dropped)

@@ -1,12 +1,21 @@
 """The difference between two methods that were scored on the same problems."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from aent_verl.statistics.crossed import Estimate, Target, Variance, check_problems, estimate, variance_parts
+from aent_verl.statistics.crossed import (
+    Estimate,
+    Target,
+    Variance,
+    check_problems,
+    estimate,
+    rounding_of,
+    variance_parts,
+)
 from aent_verl.statistics.scores import score_matrices
 
 
@@ -16,7 +25,7 @@ class Difference:
 
     Attributes:
         estimate: the difference with its interval.
-        p_value: two-sided, of no difference; 1 where nothing differs, 0 where a difference does not vary at all.
+        p_value: two-sided, of no difference; 1 where nothing differs, NaN where a difference does not vary at all.
         seeds: number of seeds of the method and of the baseline.
         problems: number of problems that both were scored on.
         target: what the interval is about.
@@ -56,7 +65,8 @@ def difference(
     check_problems(target, problems)
     per_problem = ours.mean(axis=0) - theirs.mean(axis=0)
     variance = variance_parts([ours, theirs], per_problem)
-    found = estimate(float(ours.mean() - theirs.mean()), variance, target, confidence)
+    value = float(ours.mean() - theirs.mean())
+    found = estimate(0.0 if abs(value) <= rounding_of([ours, theirs]) else value, variance, target, confidence)
     return Difference(
         estimate=found,
         p_value=_p_value(found),
@@ -80,5 +90,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _p_value(found: Estimate) -> float:
     if found.standard_error == 0:
-        return 1.0 if found.value == 0 else 0.0
+        return 1.0 if found.value == 0 else math.nan
     return float(2 * stats.t.sf(abs(found.value) / found.standard_error, found.degrees))

@@ -16,16 +16,18 @@ MOST_PROBLEMS = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How to resolve a difference with the wanted power; one of the two is None, or both where neither would.
+    """How to resolve a difference with the wanted power; one of the first two is None, or both.
 
     Attributes:
         more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
         problems: problems in all that are needed, where no number of seeds is enough on the present ones. A lower
-            bound: it takes the seeds for unlimited.
+            bound: it takes the seeds for unlimited. At most `MOST_PROBLEMS`.
+        seeds_suffice: whether some number of seeds is enough on the present problems, be it above `MOST_SEEDS`.
     """
 
     more_seeds: int | None
     problems: int | None
+    seeds_suffice: bool
 
 
 def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
@@ -44,11 +46,12 @@ def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
 
     more = _fewest(lambda count: finds(with_more(count)), 1, MOST_SEEDS)
     if more is not None:
-        return Plan(more, None)
+        return Plan(more, None, seeds_suffice=True)
     endless = with_more(math.inf)
     if finds(endless):
-        return Plan(None, None)
-    return Plan(None, _fewest(lambda count: finds(replace(endless, problems=count)), variance.problems, MOST_PROBLEMS))
+        return Plan(None, None, seeds_suffice=True)
+    problems = _fewest(lambda count: finds(replace(endless, problems=count)), variance.problems, MOST_PROBLEMS)
+    return Plan(None, problems, seeds_suffice=False)
 
 
 def power_of(value: float, variance: Variance, target: Target, alpha: float) -> float:

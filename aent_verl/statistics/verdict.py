@@ -9,7 +9,7 @@ import numpy as np
 
 from aent_verl.statistics.crossed import MIN_PROBLEMS, Target, check_target
 from aent_verl.statistics.differences import Difference, difference, holm
-from aent_verl.statistics.power import MOST_SEEDS, POWER, Plan, plan
+from aent_verl.statistics.power import MOST_PROBLEMS, MOST_SEEDS, POWER, Plan, plan
 from aent_verl.statistics.scores import score_matrices
 
 # "refused": the data allow no statement at all, not even an interval.
@@ -53,7 +53,7 @@ class Verdict:
         value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
         # One number a seed, such as a length, has no problems of its own.
         where = f"in {self.metric}" + (f" on {found.target}" if found.problems > 1 else "")
-        if found.estimate.standard_error == 0:
+        if not found.variance.seeds_vary:
             return f"not resolved: {self.method} and {self.baseline} have the same mean score in every run {where}"
         family = f" after Holm for {self.comparisons} comparisons" if self.comparisons > 1 else ""
         basis = (
@@ -126,6 +126,11 @@ def verdicts(
     return given
 
 
+def refusal(method: str, baseline: str, metric: str, reason: str, comparisons: int) -> Verdict:
+    """The verdict on a method for which there is a reason not to compare it, beside that many which are compared."""
+    return Verdict(method, baseline, metric, "refused", reason, None, None, comparisons, more=None, notes=())
+
+
 def _compare(
     matrices: Mapping[str, np.ndarray], method: str, baseline: str, target: Target, confidence: float
 ) -> Difference | str:
@@ -143,11 +148,12 @@ def _compare(
             "on more, or ask about these problems only"
         )
     found = difference(ours, theirs, target=target, confidence=confidence)
-    if found.estimate.standard_error == 0 and not _equal(found.estimate.value, 0):
+    # Whatever the target: how the problems vary says nothing about another seed.
+    if not found.variance.seeds_vary and found.estimate.value != 0:
         return (
             f"all seeds of {method} have the same mean score, and so have all of {baseline} ({_number(ours.mean())} "
-            f"and {_number(theirs.mean())}): nothing varies, so no uncertainty can be estimated. Check that the runs "
-            "are different ones, or evaluate on more problems"
+            f"and {_number(theirs.mean())}): nothing varies between seeds, so no uncertainty can be estimated. Check "
+            "that the runs are different ones, or evaluate on more problems"
         )
     return found
 
@@ -157,7 +163,8 @@ def _notes(matrices: Mapping[str, np.ndarray], method: str, baseline: str) -> tu
     for name in (method, baseline):
         matrix = matrices[name]
         distinct = len(np.unique(matrix, axis=0))
-        if distinct < len(matrix) and not _is_constant(matrix):
+        # One number a seed is soon the same in two of them.
+        if distinct < len(matrix) and matrix.shape[1] > 1 and not _is_constant(matrix):
             notes.append(
                 f"{name}: only {distinct} of {len(matrix)} seeds differ in any score. If one run was counted twice, "
                 "the interval is too narrow."
@@ -167,7 +174,7 @@ def _notes(matrices: Mapping[str, np.ndarray], method: str, baseline: str) -> tu
 
 def _decide(found: Difference, p_adjusted: float, comparisons: int) -> tuple[State, Plan | None]:
     alpha = 1 - found.confidence
-    if _equal(found.estimate.value, 0):
+    if found.estimate.value == 0:
         return "not resolved", None
     if p_adjusted < alpha:
         return ("better" if found.estimate.value > 0 else "worse"), None
@@ -186,15 +193,15 @@ def _advice(found: Difference, more: Plan | None) -> str:
             f"more seeds would not resolve a difference of that size, the problems differ too much: at least "
             f"{more.problems:,} problems like these are needed, {found.problems:,} were used ({POWER:.0%} power)"
         )
-    return f"even if it is really that large, more than {MOST_SEEDS} more seeds a method would be needed"
+    if more.seeds_suffice:
+        return f"even if it is really that large, more than {MOST_SEEDS} more seeds a method would be needed"
+    return (
+        f"no number of seeds would resolve a difference of that size, nor would {MOST_PROBLEMS:,} problems like these"
+    )
 
 
 def _is_constant(matrix: np.ndarray) -> bool:
-    return _equal(matrix.min(), matrix.max())
-
-
-def _equal(left: float, right: float) -> bool:
-    return math.isclose(left, right, rel_tol=1e-12, abs_tol=1e-12)
+    return math.isclose(matrix.min(), matrix.max(), rel_tol=1e-12, abs_tol=1e-12)
 
 
 def _seeds(seeds: tuple[int, int]) -> str:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aent_verl.metrics import MetricsTail, read_run, rotate, validation_accuracy
+from aent_verl.metrics import MetricsTail, read_run, rotate, validation_accuracy, validation_sources
 
 
 def line(step, **data):
@@ -160,6 +160,14 @@ def test_the_tail_starts_over_when_the_file_was_emptied(tmp_path, new):
 )
 def test_validation_accuracy(data, expected):
     assert validation_accuracy(data) == expected
+
+
+def test_validation_sources_are_those_that_the_accuracy_is_of():
+    data = {"val-core/x/acc/mean@4": 0.25, "val-core/openai/gsm8k/acc/mean@4": 0.5, "val-core/y/reward/mean@4": 0.9}
+    assert validation_sources(data) == {"x", "openai/gsm8k"}
+    assert validation_accuracy(data) == 0.375
+    assert validation_sources({"val-core/x/reward/mean@1": 0.5}) == {"x"}
+    assert validation_sources({"critic/score/mean": 1.0}) == set()
 
 
 @pytest.mark.parametrize("module", ["metrics", "progress", "plot"])

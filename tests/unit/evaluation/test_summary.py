@@ -67,6 +67,8 @@ def test_without_answers_there_is_no_majority() -> None:
 def test_without_right_and_wrong_there_is_no_pass_at_k() -> None:
     graded = [answered("x", response(0.5), RIGHT)]
     assert summary.summarize(graded)["x"]["pass@k"] is None
+    assert summary.summarize([answered("x", response(0.5, "a"), RIGHT)])["x"]["calibration_error"] is None
+    assert summary.summarize([answered("x", response(0.5, "a"), RIGHT)])["x"]["maj@n"] == 0.75
     assert any("no pass@k" in warning for warning in summary.warnings_of(graded))
 
 

@@ -168,6 +168,92 @@ def test_without_an_evaluation_the_last_validation_counts(tmp_path):
     assert difference.p_value == pytest.approx(welch.pvalue)
 
 
+def test_then_the_verdicts_are_about_these_problems_only(tmp_path):
+    runs = make_runs(tmp_path, seeds=3, evaluate=False)
+    accuracy = judged(runs)
+    assert accuracy.target == "these problems"
+    assert accuracy.notes == (
+        "The verdicts are about these problems, not about problems like these: that would take scores of single "
+        "problems.",
+    )
+    assert judged(runs, target="these problems").notes == ()
+
+
+def test_then_data_sources_count_the_same_and_that_is_said(tmp_path):
+    runs = make_runs(tmp_path, seeds=3, evaluate=False)
+    for run in runs:
+        run.metrics[40]["val-core/openai/gsm8k/acc/mean@4"] = 0.5
+    accuracy = judged(runs)
+    assert accuracy.metric == "final validation accuracy, mean over 2 data sources"
+    assert accuracy.metric in accuracy.verdicts["aent"].sentence
+
+
+def test_a_seed_whose_last_validation_is_no_number_is_not_left_out(tmp_path):
+    runs = make_runs(tmp_path, (GRPO, AENT, Method("entreg", 0.5)), seeds=3, evaluate=False)
+    (broken,) = [run for run in runs if run.name == "aent seed 2"]
+    broken.metrics[40]["val-core/digits/acc/mean@4"] = math.nan
+    accuracy = judged(runs)
+    assert list(accuracy.verdicts) == ["aent", "entreg"]
+    refused, other = accuracy.verdicts.values()
+    assert (refused.state, refused.difference, refused.comparisons) == ("refused", None, 1)
+    assert refused.sentence == (
+        "refused: the last validation of aent seed 2 is NaN or infinite, and no seed is left out for its result: find "
+        "out why, and evaluate or train again"
+    )
+    assert (other.state != "refused", other.comparisons) == (True, 1)
+
+
+def test_such_a_seed_of_the_baseline_refuses_all(tmp_path):
+    runs = make_runs(tmp_path, seeds=2, evaluate=False)
+    for run in runs[1:]:
+        run.metrics[40]["val-core/digits/acc/mean@4"] = math.inf
+    (refused,) = judged(runs).verdicts.values()
+    assert "of aent seed 1, aent seed 2, grpo seed 2 is NaN" in refused.sentence
+
+
+def test_an_evaluation_without_a_single_answer_counts_as_wrong(tmp_path):
+    """One of a comparison whose reward tells answers elsewhere."""
+    runs = make_runs(tmp_path, seeds=2)
+    for name in ("aent_seed1", "aent_seed2"):
+        file = tmp_path / name / "evaluation" / "scores.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        told = name == "aent_seed2"
+        for row in rows:
+            row |= {"scores": [float(told)] * 8, "answers": ["right" if told else None] * 8}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [load_run(run.path) for run in runs]
+    assert judged(runs).methods["aent"].majority.value == 0.5
+    assert judged(runs).methods["aent"].calibration_error == 0
+    # A reward that tells no answers at all.
+    for run in runs:
+        file = run.path / "evaluation" / "scores.jsonl"
+        rows = [json.loads(line) | {"answers": [None] * 8} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = judged([load_run(run.path) for run in runs]).methods["aent"]
+    assert (found.majority, found.calibration_error) == (None, None)
+
+
+def test_another_reward_that_tells_no_answer_has_no_majority(tmp_path):
+    runs = make_runs(tmp_path, seeds=2)
+    for name in ("aent_seed1", "aent_seed2"):
+        folder = tmp_path / name / "evaluation"
+        rows = [json.loads(line) | {"answers": [None] * 8} for line in (folder / "scores.jsonl").open()]
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        record = json.loads((folder / "evaluation.json").read_text()) | {"reward": "silent.py:score"}
+        (folder / "evaluation.json").write_text(json.dumps(record))
+    methods = judged([load_run(run.path) for run in runs], allow=True).methods
+    assert (methods["grpo"].majority is None, methods["aent"].majority) == (False, None)
+
+
+def test_responses_without_tokens_have_no_entropy_to_divide_by(tmp_path):
+    runs = make_runs(tmp_path, (GRPO,), seeds=1)
+    file = tmp_path / "grpo_seed1" / "evaluation" / "scores.jsonl"
+    rows = [json.loads(line) | {"response_tokens": [0] * 8, "entropy": [0.0] * 8} for line in file.open()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = judged([load_run(run.path) for run in runs]).methods["grpo"]
+    assert (found.response_tokens, found.entropy) == (0, 0)
+
+
 def test_with_the_baselines_evaluation_missing_validations_are_compared(tmp_path):
     runs = make_runs(tmp_path, (GRPO,), seeds=2, evaluate=False) + make_runs(tmp_path, (AENT,), seeds=2)
     accuracy = judged(runs)

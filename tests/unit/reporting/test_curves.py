@@ -6,7 +6,16 @@ from scipy import stats
 
 from aent_verl.metrics import REWARD
 from aent_verl.reporting.chart import Chart, Line, y_limits
-from aent_verl.reporting.curves import POINTS, Bounds, bounds_of, curve_of, end_of, final_validations, learning_curves
+from aent_verl.reporting.curves import (
+    POINTS,
+    Bounds,
+    bounds_of,
+    curve_of,
+    end_of,
+    final_validation,
+    final_validations,
+    learning_curves,
+)
 from aent_verl.reporting.groups import group_runs
 from aent_verl.results.run import Run
 from tests.unit.reporting.synthetic import AENT, make_runs
@@ -41,7 +50,36 @@ def test_many_steps_are_averaged_over_bins_of_each_seed():
     assert len(line.x) == POINTS
     assert line.x[:2].tolist() == [2, 5]
     assert line.mean[:2].tolist() == [2 + 3, 5 + 3]
-    assert chart.note == "Points: means of 3 steps."
+    assert chart.note == "Points: means over 3 steps."
+
+
+def test_many_points_far_apart_are_averaged_over_the_steps_that_they_span():
+    steps = range(5, 5 * (2 * POINTS + 1), 5)
+    runs = [Run("grpo", seed, path=None, metrics={s: {REWARD: float(s)} for s in steps}) for seed in (1, 2)]
+    (chart,) = charts_of(runs).values()
+    (line,) = chart.lines
+    assert chart.note == "Points: means over 10 steps."
+    assert len(line.x) == POINTS
+    # Each value is its step, so each point lies on the diagonal.
+    assert line.x[:2].tolist() == [7.5, 17.5]
+    assert line.mean.tolist() == line.x.tolist()
+
+
+def test_one_point_too_many_makes_half_as_many():
+    """Each of two values, and not of one in a span as wide as the distance of two."""
+    (chart,) = charts_of([Run("grpo", 1, path=None, metrics={s: {REWARD: 0.5} for s in range(0, 2010, 10)})]).values()
+    assert chart.lines[0].x[:3].tolist() == [0, 15, 35]
+    assert chart.note == "Points: means over 20 steps."
+
+
+def test_a_step_left_out_of_a_bin_is_said_and_the_bin_moves():
+    ramp = np.arange(1.0, 2 * POINTS + 1)
+    hole = ramp.copy()
+    hole[0] = math.nan
+    (chart,) = charts_of([run(ramp), run(hole, seed=2)]).values()
+    (line,) = chart.lines
+    assert (line.x[:2].tolist(), line.mean[:2].tolist()) == ([2, 3.5], [2, 3.5])
+    assert f"1 of {2 * POINTS} steps is left out, 1:" in chart.note
 
 
 def test_a_step_that_is_nan_in_a_seed_is_left_out_and_said():
@@ -77,13 +115,33 @@ def test_values_at_the_end_are_means_over_the_last_tenth():
     assert math.isnan(end_of([run(range(20))], reward, 0.95).low)
 
 
+def test_the_end_is_that_of_training_and_not_of_what_all_seeds_share():
+    nan = [0.5] * 50 + [math.nan] * 50
+    assert end_of([run(np.ones(100)), run(nan, seed=2)], reward, 0.95) is None
+    late = [*range(95), *[math.nan] * 5]
+    assert end_of([run(range(100)), run(late, seed=2)], reward, 0.95).value == pytest.approx(np.mean(range(90, 95)))
+    # A seed that never had the metric says nothing about the others' end.
+    longer = run([1.0] * 200, seed=3, key="other")
+    assert end_of([run(np.ones(100)), run(np.ones(100), seed=2), longer], reward, 0.95).value == 1
+
+
 def test_final_validations_are_those_after_the_last_step():
     key = "val-core/digits/acc/mean@4"
-    early = run([0.5, 0.6])
+    early = run([0.5, 0.6], seed=3)
     early.metrics[1][key] = 0.2
-    runs = [run([0.1, 0.4], key=key), run([0.1, math.nan], key=key), early, run([0.3], key=key)]
-    assert final_validations(runs).tolist() == [[0.4], [0.3]]
-    assert final_validations(runs[1:3]).shape == (0, 1)
+    runs = [run([0.1, 0.4], key=key), run([0.1, math.nan], key=key, seed=2), early, run([0.3], key=key, seed=4)]
+    found = final_validations(runs)
+    assert found == {"grpo seed 1": 0.4, "grpo seed 2": pytest.approx(math.nan, nan_ok=True), "grpo seed 4": 0.3}
+    assert final_validations([early]) == {}
+
+
+def test_a_final_validation_that_is_no_number_has_no_mean_without_it():
+    key = "val-core/digits/acc/mean@4"
+    runs = [run([0.1, 0.4], key=key), run([0.3, 0.6], key=key, seed=2)]
+    assert final_validation(runs, 0.95).value == pytest.approx(0.5)
+    runs[1].metrics[2][key] = math.nan
+    assert final_validation(runs, 0.95) is None
+    assert final_validation([run([1.0])], 0.95) is None
 
 
 def test_charts_of_whole_runs(tmp_path):

@@ -155,7 +155,20 @@ def test_an_evaluation_of_another_checkpoint_is_named(tmp_path):
 def test_a_final_validation_that_is_no_number_is_named(tmp_path):
     runs = make_runs(tmp_path, seeds=2)
     runs[0].metrics[40]["val-core/digits/acc/mean@4"] = float("nan")
-    assert group_runs(runs, "grpo").notices == ("grpo seed 1: the last validation is NaN or infinite.",)
+    assert group_runs(runs, "grpo").notices == (
+        "grpo seed 1: the last validation is NaN or infinite. It is not left out for its result: where methods are "
+        "compared by their last validation, nothing is claimed about its method.",
+    )
+
+
+def test_an_accuracy_over_several_data_sets_says_how_it_is_made(tmp_path):
+    runs = make_runs(tmp_path, seeds=2)
+    for run in runs:
+        run.metrics[40]["val-core/openai/gsm8k/acc/mean@1"] = 0.5
+    assert group_runs(runs, "grpo").notices == (
+        "Validation accuracy is the mean over 2 data sources, each of which counts the same, however many problems it "
+        "has.",
+    )
 
 
 def test_missing_runs_are_named_first(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
-from aent_verl.reporting import write_report
+from aent_verl.reporting import answer, write_report
 from aent_verl.reporting.numbers import as_json
 from aent_verl.reporting.page import render
 from aent_verl.reporting.report import build
@@ -271,6 +271,46 @@ def test_an_older_report_is_replaced(tmp_path):
     assert "pass_at_k.png" not in names
     assert {"reward.png", "mine.png"} < names
     assert "<title>New</title>" in (tmp_path / "report.html").read_text()
+
+
+def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path):
+    runs = make_runs(tmp_path / "runs", (GRPO,), seeds=2, evaluate=False)
+    runs += make_runs(tmp_path / "runs", (AENT,), seeds=2)
+    runs[0].metrics[40]["val-core/digits/acc/mean@4"] = math.nan
+    written = write_report(runs, tmp_path / "out", title="Test")
+    page, lines = check(written.read_text(encoding="utf-8")), answer(written)
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["accuracy"]["notes"]
+    assert notes[0].startswith("Scores of single problems are stored of aent only")
+    assert {f"- {note}" for note in notes} < set(lines)
+    assert all(squeeze(line.removeprefix("- ")) in squeeze(page.text) for line in lines)
+    assert "refused: the last validation of grpo seed 1 is NaN or infinite" in page.text
+    # Its mean without that seed would be another method's.
+    assert page.rows("grpo")[0][1] == "—"
+
+
+def test_costs_that_are_not_known_are_dashes_with_a_note(tmp_path):
+    folder = write_run(tmp_path, GRPO, 1)
+    write_metrics(folder, {step: data for step, data in metrics(GRPO, 1, 40).items() if step > 20})
+    page, numbers = page_of([load_run(folder)])
+    assert numbers["costs"]["grpo"]["seconds"] is None
+    assert numbers["runs"][0]["seconds"] is None
+    assert len(numbers["cost_notes"]) == 2
+    assert all(note in page.text for note in numbers["cost_notes"])
+    assert "first at step 1," in numbers["cost_notes"][0]
+
+
+def test_without_training_again_no_test_over_seeds_is_shown(tmp_path):
+    """Copies of one run of each method."""
+    runs = []
+    for method in (GRPO, AENT):
+        for seed in (1, 2, 3):
+            folder = write_run(tmp_path / f"{method.name}{seed}", method, seed)
+            write_evaluation(folder, draw_scores(method, 1, 40, 8))
+            runs.append(load_run(folder))
+    page, numbers = page_of(runs)
+    assert numbers["verdicts"]["aent"]["state"] == "refused"
+    (checks,) = [row for row in page.rows("aent") if len(row) == 6]
+    assert checks[1] == "—"
 
 
 def test_runs_that_failed_are_on_the_page(tmp_path):

@@ -100,9 +100,10 @@ def test_an_evaluation_in_the_order_of_its_ids(tmp_path: Path):
     assert found.sampling == {"n": 2}
 
 
-def test_a_reward_that_tells_no_answer_leaves_none(tmp_path: Path):
+def test_answers_that_are_all_none_are_still_stored(tmp_path: Path):
+    """Whether the reward tells none, or no response gave one, other evaluations show."""
     found = read_evaluation(evaluation(tmp_path, [problem("a", [1.0, 0.0], answers=[None, None])]))
-    assert found.answers == ()
+    assert found.answers == ((None, None),)
 
 
 def test_what_an_evaluation_lacks_is_none(tmp_path: Path):

@@ -60,3 +60,9 @@ def test_all_of_them():
 def test_one_seed_has_no_welch_test():
     ours, theirs = draws()
     assert cross_checks(ours, theirs[:1]).welch_p is None
+
+
+def test_seeds_that_do_not_vary_have_no_welch_test():
+    ours, theirs = (np.tile(scores[:1], (3, 1, 1)) for scores in draws(0.2))
+    assert cross_checks(ours, theirs).welch_p is None
+    assert cross_checks(ours, ours).welch_p == 1

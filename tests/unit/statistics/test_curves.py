@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aent_verl.statistics.curves import best, first_reaching, mean_curve, mean_level, mean_over_last, smoothed
+from aent_verl.statistics.curves import (
+    best,
+    binned,
+    first_reaching,
+    mean_curve,
+    mean_level,
+    mean_over_last,
+    smoothed,
+)
 
 
 def runs(seeds=5, steps=20, seed=0):
@@ -66,13 +74,34 @@ def test_mean_level_weights_steps_by_their_distance():
 
 
 def test_mean_over_the_last_steps():
-    curve = mean_curve([{step: float(step) for step in range(10)}] * 2)
-    np.testing.assert_allclose(mean_over_last(curve, 0.3), [8, 8])
-    np.testing.assert_allclose(mean_over_last(curve, 1.0), [4.5, 4.5])
-    np.testing.assert_allclose(mean_over_last(curve, 0.001), [9, 9])
+    curve = mean_curve([{step: float(step) for step in range(1, 11)}] * 2)
+    np.testing.assert_allclose(mean_over_last(curve, 0.3, 10), [9, 9])
+    np.testing.assert_allclose(mean_over_last(curve, 1.0, 10), [5.5, 5.5])
+    np.testing.assert_allclose(mean_over_last(curve, 0.001, 10), [10, 10])
     for fraction in (0, 1.1):
         with pytest.raises(ValueError, match=f"fraction={fraction}"):
-            mean_over_last(curve, fraction)
+            mean_over_last(curve, fraction, 10)
+
+
+def test_the_last_steps_are_those_of_training_and_not_those_of_the_curve():
+    """A seed that turned NaN halfway has no end, and one that did so later has part of it."""
+    curve = mean_curve([{step: float(step) for step in range(1, 51)}] * 2)
+    assert mean_over_last(curve, 0.1, 100) is None
+    np.testing.assert_allclose(mean_over_last(curve, 0.1, 52), [49, 49])
+    sparse = mean_curve([{0: 1.0, 20: 2.0, 40: 3.0}])
+    np.testing.assert_allclose(mean_over_last(sparse, 0.1, 40), [3])
+
+
+def test_bins_are_spans_of_steps_at_the_mean_of_those_in_them():
+    curve = mean_curve(
+        [{step: float(step) for step in (0, 1, 3, 4, 9)}, {step: 2.0 * step for step in (0, 1, 3, 4, 9)}]
+    )
+    found = binned(curve, 4, confidence=0.9)
+    assert found.steps.tolist() == [0, pytest.approx(8 / 3), 9]
+    np.testing.assert_allclose(found.values, [[0, 8 / 3, 9], [0, 16 / 3, 18]])
+    np.testing.assert_allclose(found.mean, [0, 4, 13.5])
+    expected = stats.ttest_1samp(found.values, 0).confidence_interval(0.9)
+    np.testing.assert_allclose((found.low[1:], found.high[1:]), (expected.low[1:], expected.high[1:]))
 
 
 def test_smoothing_looks_back_only():

@@ -59,7 +59,7 @@ def test_with_the_planned_seeds_four_experiments_in_five_resolve_it():
 
 
 def test_a_tiny_difference_needs_more_seeds_than_anyone_trains():
-    assert plan(measured(0.001), alpha=0.05) == Plan(more_seeds=None, problems=None)
+    assert plan(measured(0.001), alpha=0.05) == Plan(more_seeds=None, problems=None, seeds_suffice=True)
 
 
 def test_where_the_problems_differ_too_much_only_more_problems_help():
@@ -77,7 +77,7 @@ def test_where_the_problems_differ_too_much_only_more_problems_help():
 
 def test_where_no_number_of_problems_helps_none_is_named():
     found = measured(1e-5, target="problems like these", excess=0.2**2)
-    assert plan(found, alpha=0.05) == Plan(more_seeds=None, problems=None)
+    assert plan(found, alpha=0.05) == Plan(more_seeds=None, problems=None, seeds_suffice=False)
 
 
 def test_power_at_its_ends():

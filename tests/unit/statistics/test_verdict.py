@@ -113,13 +113,33 @@ def test_constant_but_different_scores_are_refused(target):
     )
 
 
-def test_seeds_that_solve_as_many_problems_by_chance_are_no_certainty():
+def copies(shift=0.0, **settings):
+    """One run, counted three times."""
+    return np.tile(runs(shift, seeds=1, **settings), (3, 1))
+
+
+@pytest.mark.parametrize("target", ["these problems", "problems like these"])
+def test_copies_of_one_run_each_are_refused(target):
+    """However the problems differ: that says nothing about another seed."""
+    found = only({"grpo": copies(seed=1), "aent": copies(0.05, seed=2)}, target=target)
+    assert (found.state, found.difference) == ("refused", None)
+    assert "nothing varies between seeds" in found.sentence
+
+
+def test_copies_with_one_mean_have_no_interval_either():
+    scores = copies(seed=1)
+    found = only({"grpo": scores, "aent": scores[:, ::-1]})
+    assert found.sentence.startswith("not resolved: aent and grpo have the same mean score in every run in score")
+
+
+@pytest.mark.parametrize("target", ["these problems", "problems like these"])
+def test_seeds_that_solve_as_many_problems_by_chance_are_no_certainty(target):
     """And do not count as a comparison."""
     rows = {
         name: np.array([np.roll(np.arange(30) < solved, shift) for shift in range(3)]).astype(float)
         for name, solved in (("grpo", 12), ("aent", 15))
     }
-    found = verdicts(rows | {"other": 30 * runs(seeds=3, problems=30)}, "grpo", target="these problems")
+    found = verdicts(rows | {"other": 30 * runs(seeds=3, problems=30)}, "grpo", target=target)
     assert found["aent"].state == "refused"
     assert found["aent"].difference is None
     assert found["other"].comparisons == 1
@@ -136,6 +156,12 @@ def test_one_number_a_seed_has_no_problems_to_count():
     found = verdicts(lengths, "grpo", metric="length", target="these problems")["aent"]
     assert found.sentence.startswith("resolved: aent is better than grpo by 10 [")
     assert "in length (95%, 3 seeds each, p" in found.sentence
+
+
+def test_one_number_a_seed_may_be_the_same_in_two_seeds():
+    """One of few possible numbers: no sign of a run that was counted twice."""
+    accuracies = {"grpo": np.array([[0.4], [0.4], [0.5]]), "aent": np.array([[0.6], [0.7], [0.7]])}
+    assert only(accuracies, target="these problems").notes == ()
 
 
 def test_a_difference_of_exactly_0_names_no_number_of_seeds():
@@ -163,6 +189,15 @@ def test_where_seeds_cannot_help_more_problems_are_asked_for():
         "(80% power)"
     )
     assert only(scores, target="these problems").more is None or only(scores, target="these problems").more.more_seeds
+
+
+def test_where_neither_seeds_nor_problems_help_it_is_not_called_a_matter_of_many_seeds():
+    some = np.random.default_rng(5).standard_normal(40) * 0.2
+    shift = 1e-5 + some - some.mean()
+    found = only({"grpo": runs(seed=1, problems=40), "aent": runs(seed=2, problems=40) + shift})
+    assert found.sentence.endswith(
+        "; no number of seeds would resolve a difference of that size, nor would 1,000,000 problems like these"
+    )
 
 
 def test_a_run_that_was_counted_twice_is_noted():
