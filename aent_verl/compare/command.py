@@ -38,7 +38,7 @@ go on from their last checkpoint; with a higher trainer.total_training_steps, al
   aent-verl compare grid=mine.yaml launcher=ray parallel=4         as jobs on the cluster at RAY_ADDRESS
 
 Its own keys; all others go to every run, as with aent-verl train:
-  methods=[...]        presets; or methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']
+  methods=[...]        presets; or "methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']"
   seeds=[...]          one run a method for each; three at least tell anything, five are better        [1,2,3]
   baseline=METHOD      what the others are compared with                                               grpo
   results=FOLDER       all runs and the report                                     outputs/compare/<experiment>

@@ -140,7 +140,11 @@ def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise ValueError(f"{text!r} is no setting ({error}): write key=value; aent-verl compare --help") from None
+            lost = "[" in text and "'" not in text
+            hint = """, or "methods.mine=['entropy_control=aent']" with all quotes""" if lost else ""
+            raise ValueError(
+                f"{text!r} is no setting ({error}): write key=value{hint}; aent-verl compare --help"
+            ) from None
         key = override.key_or_group
         if override.is_sweep_override():
             raise ValueError(

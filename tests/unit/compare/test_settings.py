@@ -117,6 +117,7 @@ def test_the_command_line_comes_after_the_grid_file(tmp_path: Path):
         ("trainer.experiment_name=x", "results=FOLDER"),
         ("grid=missing.yaml", r"no such file \(/.*missing\.yaml\); give a YAML file"),
         ("no setting", "write key=value"),
+        ("methods.grpo=[entropy_control=grpo]", "with all quotes; aent-verl compare"),
     ],
 )
 def test_what_is_not_a_setting_is_refused_with_what_is(argument: str, says: str):
