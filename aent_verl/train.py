@@ -228,14 +228,15 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
     Raises:
         TrainingError, ValueError, RuntimeError: something does not fit; nothing was started.
     """
-    from aent_verl import preflight
-
     platform = choose_platform(cfg)
     control = check_settings(cfg, terminal)
     with alone_in(Path(cfg.run.dir)):
         if is_complete(cfg, control, terminal):
             return
         prepare_task(cfg, terminal)
+
+        from aent_verl import preflight
+
         for line in preflight.run(cfg):
             print(f"checked: {line}", file=terminal)
         earlier_start.write(cfg, Path(cfg.run.dir))

@@ -137,8 +137,9 @@ def check(grid: Sequence[Cell]) -> None:
             train.check_settings(cell.config, sys.stdout)
         except Exception as error:
             raise ValueError(f"method {cell.method}: {train.root_cause(error)}") from error
-        if cell.evaluation is not None:
-            evaluations.check(cell)
+    # It is the same for all: what it takes over from a run belongs to the protocol.
+    if grid[0].evaluation is not None:
+        evaluations.check(grid[0])
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
