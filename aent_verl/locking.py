@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -32,4 +32,23 @@ def locked(file: Path, *, wait: bool = True, note: str = "") -> Iterator[None]:
             if note:
                 print(note, file=sys.stderr, flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def alone(folder: Path, busy: Exception) -> Iterator[None]:
+    """Hold a folder against other processes that would work in it; where its file system has no locks, warn.
+
+    Args:
+        folder: Created when absent; the lock is its `.lock`.
+        busy: Raised on entering when another process, or another thread of this one, holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock", wait=False))
+        except BlockingIOError:
+            raise busy from None
+        except OSError as error:
+            print(f"warning: {folder} cannot be locked ({error}): start one process in it", file=sys.stderr)
         yield

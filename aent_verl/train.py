@@ -4,8 +4,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aent_verl import earlier_start, metrics
-from aent_verl.locking import locked
+from aent_verl.locking import alone
 from aent_verl.terminal import everything_else_in
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 CONFIG_MODULE = "pkg://aent_verl._config"
 CONFIG_NAME = "aent_trainer"
 LOG = "train.log"
-LOCK = ".lock"
 
 
 class TrainingError(RuntimeError):
@@ -244,27 +242,17 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
         run_verl(cfg, terminal)
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Hold a run's folder: two trainings would mix their metrics and overwrite each other's checkpoints.
 
     Raises:
-        TrainingError: another process trains in it.
+        TrainingError: on entering: another process trains in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / LOCK, wait=False))
-        except BlockingIOError:
-            raise TrainingError(
-                f"run.dir={str(folder)!r}: another process trains in it; wait until it ends, or give this run another "
-                "name, trainer.experiment_name=..."
-            ) from None
-        except OSError as error:
-            print(
-                f"warning: run.dir={str(folder)!r} cannot be locked ({error}): start one process in it", file=sys.stderr
-            )
-        yield
+    busy = TrainingError(
+        f"run.dir={str(folder)!r}: another process trains in it; wait until it ends, or give this run another name, "
+        "trainer.experiment_name=..."
+    )
+    return alone(folder, busy)
 
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:

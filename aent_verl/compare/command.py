@@ -7,13 +7,12 @@ import importlib.util
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare import plan, settings
-from aent_verl.locking import locked
+from aent_verl.locking import alone
 from aent_verl.results.run import RECORD, Run, load_runs
 
 if TYPE_CHECKING:
@@ -129,8 +128,8 @@ def _check_devices(chosen: settings.Settings, cell: plan.Cell) -> None:
     """
     from aent_verl.integration.platform_cpu import cluster_to_join
 
-    alone = chosen.parallel == 1 or chosen.launcher == settings.RAY or cell.config.trainer.device == "cpu"
-    if not alone and cluster_to_join(cell.config.ray_kwargs.ray_init.get("address")) is None:
+    apart = chosen.parallel == 1 or chosen.launcher == settings.RAY or cell.config.trainer.device == "cpu"
+    if not apart and cluster_to_join(cell.config.ray_kwargs.ray_init.get("address")) is None:
         raise ValueError(
             f"parallel={chosen.parallel} with launcher={chosen.launcher}: all runs would use the same GPUs; start Ray "
             "(`ray start --head`), which deals them out, and add launcher=ray"
@@ -148,7 +147,8 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
     grid = plan.cells(chosen)
     _check_devices(chosen, grid[0])
     plan.check(grid)
-    with _locked(chosen.results):
+    busy = ValueError(f"results={chosen.results}: another comparison is at work in it; wait, or choose another")
+    with alone(chosen.results, busy):
         schedule = Schedule(grid, _starter(chosen), parallel=chosen.parallel, stall_seconds=60 * chosen.stall_minutes)
         OmegaConf.save(OmegaConf.create(chosen.to_dict()), chosen.results / GRID)
         with GridDisplay(Console(), chosen.parallel) as display:
@@ -267,21 +267,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--title")
     parser.add_argument("--allow-different", action="store_true")
     return parser
-
-
-@contextmanager
-def _locked(results: Path) -> Iterator[None]:
-    """Hold the results folder; the system releases it when this process dies.
-
-    Raises:
-        ValueError: another comparison holds it.
-    """
-    results.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(results / ".lock", wait=False))
-        except BlockingIOError:
-            raise ValueError(
-                f"results={results}: another comparison is at work in it; wait, or choose another"
-            ) from None
-        yield

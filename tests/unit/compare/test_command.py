@@ -8,6 +8,7 @@ import pytest
 
 from aent_verl.cli import main
 from aent_verl.compare.command import find_runs
+from aent_verl.locking import alone
 from tests.unit.reporting.synthetic import AENT, GRPO, make_runs
 
 
@@ -138,6 +139,13 @@ def test_what_the_report_needs_is_missed_before_anything_trains(
     assert compare("experiment=cpu_arithmetic", f"results={tmp_path}") == 1
     assert 'the report needs rliable: pip install "aent-verl[report]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_two_comparisons_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with alone(tmp_path, AssertionError()):
+        assert compare("experiment=cpu_arithmetic", f"results={tmp_path}") == 1
+    assert f"results={tmp_path}: another comparison is at work in it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
