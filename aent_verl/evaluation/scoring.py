@@ -138,7 +138,7 @@ class _Worker:
                 return reply
             failure = f"no score after {seconds:g} s"
         except (EOFError, OSError):
-            self._process.join(1)
+            self._process.join(10)
             failure = f"its process died (exit status {self._process.exitcode})"
         self.stop()
         self._start()

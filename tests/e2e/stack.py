@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 
 def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
@@ -31,7 +33,10 @@ def finish(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the driver and everything it started, and wait until Ray's processes have seen that it is gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    # Ray puts its processes into groups of their own, but they stay in the driver's session.
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
     process.wait()
     time.sleep(5)

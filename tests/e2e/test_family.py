@@ -36,11 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from aent_verl.tasks import arithmetic
 
     task = tmp_path_factory.mktemp("task") / "arithmetic"
-    # Right about four times in ten: a model that is hardly ever right has batches without any advantage, and then GRPO
-    # has no gradient and `clip_cov` nothing to choose from.
-    warm = arithmetic.prepare(
-        str(task), train_size=64, validation_size=64, warm_start_max_steps=300, warm_start_loss=1e-6
-    )["warm_start"]
+    # Right about four times in ten: a model that is hardly ever right, or nearly always, has batches without any
+    # advantage, and then GRPO has no gradient and `clip_cov` nothing to choose from.
+    warm = arithmetic.prepare(str(task), train_size=64, validation_size=64, warm_start_loss=1.4)["warm_start"]
     assert 0.3 < warm["accuracy"] < 0.6
     folder = tmp_path_factory.mktemp("family") / "run"
     arguments = [
@@ -52,6 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"actor_rollout_ref.model.path={task}/model",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        # Slow enough that it stays so.
+        "actor_rollout_ref.actor.optim.lr=1e-5",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
@@ -112,7 +112,9 @@ def test_what_the_numbers_say_is_what_the_methods_do(steps: dict[int, dict[str, 
     assert 0 < at["aer"]["aent/bonus_weight"] < 1
     assert at["aer"]["aent/initial_entropy"] == pytest.approx(at["aer"]["aent/entropy_full"], rel=0.1)
     assert at["par_stage"]["aent/advantages_coefficient"] == 0
-    assert at["kl_cov"]["aent/chosen_tokens"] == at["clip_cov"]["aent/chosen_tokens"] == 1
+    assert at["kl_cov"]["aent/chosen_tokens"] == 1
+    # The mean of two mini-batches, of which one may have no token whose covariance is in the range.
+    assert at["clip_cov"]["aent/chosen_tokens"] in (0.5, 1)
     # Above the .8 quantile: one token of four in a response of four, one of two in one of two.
     assert 0 < at["siren"]["aent/bonus_weight"] <= 0.5
     assert at["siren"]["aent/initial_entropy"] == pytest.approx(at["siren"]["aent/bonus_aggregate"], rel=0.2)

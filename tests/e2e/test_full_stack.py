@@ -92,7 +92,7 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         while not any(step >= KILL_AFTER_STEP for step, _ in tail.read_new()):
             assert process.poll() is None, (folder / "killed.out").read_text(errors="replace")[-6000:]
             assert time.monotonic() < deadline, "no third step in time: " + (folder / "train.log").read_text()[-6000:]
-            time.sleep(0.5)
+            time.sleep(0.05)
     finally:
         kill(process)
     killed = metrics.read_run(folder)

@@ -88,7 +88,7 @@ def display_threads():
     return [thread for thread in threading.enumerate() if thread.name == "aent-verl-progress"]
 
 
-def test_plain_lines(tmp_path):
+def test_plain_lines(tmp_path, clock):
     bench = Bench(tmp_path)
     with bench.display:
         bench.wait_for("starting Ray")
@@ -121,7 +121,7 @@ def test_plain_header_repeats_and_lines_keep_their_width(tmp_path):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_missing_and_null_metrics_are_shown_as_such(tmp_path):
+def test_missing_and_null_metrics_are_shown_as_such(tmp_path, clock):
     bench = Bench(tmp_path)
     nothing = {"critic/score/mean": None, "aent/entropy": None, "timing_s/step": None, "val-core/x/acc/mean@4": None}
     with bench.display:
@@ -140,7 +140,7 @@ def test_an_unknown_last_step(tmp_path):
     assert bench.shown().splitlines()[-1].startswith("finished: step 7, entropy")
 
 
-def test_time_left_is_the_median_of_the_recent_steps(tmp_path):
+def test_time_left_is_the_median_of_the_recent_steps(tmp_path, clock):
     bench = Bench(tmp_path, total=33)
     with bench.display:
         bench.write(*(training(step, **{"timing_s/step": 1000.0}) for step in range(1, 8)))
@@ -199,7 +199,7 @@ def test_arrows_are_ascii_where_the_encoding_is(tmp_path):
     assert [line.split()[-4] for line in raw.getvalue().decode("ascii").splitlines()[2:5]] == ["=", "^", "v"]
 
 
-def test_live_table(tmp_path):
+def test_live_table(tmp_path, clock):
     bench = Bench(tmp_path, terminal=True)
     with bench.display:
         bench.wait_for("starting Ray, workers and vLLM (about two minutes on a laptop)  0:00")
@@ -267,7 +267,7 @@ def test_the_thread_ends_and_the_error_passes(tmp_path, error, terminal):
     assert f"stopped by {error.__name__}: step 1 of 40" in bench.shown()
 
 
-def test_a_run_that_dies_before_its_first_step(tmp_path):
+def test_a_run_that_dies_before_its_first_step(tmp_path, clock):
     bench = Bench(tmp_path)
     with pytest.raises(RuntimeError), bench.display:
         raise RuntimeError

@@ -327,9 +327,9 @@ def test_a_long_run_is_a_page_of_a_few_megabytes_in_seconds():
         bonus_weight=[value / 3 for value in values],
     )
     records = [replace(long, step=step, sample=sample) for step in range(40) for sample in range(4)]
-    start = time.perf_counter()
+    # Processor time: the machine may be busy with other things.
+    start = time.process_time()
     text = render(records)
-    # About 3 s on an idle core.
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert len(text.encode()) < 15_500_000
     assert text.count("<i ") > 160_000

@@ -136,8 +136,9 @@ def test_another_axis_needs_a_value_for_each_step():
 
 def test_five_methods_of_five_seeds_and_a_thousand_steps_take_well_under_a_second():
     given = [runs(steps=1000, seed=seed) for seed in range(5)]
-    start = time.perf_counter()
+    # Processor time: the machine may be busy with other things.
+    start = time.process_time()
     for method in given:
         curve = mean_curve(method)
         mean_level(curve), first_reaching(curve, 2.0, window=10)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
