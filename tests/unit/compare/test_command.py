@@ -142,8 +142,8 @@ def test_what_the_report_needs_is_missed_before_anything_trains(
 
 
 def test_two_comparisons_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with alone(tmp_path, AssertionError()):
-        assert compare("experiment=cpu_arithmetic", f"results={tmp_path}") == 1
+    with alone(tmp_path, "", AssertionError()):
+        assert compare("experiment=cpu_arithmetic", "methods=[grpo]", "seeds=[1]", f"results={tmp_path}") == 1
     assert f"results={tmp_path}: another comparison is at work in it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
