@@ -1,4 +1,6 @@
-"""The one error of all checks."""
+"""What a check has to say about a setting: an error stops the run, a warning goes with it."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -10,11 +12,36 @@ class PreflightError(ValueError):
         key: the setting.
         value: what it is set to.
         problem: what is wrong with it.
-        expected: what would be right.
+        expected: what would be right, where there is one answer.
         hint: what to do next.
     """
 
-    def __init__(self, key: str, value: Any, problem: str, *, expected: str, hint: str) -> None:
-        super().__init__(f"{key}={value!r}: {problem}; expected {expected}. {hint}")
+    def __init__(self, key: str, value: Any, problem: str, *, expected: str | None = None, hint: str) -> None:
+        super().__init__(_message(key, value, problem, expected, hint))
         self.key = key
         self.value = value
+
+
+class PreflightWarning(UserWarning):
+    """A setting does less than one may think, or something else; the run is still what was asked for.
+
+    Args:
+        key: the setting.
+        value: what it is set to.
+        problem: what it does, or does not do.
+        expected: what would be right, where there is one answer.
+        hint: what to do next.
+    """
+
+    def __init__(self, key: str, value: Any, problem: str, *, expected: str | None = None, hint: str) -> None:
+        super().__init__(_message(key, value, problem, expected, hint))
+        self.key = key
+        self.value = value
+
+
+# A check of settings yields all that it finds, so that one look at a config names every key.
+Finding = PreflightError | PreflightWarning
+
+
+def _message(key: str, value: Any, problem: str, expected: str | None, hint: str) -> str:
+    return f"{key}={value!r}: {problem}{f'; expected {expected}' if expected else ''}. {hint}"
