@@ -114,7 +114,7 @@ def check(grid: Sequence[Cell]) -> None:
     Raises:
         ValueError, RuntimeError: what does not fit, and in which method.
     """
-    from aent_verl import train
+    from aent_verl import preflight, train
     from aent_verl.compare import evaluations
 
     train.prepare_task(grid[0].config, sys.stdout)
@@ -134,9 +134,9 @@ def check(grid: Sequence[Cell]) -> None:
                 "evaluate the final checkpoint"
             )
         try:
-            train.check_settings(cell.config, sys.stdout)
+            preflight.say(preflight.check_settings(cell.config), sys.stdout, about=f"method {cell.method}: ")
         except Exception as error:
-            raise ValueError(f"method {cell.method}: {train.root_cause(error)}") from error
+            raise ValueError(f"method {cell.method}: {error}") from error
     # It is the same for all: what it takes over from a run belongs to the protocol.
     if grid[0].evaluation is not None:
         evaluations.check(grid[0])

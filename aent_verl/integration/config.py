@@ -22,7 +22,7 @@ from aent_verl.core.controllers import (
     StageController,
     StepToTargetController,
 )
-from aent_verl.integration import parsing
+from aent_verl.integration import guard, parsing
 from aent_verl.integration.axes import (
     ADVANTAGES,
     BONUSES,
@@ -260,7 +260,9 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
 
     Raises:
         ValueError: a setting that is illegal, or under which our code would not run.
+        PlugInNotActiveError: our plug-in is not at work in this process.
     """
+    guard.require()
     host = entropy_control.get("host") or {}
     control = EntropyControlConfig.parse(entropy_control)
     check_actor(settings, control, host)

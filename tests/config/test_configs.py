@@ -243,6 +243,13 @@ def test_the_block_reaches_the_workers_resolved() -> None:
         "bypass_mode": False,
         "train_batch_size": 1024,
         "rollout_n": 1,
-        "token_dump_dir": "outputs/aent_verl/run/tokens",
+        "token_dump_dir": "outputs/aent_verl/run_aent/tokens",
     }
     assert EntropyControlConfig.parse(block).method == "aent"
+
+
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+def test_two_methods_never_share_a_folder_by_default(experiment: str | None) -> None:
+    chosen = [] if experiment is None else [f"experiment={experiment}"]
+    folders = {composed(*chosen, f"entropy_control={preset}").run.dir for preset in PRESETS}
+    assert len(folders) == len(PRESETS)
