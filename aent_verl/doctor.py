@@ -243,11 +243,11 @@ def check_plugin() -> Iterator[Row]:
 
 def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterator[Row]:
     """What `aent-verl train` would check, as far as its data are there."""
-    skip = ()
+    skip: tuple[str, ...] = ()
     if to_be_built(cfg):
         yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
         skip = ("data", "model", "reward")
-    yield from preflight.check_run(cfg, skip=skip, machines=assume and assume.check)
+    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
 
 
 def to_be_built(cfg: DictConfig) -> bool:

@@ -61,11 +61,12 @@ class EntropyControlMixin(PPOTrainer):
         Raises:
             PlugInNotActiveError: there are none.
         """
-        if getattr(actor_config, "entropy_control", None) is None:
+        control: EntropyControlConfig | None = getattr(actor_config, "entropy_control", None)
+        if control is None:
             raise PlugInNotActiveError(
                 f"trainer.v1.trainer_mode=aent_{self.base_mode} has no method: the preset sets both. Type\n  {LINE}"
             )
-        self.entropy_control: EntropyControlConfig = actor_config.entropy_control
+        self.entropy_control = control
         self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
 
     def _build_replay_buffer(self) -> Any:

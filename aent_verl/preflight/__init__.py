@@ -7,6 +7,7 @@ machine. Nothing here imports verl before one of them is called: by then the pla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 
 from omegaconf import DictConfig
 
@@ -42,13 +43,13 @@ TRAINING: dict[str, Check] = {"settings": settings.check}
 def check_settings(cfg: DictConfig) -> Iterator[Row]:
     """All that can be said of a training run's settings, from its composed config; verl's platform must be decided."""
     for name, check in {**EVERYWHERE, **TRAINING}.items():
-        yield from attempt(name, lambda check=check: check(cfg))
+        yield from attempt(name, partial(check, cfg))
 
 
 def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
     """The same of an evaluation's settings."""
     for name, check in EVERYWHERE.items():
-        yield from attempt(name, lambda check=check: check(cfg))
+        yield from attempt(name, partial(check, cfg))
 
 
 def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | None = None) -> Iterator[Row]:

@@ -251,5 +251,6 @@ def test_the_block_reaches_the_workers_resolved() -> None:
 @pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
 def test_two_methods_never_share_a_folder_by_default(experiment: str | None) -> None:
     chosen = [] if experiment is None else [f"experiment={experiment}"]
-    folders = {composed(*chosen, f"entropy_control={preset}").run.dir for preset in PRESETS}
-    assert len(folders) == len(PRESETS)
+    # A preset's method is its name, which another test says of each.
+    folders = {composed(*chosen, f"entropy_control={preset}").run.dir for preset in ("grpo", "entreg")}
+    assert len(folders) == 2
