@@ -309,3 +309,26 @@ def test_users_own_main_ppo_scripts_work(own_script: dict[int, dict[str, float]]
 
 def test_a_step_that_updates_no_actor_leaves_the_controller_alone(own_script: dict[int, dict[str, float]]) -> None:
     assert not [key for key in own_script[1] if key.startswith("aent/")]
+
+
+def test_entropy_control_that_hydra_has_not_found_stops_verls_own_entry(tmp_path: Path) -> None:
+    """Without our search path the key is a bare word: verl's own trainer asks us, in Ray's task runner, and stops."""
+    from aent_verl.integration import platform_cpu
+
+    arguments = [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "+entropy_control=aent"),
+        *("trainer.device=cpu", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.name=vllm"),
+        *("actor_rollout_ref.actor.use_dynamic_bsz=true", "ray_kwargs.ray_init.num_cpus=16"),
+        *(
+            "+ray_kwargs.ray_init.include_dashboard=false",
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        ),
+    ]
+    run = start(arguments, tmp_path / "out", **platform_cpu.runtime_env_vars())
+    try:
+        assert run.wait(timeout=START_SECONDS) != 0
+    finally:
+        kill(run)
+    said = (tmp_path / "out").read_text()
+    assert "PlugInNotActiveError" in said
+    assert "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent" in said
