@@ -19,7 +19,7 @@ from tests import reference_presets as reference
 from tests.preset_harness import COMBINED, Outcome, Sequence, shipped, stock
 from tests.reference import choose_random
 
-# Twice the mean of past entropies cuts through the batch's entropies; the anchor lies above its aggregate.
+# Twice the mean of past entropies cuts through the batch's entropies; the anchor lies below the average of its peaks.
 ON = StepValues(step=3, total_steps=10, bonus=0.3, advantages=0.3, initial_entropy=1.1, entropy_mean=0.6)
 OFF = replace(ON, bonus=0.0)
 # As verl cuts them: of one size, or by length and in another order.
@@ -111,8 +111,8 @@ def test_loss_and_gradient_are_the_definitions(name: str, parts: str, batch: lis
     outcome = harness.run(shipped(name), batch, values_for(name), PARTS[parts])
     loss, gradients = expected(name)
     close(outcome.gradients, gradients)
-    # SIREN's mean over a response: verl divides by its length plus 1e-8.
-    assert outcome.loss == pytest.approx(loss, rel=0, abs=1e-8 if name == "siren" else 1e-10)
+    # SIREN's mean over the peaks of a response: verl divides by their number plus 1e-8.
+    assert outcome.loss == pytest.approx(loss, rel=0, abs=1e-8 if name.startswith("siren") else 1e-10)
     gain = sum(m["aent/bonus_loss"].values[0] for m in outcome.metrics)
     assert (gain == 0) == (values_for(name).bonus == 0)
 
@@ -125,7 +125,7 @@ SWITCHED_OFF: dict[str, tuple[dict[str, Any], StepValues, dict[str, float]]] = {
     **{preset: ({}, replace(OFF, advantages=1.0), {}) for preset in PAR},
     "clip_cov": ({"policy_loss.clip_cov_lb": 4.99}, OFF, {"clip_ratio": 1.0, "clip_ratio_c": 1e9}),
     "kl_cov": ({"policy_loss.ppo_kl_coef": 0.0}, OFF, {"clip_ratio": 1e9, "clip_ratio_c": 1e9}),
-    "steer": ({"advantages.w_min": 1.0}, OFF, {}),
+    "steer": ({"advantages.w_min": 1.0}, OFF, {"clip_ratio": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0}),
     "entropy_adv": ({"advantages.scale": 0.0}, OFF, {}),
     "progrpo": ({"advantages.scale": 0.0}, OFF, {"clip_ratio": 0.2, "clip_ratio_high": 0.28}),
     "clip_higher": ({"clip_ratio_high": 0.2}, OFF, {}),
@@ -232,13 +232,52 @@ def test_steers_weights_lie_between_w_min_and_1(batch: list[Sequence]) -> None:
     factor, moves = factors(uniform, steered, plain)
     largest = steered.metrics[0]["aent/whole/largest_change"].values[0]
     floored = harness.run(harness.config("steer", **no_clip, **{"advantages.floor": 2 * largest}), uniform, OFF)
-    assert factors(uniform, floored, plain)[0].min() == pytest.approx(0.7**0.5, abs=1e-12)
-    assert factor.min() == pytest.approx(0.7, abs=1e-12)
+    assert factors(uniform, floored, plain)[0].min() == pytest.approx(0.8**0.5, abs=1e-12)
+    assert factor.min() == pytest.approx(0.8, abs=1e-12)
     assert factor.max() <= 1 + 1e-12
     of = torch.cat([torch.full((int(s.mask.sum()),), s.sample) for s in uniform])[moves]
     assert (of == 1).any()
     torch.testing.assert_close(factor[of == 1], torch.ones_like(factor[of == 1]), rtol=0, atol=1e-12)
     assert (factor[of != 1] < 1 - 1e-4).any()
+
+
+@pytest.mark.parametrize("advantage", [math.inf, 1.0], ids=["advantage inf", "probability 0"])
+def test_a_token_without_a_finite_entropy_change_leaves_steers_other_weights_alone(
+    advantage: float, batch: list[Sequence]
+) -> None:
+    """A response token of probability 0 has a finite loss: verl clamps the ratio. Its entropy change is infinite."""
+    no_clip = {"clip_ratio_low": 1e9, "clip_ratio_high": 1e9, "clip_ratio_c": 1e9}
+    broken, t = list(batch), int(batch[0].mask.nonzero()[0])
+    logits, advantages = batch[0].logits.clone(), batch[0].advantages.clone()
+    advantages[t] = advantage
+    if advantage == 1.0:
+        logits[batch[0].prompt + t - 1, batch[0].tokens[batch[0].prompt + t]] = -math.inf
+    broken[0] = replace(batch[0], logits=logits, advantages=advantages)
+    out = list(batch)
+    out[0] = replace(batch[0], mask=batch[0].mask.clone().index_fill(0, torch.tensor(t), 0.0))
+    found = {}
+    for name, sequences in (("broken", broken), ("out", out)):
+        config = harness.config("steer", **no_clip)
+        data = harness.to_verl(sequences, OFF, whole=batch)
+        harness.run_pre_pass(config, sequences, data)
+        found[name] = harness.run_loss(config, sequences, data)
+    one, other = (found[name].metrics[0]["aent/whole/largest_change"].values[0] for name in ("broken", "out"))
+    assert one == other > 0
+    assert math.isfinite(found["broken"].loss) == (advantage == 1.0)
+    for a, b in zip(found["broken"].gradients[1:], found["out"].gradients[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
+
+
+def test_a_prompt_of_nan_probability_leaves_progrpos_response_alone(batch: list[Sequence]) -> None:
+    i = next(i for i, s in enumerate(batch) if 0 < s.accuracy < 1 and s.prompt > 1 and s.mask.any())
+    logits = batch[i].logits.clone()
+    logits[0] = math.nan
+    broken = [replace(s, logits=logits) if s is batch[i] else s for s in batch]
+    one, other = (harness.run(shipped("progrpo"), each, OFF) for each in (broken, batch))
+    plain = harness.run(shipped("clip_higher"), batch, OFF)
+    assert math.isfinite(one.loss)
+    for j, (a, b) in enumerate(zip(one.gradients, (plain if j == i else other for j in range(12)), strict=True)):
+        assert torch.equal(a, b.gradients[j])
 
 
 def test_entropy_advantage_never_turns_a_gradient_around(batch: list[Sequence]) -> None:
