@@ -197,10 +197,13 @@ class EntropyControlConfig:
         """What an anchored bonus is tied to, as settings: equal where two runs measure the same. None without one."""
         if not self.bonus.form.anchored:
             return None
-        chosen = {"token_mask": (TOKEN_MASKS, self.bonus.token_mask)}
-        chosen["sample_weight"] = (SAMPLE_WEIGHTS, self.bonus.sample_weight)
-        settings = {key: {"name": parsing.name_in(*choice)} | asdict(choice[1]) for key, choice in chosen.items()}
-        return {"functional": str(self.functional), "loss_agg_mode": self.bonus.loss_agg_mode} | settings
+        tokens, weight = self.bonus.token_mask, self.bonus.sample_weight
+        return {
+            "functional": str(self.functional),
+            "loss_agg_mode": self.bonus.loss_agg_mode,
+            "token_mask": {"name": parsing.name_in(TOKEN_MASKS, tokens), **asdict(tokens)},
+            "sample_weight": {"name": parsing.name_in(SAMPLE_WEIGHTS, weight), **asdict(weight)},
+        }
 
     def initial_entropy(
         self,
