@@ -234,8 +234,8 @@ class File:
         taken = sorted(RESERVED & self.columns)
         if taken:
             raise self._error(
-                f"verl has values of its own under the names {', '.join(map(repr, taken))}, and would mix these columns "
-                "up with them",
+                f"verl has values of its own under the names {', '.join(map(repr, taken))}, and would mix up these "
+                "columns with them",
                 expected="other names for these columns",
                 hint="Rename or drop them",
             )

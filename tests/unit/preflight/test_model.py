@@ -145,7 +145,9 @@ def test_a_character_that_the_tokenizer_does_not_know(few_words, tmp_path):
 
 
 def test_text_between_pictures(settings):
-    settings.actor_rollout_ref.model.custom_chat_template = "{% for part in messages[0]['content'] %}{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
+    part = "{{ part['text'] if part['type'] == 'text' else '<image>' }}"
+    every = f"{{% for part in messages[0]['content'] %}}{part}{{% endfor %}}"
+    settings.actor_rollout_ref.model.custom_chat_template = every
     template = model.Template(settings, model._load(settings))
     parts = [{"type": "image"}, {"type": "text", "text": "How many \u2126?"}, {"type": "text", "text": "Say."}]
     assert template.check_text([{"role": "user", "content": parts}]) == []

@@ -5,7 +5,7 @@ import inspect
 import json
 
 import pytest
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from aent_verl.preflight import PreflightError, data, scan
 from tests.unit.preflight.rows import row, write
@@ -266,8 +266,8 @@ def test_the_names_that_verl_uses_itself():
         extra_fields={"teacher_ids": [1], "teacher_logprobs": [0.0]},
     )  # fmt: skip
     # A data set names the agent of each row; verl itself hands over the session.
-    assert data.RESERVED == {*parameters, *everything.as_dict(), "session_id"} - {
+    assert {*parameters, *everything.as_dict(), "session_id"} - {
         "agent_name",
         "kwargs",
         "_ray_trace_ctx",
-    }
+    } == data.RESERVED
