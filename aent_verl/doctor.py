@@ -18,7 +18,7 @@ from aent_verl.command_line import CommandLine
 from aent_verl.integration import platform_cpu
 from aent_verl.integration.guard import BLOCK
 from aent_verl.preflight.errors import PreflightError
-from aent_verl.preflight.rows import FAILED, NOTE, OK, WARNING, Row, row_of
+from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, Row, row_of
 
 CLUSTER = "--cluster"
 # Without any overrides on a machine that has no accelerator, this is what a newcomer runs.

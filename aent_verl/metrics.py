@@ -78,6 +78,12 @@ def validation_sources(data: Metrics) -> set[str]:
     return {source for source, _ in _validations(data)}
 
 
+def validation_left_out(data: Metrics) -> set[str]:
+    """The data sources that `validation_accuracy` leaves out: with a reward alone, where others have an accuracy."""
+    sources = {match["source"] for match in map(_VALIDATION.fullmatch, data) if match}
+    return sources - validation_sources(data)
+
+
 def rotate(folder: str | Path) -> None:
     """Move ``metrics.jsonl`` to the next free number, before verl opens and thereby empties it.
 

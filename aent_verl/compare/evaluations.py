@@ -25,8 +25,9 @@ def check(cell: Cell) -> None:
     cfg = _compose(cell)
     try:
         preflight.say(settings.check(cfg), sys.stdout, about="evaluation: ")
-        files, _ = data.check_files(cfg, settings.SHORT_KEYS["data"])
-        reward.check(cfg, data.Sample(validation=files))
+        found = data.read_files(cfg, settings.SHORT_KEYS["data"])
+        reward.check(cfg, data.Sample(validation=found.sample))
+        preflight.say(preflight.attempt("data", lambda: found.warnings), sys.stdout, about="evaluation: ")
     except Exception as error:
         raise ValueError(f"evaluation: {settings.short_form(str(root_cause(error)))}") from error
 

@@ -54,19 +54,19 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     sampling = settings.sampling_of(cfg)
     _check_servers(cfg)
     files = data.named_files(cfg, DATA)
-    first, count = data.check_files(cfg, DATA)
-    if count is None:
+    found = data.read_files(cfg, DATA)
+    if found.count is None:
         raise PreflightError(DATA, files, "it is remote", expected="files of this machine", hint="Copy them here first")
-    sample = data.Sample(validation=first)
+    sample = data.Sample(validation=found.sample)
     cfg.actor_rollout_ref.model.path = checkpoint.model_folder(model)
-    for line in [*preflight.model.check(cfg, sample), *reward.check(cfg, sample)]:
-        print(f"checked: {settings.short_form(line)}", file=terminal)
+    lines = [*found.warnings, *preflight.model.check(cfg, sample), *reward.check(cfg, sample)]
+    preflight.say(preflight.attempt("task", lambda: lines), terminal, words=settings.short_form)
     generation.prepare_servers(cfg)
     loaded = generation.load_model(cfg)
     _check_lengths(cfg, generation.context_length(loaded))
     by_file = {path: problems_of(generation.load_rows(cfg, path, loaded)) for path in files}
     problems = records.distinct([problem for group in by_file.values() for problem in group])
-    _say_what_is_left(cfg, sum(map(len, by_file.values())), len(problems), count, terminal)
+    _say_what_is_left(cfg, sum(map(len, by_file.values())), len(problems), found.count, terminal)
     encode = generation.prompt_encoder(cfg, loaded)
     prompts = [encode(problem.messages) for problem in problems]
     _check_prompts(cfg, prompts)

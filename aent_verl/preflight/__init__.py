@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from aent_verl.preflight import data, model, resources, reward, settings
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.resources import check_cluster
-from aent_verl.preflight.rows import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
+from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
 
 __all__ = [
     "FAILED",
@@ -62,18 +62,19 @@ def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | 
     """
     sample = data.Sample()
 
-    def check_data() -> list[str]:
+    def check_data() -> list[str | Exception]:
         nonlocal sample
         sample, lines = data.check(cfg)
         return lines
 
     yield from check_api()
-    for name, check in {
+    checks: dict[str, Callable[[], Iterable[str | Exception]]] = {
         "data": check_data,
         "model": lambda: model.check(cfg, sample),
         "reward": lambda: reward.check(cfg, sample),
         "machines": lambda: (machines or resources.check)(cfg),
-    }.items():
+    }
+    for name, check in checks.items():
         if name not in skip:
             yield from attempt(name, check)
 

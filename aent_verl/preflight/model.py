@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from aent_verl.preflight import text
 from aent_verl.preflight.data import Sample
 from aent_verl.preflight.errors import PreflightError
 
@@ -20,11 +21,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _GREETING = [{"role": "user", "content": "How many is 2 + 3?"}]
 
 
-def check(cfg: DictConfig, sample: Sample) -> list[str]:
+def check(cfg: DictConfig, sample: Sample) -> list[str | Exception]:
     """Check model folder, tokenizer, chat template and prompt lengths.
 
     Returns:
-        One line for each passed check.
+        One line for each passed check; what may be wrong is a warning.
 
     Raises:
         PreflightError: names the setting and what to do.
@@ -38,13 +39,14 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     _check_special_tokens(path, tokenizer)
     prompts = [row[cfg.data.prompt_key] for row in sample.rows] or [_GREETING]
     template = Template(cfg, loaded)
-    template.check_text(prompts[0])
+    warnings = template.check_text(prompts[0])
     longest = template.check_lengths(prompts) if loaded.processor is None else None
     return [
         f"{KEY}: {path}, {type(tokenizer).__name__} with {len(tokenizer)} tokens, end {tokenizer.eos_token!r}, "
         f"padding {tokenizer.pad_token!r}",
         "chat template: the first prompt is encoded and decoded with its text intact"
         + (f"; the longest of {len(prompts)} has {longest} tokens" if longest and sample.rows else ""),
+        *warnings,
     ]
 
 
@@ -140,20 +142,14 @@ class Template:
             ) from error
         return list(normalize_token_ids(encoded))
 
-    def check_text(self, prompt: Sequence[Mapping[str, Any]]) -> None:
-        """Encode and decode a prompt: the text of its last user message must survive, in ids that the model knows."""
+    def check_text(self, prompt: Sequence[Mapping[str, Any]]) -> list[Warning]:
+        """Encode and decode a prompt: the text of its last user message must survive, in ids that the model knows.
+
+        Returns:
+            A warning where the text has characters that the tokenizer does not know.
+        """
         ids = self.encode(prompt)
-        decoded = self.tokenizer.decode(ids)
-        texts = [m["content"] for m in prompt if m["role"] == "user" and isinstance(m["content"], str)]
-        if not ids or (texts and _letters(texts[-1]) not in _letters(decoded)):
-            raise PreflightError(
-                KEY,
-                self.path,
-                f"its chat template makes {decoded!r:.200} of the user message {texts[-1] if texts else ''!r:.200}",
-                expected="the message within it",
-                hint="Check that all tokenizer files are there, or set actor_rollout_ref.model.custom_chat_template",
-            )
-        if self.vocabulary is not None and max(ids) >= self.vocabulary:
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
             raise PreflightError(
                 KEY,
                 self.path,
@@ -161,6 +157,31 @@ class Template:
                 expected="tokenizer and model that belong together",
                 hint="Use the tokenizer that came with the model, or resize the model's embeddings",
             )
+        decoded = text.decode(self.tokenizer, ids)
+        warnings: list[Warning] = []
+        for message in _user_texts(prompt) or [""]:
+            alone = text.encode(self.tokenizer, message)
+            kept = text.decode(self.tokenizer, alone)
+            lost = text.difference(text.normalise(self.tokenizer, message), kept)
+            unknown = alone.count(self.tokenizer.unk_token_id) if self.tokenizer.unk_token_id is not None else 0
+            if lost and 0 < unknown <= len(alone) / 2:
+                unknown_text = f"{KEY}: its tokenizer does not know all characters of the first prompt: {lost}"
+                warnings.append(UserWarning(unknown_text))
+            elif lost:
+                raise self._loss("tokenizer", message, kept, lost)
+            lost = text.difference(kept, decoded)
+            if lost or not ids:
+                raise self._loss("chat template", message, decoded, lost)
+        return warnings
+
+    def _loss(self, culprit: str, message: str, made: str, lost: str | None) -> PreflightError:
+        return PreflightError(
+            KEY,
+            self.path,
+            f"its {culprit} makes {made!r:.200} of the user message {message!r:.200}" + (f"; {lost}" if lost else ""),
+            expected="the message within it",
+            hint="Check that all tokenizer files are there, or set actor_rollout_ref.model.custom_chat_template",
+        )
 
     def check_lengths(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> int:
         """Longest prompt in tokens; verl would cut the beginning off a longer one, and only log it."""
@@ -173,7 +194,8 @@ class Template:
             raise PreflightError(
                 "data.max_prompt_length",
                 limit,
-                f"{too_long} of the first {len(lengths)} prompts are longer, up to {max(lengths)} tokens",
+                f"{too_long} of the {len(lengths)} prompts looked at (each file's first and longest) are longer, up to "
+                f"{max(lengths)} tokens",
                 expected=f"at least {max(lengths)}",
                 hint="Raise it, drop such prompts with data.filter_overlong_prompts=true, or allow cutting with "
                 "data.truncation=left",
@@ -181,6 +203,10 @@ class Template:
         return max(lengths)
 
 
-def _letters(text: str) -> str:
-    """Text without blanks, which templates trim and tokenizers may normalise."""
-    return "".join(text.split())
+def _user_texts(prompt: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Text of the last user message, in parts where pictures stand between them."""
+    contents = [message["content"] for message in prompt if message["role"] == "user"]
+    last = contents[-1] if contents else None
+    if not isinstance(last, list):
+        return [last] if last else []
+    return [part["text"] for part in last if isinstance(part, Mapping) and part.get("text")]

@@ -1,74 +1,176 @@
-"""What a check came to, for `train`, `doctor`, `compare` and `evaluate` alike, and how it is shown."""
+"""Every row of a data file, a batch at a time as Arrow columns, and single rows by their number.
+
+Rows are numbered from 0 within their file; blank lines of JSON files do not count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TextIO
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-OK, WARNING, FAILED, NOTE = "ok", "warning", "FAILED", "-"
-_WORDS = {OK: "checked", WARNING: "warning", FAILED: "failed", NOTE: "note"}
+import pyarrow as pa
+import pyarrow.json as paj
+import pyarrow.parquet as pq
 
+# Rows of a JSON file that say which columns and types to expect.
+_TYPED_BY = 64
+_CHUNK_ROWS = 20_000
+_BLOCK_BYTES = 8 << 20
 
-@dataclass(frozen=True)
-class Row:
-    """One result of a check.
-
-    Attributes:
-        check: what was checked.
-        state: `OK`, `WARNING`, `FAILED` or `NOTE` for what could not be checked.
-        detail: what was found, for people.
-        error: what a failed check raised.
-    """
-
-    check: str
-    state: str
-    detail: str
-    error: Exception | None = None
+Rows = list[dict[str, Any]]
 
 
-class PreflightFailed(ValueError):
-    """Several checks failed; the message has them all, a line each."""
+def columns(path: str) -> set[str]:
+    """Names of the file's columns; of a JSON file those of its first rows."""
+    if path.endswith(".parquet"):
+        return set(pq.read_schema(path).names)
+    return set().union(*itertools.islice(_json_rows(path), _TYPED_BY))
 
 
-def row_of(check: str, found: str | Exception) -> Row:
-    """The row for what a check yielded: a line on what holds, a warning, or an error."""
-    if isinstance(found, str):
-        return Row(check, OK, found)
-    if isinstance(found, Warning):
-        return Row(check, WARNING, str(found))
-    named = isinstance(found, ValueError) and type(found).__module__.startswith("aent_verl")
-    return Row(check, FAILED, str(found) if named else f"{type(found).__name__}: {found}", found)
+def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[pa.RecordBatch]:
+    """Batches of rows, with those of the columns ``names`` that the file has.
 
-
-def attempt(check: str, function: Callable[[], Iterable[str | Exception]]) -> Iterator[Row]:
-    """Rows of a check that yields what it finds; what it raises is the last one."""
-    try:
-        for found in function():
-            yield row_of(check, found)
-    except Exception as error:
-        yield row_of(check, error)
-
-
-def say(rows: Iterable[Row], terminal: TextIO, *, about: str = "") -> None:
-    """Print each result as it comes, and stop if one failed.
+    Where a file holds values of several types in one place, which Arrow has no type for, columns come as `_plain`
+    leaves them.
 
     Args:
-        rows: results.
-        terminal: where people look.
-        about: put in front of each line, such as the method that is checked.
+        path: a file that ends in .parquet, .json or .jsonl.
+        names: the columns.
+        fast: of records in JSON lines, read only the names that the first rows have: others come as null.
 
     Raises:
-        Exception: what the only failed check raised.
-        PreflightFailed: more than one failed.
+        ValueError, OSError: the file cannot be read.
     """
-    failed = []
-    for row in rows:
-        if row.state == FAILED:
-            failed.append(row)
-        else:
-            print(f"{_WORDS[row.state]}: {about}{row.detail}", file=terminal)
-    if len(failed) == 1 and failed[0].error is not None:
-        raise failed[0].error
-    if failed:
-        raise PreflightFailed("\n  ".join([f"{len(failed)} things do not fit:", *(row.detail for row in failed)]))
+    for table in _parquet_tables(path, names) if path.endswith(".parquet") else _json_tables(path, names, fast=fast):
+        yield from table.to_batches()
+
+
+def take(path: str, names: Sequence[str], numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Rows by their numbers, as verl will see them, with those of the columns ``names`` that the file has."""
+    wanted = sorted(set(numbers))
+    return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, wanted)
+
+
+def _parquet_tables(path: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        present = [name for name in names if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=present)
+            yield plain_table(_decoded(table), present) if _holds_json(table.schema) else table
+
+
+def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    start = 0
+    with pq.ParquetFile(path) as file:
+        present = [name for name in names if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            here = [number for number in wanted if start <= number < end]
+            if here:
+                table = file.read_row_group(group, columns=present).take([number - start for number in here])
+                found.update(zip(here, _decoded(table), strict=True))
+            start = end
+    return found
+
+
+def _holds_json(schema: pa.Schema) -> bool:
+    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets what they stand for."""
+    return "arrow.json" in str(schema)
+
+
+def _decoded(table: pa.Table) -> Rows:
+    rows: Rows = table.to_pylist()
+    if not _holds_json(table.schema):
+        return rows
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(table.schema)
+    return [features.decode_example(row) for row in rows]
+
+
+def _json_tables(path: str, names: Sequence[str], *, fast: bool) -> Iterator[pa.Table]:
+    read = 0
+    if fast and not _is_array(path):
+        try:
+            for batch in _arrow_batches(path, names):
+                yield pa.Table.from_batches([batch])
+                read += batch.num_rows
+            return
+        except pa.lib.ArrowException:
+            pass  # values of several types, or no JSON at all: what follows reads the former and names the latter
+    rows = itertools.islice(_json_rows(path), read, None)
+    while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
+        yield plain_table(chunk, names)
+
+
+def _arrow_batches(path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of JSON lines in the types of the first rows, anything else in them left out."""
+    first = list(itertools.islice(_json_rows(path), _TYPED_BY))
+    present = [name for name in names if any(name in row for row in first)]
+    schema = pa.Table.from_pylist([{name: row.get(name) for name in present} for row in first]).schema
+    with paj.open_json(
+        path,
+        read_options=paj.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=paj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    ) as reader:
+        yield from reader
+
+
+def _take_json(path: str, names: Sequence[str], wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
+    numbers, end = set(wanted), max(wanted, default=-1) + 1
+    if _is_array(path):
+        rows = {number: row for number, row in enumerate(_json_rows(path)) if number in numbers}
+    else:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = itertools.islice(filter(str.strip, file), end)
+            rows = {number: json.loads(line) for number, line in enumerate(lines) if number in numbers}
+    return {number: {name: row[name] for name in names if name in row} for number, row in rows.items()}
+
+
+def _is_array(path: str) -> bool:
+    with open(path, encoding="utf-8-sig") as file:
+        return next(filter(str.strip, file), "").lstrip().startswith("[")
+
+
+def _json_rows(path: str) -> Iterator[dict[str, Any]]:
+    """JSON lines, or one array of objects."""
+    # verl's reader takes a byte-order mark, too.
+    with open(path, encoding="utf-8-sig") as file:
+        rows = json.load(file) if _is_array(path) else map(json.loads, filter(str.strip, file))
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is not an object")
+            yield row
+
+
+def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:
+    """Columns of rows, whatever types stand in one place, as `_plain` leaves them."""
+    present = [name for name in names if any(name in row for row in rows)]
+    return pa.table({name: pa.array(_plain([row.get(name) for row in rows])) for name in present})
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    """A column with each value, message content and ground truth as text, and null where it has another form."""
+    form = next((type(value) for value in values if isinstance(value, Mapping | list)), None)
+    if form is None:
+        return [_text(value) for value in values]
+    return [_record(value) if form is not list else _records(value) for value in values]
+
+
+def _records(value: Any) -> list[Any] | None:
+    return [_record(item) for item in value] if isinstance(value, list) else None
+
+
+def _record(value: Any) -> dict[str, Any] | None:
+    return {name: _text(item) for name, item in value.items()} if isinstance(value, Mapping) else None
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if value != value or (isinstance(value, Mapping) and all(item is None for item in value.values())):
+        return None
+    return json.dumps(value, default=str) if value != [] else ""

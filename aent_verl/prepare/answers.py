@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
@@ -15,9 +15,16 @@ def whole(value: Any) -> str:
     """The value itself: text without surrounding space and math delimiters, a whole number without ".0".
 
     A list gives its items joined by commas, so a list of one gives its item. None and NaN give "".
+
+    Raises:
+        TypeError: a record or bytes, which have no form that an answer could be compared with.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, Mapping):
+        raise TypeError(f"a record with the fields {', '.join(map(repr, value))}")
+    if isinstance(value, bytes):
+        raise TypeError("bytes")
     if isinstance(value, list | tuple):
         return ", ".join(whole(item) for item in value)
     if isinstance(value, float) and value.is_integer():

@@ -69,7 +69,7 @@ def read_items(rows: Rows, columns: Columns, *, where: str, hint: str) -> tuple[
         The items, and how many rows there were: those that `columns.keep` leaves out have no item.
 
     Raises:
-        ValueError: a column that is not there, or a split without rows.
+        ValueError: a column that is not there, a split without rows, or an answer that is a record.
     """
     wanted = [columns.problem, columns.answer, *columns.keep]
     top = list(dict.fromkeys(name if name in rows.columns else name.split(".")[0] for name in wanted))
@@ -87,10 +87,21 @@ def read_items(rows: Rows, columns: Columns, *, where: str, hint: str) -> tuple[
             continue
         problem = _unwrapped(text_of(value_of(row, columns.problem)), columns.unwrap)
         problem, key = texts.setdefault(problem, (problem, normalise(problem)))
-        items.append(Item(index, problem, columns.extract(value_of(row, columns.answer)), key))
+        items.append(Item(index, problem, _answer(row, columns, index, where), key))
     if not count:
         raise ValueError(f"{where} has no rows")
     return items, count
+
+
+def _answer(row: Row, columns: Columns, index: int, where: str) -> str:
+    try:
+        return columns.extract(value_of(row, columns.answer))
+    except TypeError as error:
+        raise ValueError(
+            f"{where}, row {index}: the answer in column {columns.answer!r} is or holds {error}; expected text, a "
+            f"number or a list of them. Name a field of a record with --answer {columns.answer}.FIELD, or convert the "
+            "column"
+        ) from error
 
 
 def value_of(row: Row, name: str) -> Any:

@@ -192,7 +192,7 @@ def _of_parquet(path: Path) -> Rows:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # programs of Windows begin a file with a byte-order mark
         start = file.read(1)
         file.seek(0)
         if start == "[":

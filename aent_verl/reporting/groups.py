@@ -5,7 +5,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aent_verl.metrics import COEFFICIENT, ENTROPY, ENTROPY_FULL, REWARD, validation_accuracy, validation_sources
+from aent_verl.metrics import (
+    COEFFICIENT,
+    ENTROPY,
+    ENTROPY_FULL,
+    REWARD,
+    validation_accuracy,
+    validation_left_out,
+    validation_sources,
+)
 from aent_verl.results.protocol import Protocol, differences
 from aent_verl.results.run import Run, by_method
 from aent_verl.text import some
@@ -124,7 +132,24 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
             f"Validation accuracy is the mean over {max(sources)} data sources, each of which counts the same, however "
             "many problems it has."
         )
-    return notices + _final_notices(runs)
+    return notices + _left_out(runs) + _final_notices(runs)
+
+
+def _left_out(runs: list[Run]) -> list[str]:
+    """Data sources of the validation that do not count, by the runs in which they do not."""
+    by_runs: dict[tuple[str, ...], list[str]] = {}
+    for source in sorted(
+        {source for run in runs for data in run.metrics.values() for source in validation_left_out(data)}
+    ):
+        names = (run.name for run in runs if any(source in validation_left_out(data) for data in run.metrics.values()))
+        by_runs.setdefault(tuple(names), []).append(source)
+    return [
+        f"Validation accuracy{'' if len(names) == len(runs) else f' of {some(names)}'} leaves out the data source"
+        f"{'s' if len(sources) > 1 else ''} {', '.join(sources)}: only a reward is logged there, which is not averaged "
+        "with the accuracy of other sources. To have it count, let the reward function return a dict with 'score' and "
+        "'acc'."
+        for names, sources in by_runs.items()
+    ]
 
 
 def _final_notices(runs: list[Run]) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import actor_update, bounds, linear_memory, logits_op, selection
+from benchmarks import actor_update, bounds, data_check, linear_memory, logits_op, selection
 from benchmarks.measure import Quantiles, backward, in_fresh_process, peak_growth
 from benchmarks.methods import CLAMP_P, METHODS, TOP_P, inputs
 from benchmarks.report import MIB
@@ -160,3 +160,8 @@ def test_settings_that_cannot_be_are_refused(script, arguments, named, capsys: p
     with pytest.raises(SystemExit):
         script.main(arguments)
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_checks_of_data_are_timed_in_both_formats() -> None:
+    found = data_check.main(["--rows", "300"])
+    assert list(found) == ["data, parquet", "model, parquet", "data, jsonl", "model, jsonl"]

@@ -99,9 +99,12 @@ def test_what_does_not_fit_is_named(cfg: DictConfig, key: str, value: Any, messa
         prepared(cfg)
 
 
-def test_a_long_prompt_beyond_those_that_preflight_looks_at(cfg: DictConfig, tmp_path: Path) -> None:
+def test_a_long_prompt_at_the_end_of_a_file(cfg: DictConfig, tmp_path: Path) -> None:
     rows = [row(f"{a} + 0", str(a)) for a in range(70)]
     cfg.data.val_files = write(tmp_path / "long.parquet", [*rows, row("1 + " * 30 + "1", "31")])
+    with pytest.raises(PreflightError, match=r"max_prompt_length=96: 1 of the 65 prompts looked at .*up to \d+ tokens"):
+        prepared(cfg)
+    cfg.data.truncation = "left"  # training may cut prompts, an evaluation looks at every one
     with pytest.raises(PreflightError, match=r"max_prompt_length=96: 1 of 71 prompts are longer, up to \d+ tokens"):
         prepared(cfg)
     cfg.data.filter_overlong_prompts = True

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from aent_verl import preflight
-from aent_verl.preflight import PreflightError, data
+from aent_verl.preflight import PreflightError, data, scan
 from tests.unit.preflight.rows import ROWS, row, write
 
 
@@ -96,7 +96,7 @@ def test_rows_beyond_the_sample_are_counted(settings, tmp_path, name):
     else:
         (tmp_path / name).write_text("\n".join(map(json.dumps, ROWS * 20)))
     sample, lines = data.check(settings)
-    assert len(sample.train[str(tmp_path / name)]) == data.SAMPLE
+    assert len(sample.train[str(tmp_path / name)]) == scan.SAMPLE
     assert "320 rows" in lines[0]
 
 
@@ -129,18 +129,49 @@ def test_a_prompt_that_is_not_chat_messages(settings, tmp_path, prompt):
         data.check(settings)
 
 
-@pytest.mark.parametrize("name", ["train_batch_size", "gen_batch_size"])
-def test_fewer_rows_than_a_batch(settings, name):
-    settings.data[name] = 17
+def test_fewer_rows_than_a_batch(settings):
+    settings.data.train_batch_size = 17
     with pytest.raises(
-        PreflightError, match=rf"data\.{name}=17: the training data has only 16 rows; expected at most 16"
+        PreflightError, match=r"data\.train_batch_size=17: the training data has only 16 rows; expected at most 16"
     ):
         data.check(settings)
+
+
+@pytest.mark.parametrize("size", [5, 32])
+def test_fetches_that_do_not_make_up_a_batch(settings, size):
+    settings.data.gen_batch_size = size
+    with pytest.raises(PreflightError, match=rf"data\.gen_batch_size={size}: .*expected a divisor of 16"):
+        data.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("algorithm.filter_groups.enable", True),
+        ("trainer.v1.sampler.sync_refill_failed_groups", True),
+        ("trainer.v1.trainer_mode", "colocate_async"),
+        ("trainer.v1.trainer_mode", "separate_async"),
+    ],
+)
+def test_a_size_of_fetches_that_verl_overrides(settings, key, value):
+    OmegaConf.update(settings, key, value, force_add=True)
+    settings.data.gen_batch_size = 96
+    warning = data.check(settings)[1][1]
+    assert isinstance(warning, Warning)
+    assert str(warning).startswith("data.gen_batch_size=96 has no effect: with ")
+    assert key in str(warning)
+    settings.data.gen_batch_size = 1
+    assert not [line for line in data.check(settings)[1] if isinstance(line, Warning)]
 
 
 def test_a_limit_on_rows_below_a_batch(settings):
     settings.data.train_max_samples = 8
     with pytest.raises(PreflightError, match=r"data\.train_batch_size=16: .*only 8 rows"):
+        data.check(settings)
+    settings.data.train_max_samples = 0  # no limit, to verl
+    data.check(settings)
+    settings.data.train_max_samples = None
+    with pytest.raises(PreflightError, match=r"data\.train_max_samples=None.*Set it to -1"):
         data.check(settings)
 
 

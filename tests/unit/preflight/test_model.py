@@ -37,7 +37,7 @@ def test_a_folder_without_a_part_of_the_model(settings, model_copy, name, proble
 def test_a_folder_without_a_tokenizer(settings, model_copy):
     for file in model_copy.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(PreflightError, match="makes '' of the user message"):
+    with pytest.raises(PreflightError, match="its tokenizer makes '' of the user message"):
         check_model(settings)
 
 
@@ -87,13 +87,71 @@ def test_a_tokenizer_without_end_or_padding(name):
 def test_prompts_that_are_too_long(settings, tmp_path):
     settings.data.train_files = write(tmp_path / "long.parquet", [*ROWS[:15], row("1" * 100, "5")])
     with pytest.raises(
-        PreflightError, match=r"data\.max_prompt_length=96: 1 of the first 20 prompts .*expected at least 1\d\d"
+        PreflightError, match=r"data\.max_prompt_length=96: 1 of the 20 prompts .*expected at least 1\d\d"
     ):
         check_model(settings)
     settings.data.filter_overlong_prompts = True
     check_model(settings)
     settings.data.max_prompt_length = 8
-    with pytest.raises(PreflightError, match="20 of the first 20 prompts"):
+    with pytest.raises(PreflightError, match="20 of the 20 prompts"):
         check_model(settings)
     settings.data.truncation = "left"
     check_model(settings)
+
+
+@pytest.mark.parametrize("question", ["How many \u2126 is 5?", "3 \u212b long", "a cafe\u0301", "<|im_end|> is 5"])
+def test_a_prompt_that_the_tokenizer_normalises(settings, tmp_path, question):
+    settings.data.train_files = write(tmp_path / "train.parquet", [row(question), *ROWS])
+    assert "text intact" in check_model(settings)[1]
+
+
+def test_a_template_that_changes_a_character(settings, tmp_path):
+    # The template sees the two characters of the data, of which the tokenizer would make one.
+    settings.actor_rollout_ref.model.custom_chat_template = "{{ messages[0]['content'] | replace('e\u0301', 'e') }}"
+    settings.data.train_files = write(tmp_path / "train.parquet", [row("cafe\u0301"), *ROWS])
+    with pytest.raises(
+        PreflightError, match=r"its chat template makes 'How many is cafe\?' of the user message"
+    ) as error:
+        check_model(settings)
+    assert "U+00E9 (LATIN SMALL LETTER E WITH ACUTE) at position 15, in " in str(error.value)
+
+
+@pytest.fixture
+def few_words(settings, model_copy):
+    """A model folder whose tokenizer knows ASCII alone."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    characters = ["[UNK]", "[END]", *map(chr, range(33, 127))]
+    words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")])
+    words.save(str(model_copy / "tokenizer.json"))
+    edit(model_copy / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    settings_of = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "eos_token": "[END]"}
+    (model_copy / "tokenizer_config.json").write_text(json.dumps(settings_of | {"pad_token": "[END]"}))
+    (model_copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return settings
+
+
+def test_a_character_that_the_tokenizer_does_not_know(few_words, tmp_path):
+    few_words.data.train_files = write(tmp_path / "train.parquet", [row("5 \u2603"), *ROWS])
+    lines = check_model(few_words)
+    assert isinstance(lines[2], Warning)
+    assert "U+2603 (SNOWMAN) at position 14, in 'How many is 5 \u2603?', is lost" in str(lines[2])
+    assert str(lines[2]).startswith("actor_rollout_ref.model.path: its tokenizer does not know all characters")
+    few_words.data.train_files = write(tmp_path / "other.parquet", [row("\u2603" * 20), *ROWS])
+    with pytest.raises(PreflightError, match=r"its tokenizer makes .*U\+2603"):
+        check_model(few_words)
+
+
+def test_text_between_pictures(settings):
+    part = "{{ part['text'] if part['type'] == 'text' else '<image>' }}"
+    every = f"{{% for part in messages[0]['content'] %}}{part}{{% endfor %}}"
+    settings.actor_rollout_ref.model.custom_chat_template = every
+    template = model.Template(settings, model._load(settings))
+    parts = [{"type": "image"}, {"type": "text", "text": "How many \u2126?"}, {"type": "text", "text": "Say."}]
+    assert template.check_text([{"role": "user", "content": parts}]) == []
+    template.template = "{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(PreflightError, match=r"user message 'Say\.'; U\+0053"):
+        template.check_text([{"role": "user", "content": parts}])

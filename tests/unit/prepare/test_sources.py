@@ -21,8 +21,30 @@ def test_json_lines_arrays_and_parquet_give_the_same_rows(tmp_path):
     lines = write_jsonl(tmp_path / "lines.json", GOOD)
     blank = tmp_path / "b.jsonl"
     blank.write_text('\n{"problem": "One and one?", "answer": "2"}\n\n')
-    for path in (array, lines, blank, write_parquet(tmp_path / "a.parquet", GOOD)):
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text(lines.read_text(), encoding="utf-8-sig")
+    marked_array = tmp_path / "marked.json"
+    marked_array.write_text(array.read_text(), encoding="utf-8-sig")
+    for path in (array, lines, blank, marked, marked_array, write_parquet(tmp_path / "a.parquet", GOOD)):
         assert read(path) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"value": "2", "unit": "m"}, "a record with the fields 'value', 'unit'"),
+        ([{"value": "2"}], "a record with the fields 'value'"),
+        (b"2", "bytes"),
+    ],
+)
+@pytest.mark.parametrize("extract", ["auto", "whole", "boxed", "hashes"])
+def test_an_answer_that_is_a_record_is_named_with_its_row(tmp_path, answer, problem, extract):
+    path = write_parquet(tmp_path / "mine.parquet", [{"problem": f"{i} and one?", "answer": answer} for i in range(3)])
+    with pytest.raises(
+        ValueError, match=rf"row 0: the answer in column 'answer' is or holds {problem}.*--answer answer\."
+    ):
+        prepare(path, "--extract", extract, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_corrupt_line_is_named_by_file_and_number(tmp_path):

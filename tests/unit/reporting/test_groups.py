@@ -4,6 +4,7 @@ import pytest
 
 from aent_verl.reporting.background import protocol_rows
 from aent_verl.reporting.groups import group_runs
+from aent_verl.reporting.report import write_report
 from aent_verl.results.run import load_run
 from tests.unit.reporting.synthetic import (
     AENT,
@@ -193,3 +194,46 @@ def test_copies_of_a_file_are_one_value(tmp_path):
     assert protocol_rows(groups) == {
         "data.train_files": {names[0]: ["grpo seed 0", "grpo seed 1"], names[2]: ["grpo seed 2"]}
     }
+
+
+def with_reward_alone(tmp_path, *sources, methods=("grpo", "aent")):
+    """Runs of which some log only a reward for these data sources, beside the accuracy of another."""
+    make_runs(tmp_path, seeds=1, evaluate=False)
+    runs = []
+    for method in (GRPO, AENT):
+        run = metrics(method, 1, 40)
+        for data in run.values():
+            if "val-core/digits/acc/mean@4" in data and method.name in methods:
+                data |= {f"val-core/{source}/reward/mean@4": 0.9 for source in sources}
+        write_metrics(tmp_path / f"{method.name}_seed1", run)
+        runs.append(load_run(tmp_path / f"{method.name}_seed1"))
+    return runs
+
+
+def test_a_validation_source_that_has_only_a_reward_is_named(tmp_path):
+    notices = group_runs(with_reward_alone(tmp_path, "openai/gsm8k", "essays"), "grpo").notices
+    assert notices[1] == (
+        "Validation accuracy leaves out the data sources essays, openai/gsm8k: only a reward is logged there, which is "
+        "not averaged with the accuracy of other sources. To have it count, let the reward function return a dict with "
+        "'score' and 'acc'."
+    )
+
+
+def test_a_validation_source_that_is_left_out_of_one_run_alone_is_named_with_it(tmp_path):
+    runs = with_reward_alone(tmp_path, "essays", methods=("aent",))
+    assert (
+        group_runs(runs, "grpo")
+        .notices[1]
+        .startswith("Validation accuracy of aent seed 1 leaves out the data source essays: ")
+    )
+    page = write_report(runs, tmp_path / "report").read_text()
+    assert "leaves out the data source essays" in page
+
+
+def test_sources_that_all_have_only_a_reward_are_compared_by_it(tmp_path):
+    runs = make_runs(tmp_path, seeds=2, evaluate=False)
+    for run in runs:
+        for data in run.metrics.values():
+            if (accuracy := data.pop("val-core/digits/acc/mean@4", None)) is not None:
+                data |= {f"val-core/{source}/reward/mean@4": accuracy for source in ("a", "b")}
+    assert "leaves out" not in "".join(group_runs(runs, "grpo").notices)
