@@ -11,8 +11,8 @@ import wrapt
 from aent_verl.integration import platform_cpu, vllm_cpu
 
 platform_cpu.register()
-if platform_cpu.is_selected():
-    vllm_cpu.provide_vllm_distribution()
+# Whatever the platform: composing a config imports verl, and only then can the platform be decided.
+vllm_cpu.provide_vllm_distribution()
 
 
 @wrapt.when_imported("verl.trainer.ppo.v1")
