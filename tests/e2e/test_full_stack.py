@@ -261,12 +261,15 @@ def test_resume_without_a_usable_state_stops_before_ray_and_names_the_way_out(
 
 @pytest.fixture(scope="module")
 def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
-    """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts: one rank, GRPO with an
-    adapter and a KL penalty.
+    """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts.
+
+    One rank, GRPO with a LoRA adapter and a KL penalty.
     """
     from aent_verl.integration import platform_cpu
 
     folder = tmp_path_factory.mktemp("own_script")
+    # This model is hardly ever right, and without a difference in a group there is nothing to learn.
+    (folder / "score.py").write_text("def compute_score(solution_str, **_):\n    return len(solution_str) % 2\n")
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic"])
     arguments = [
@@ -291,7 +294,7 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
         f"data.max_response_length={cfg.data.max_response_length}",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "reward.custom_reward_function.path=pkg://aent_verl.tasks.reward",
+        f"reward.custom_reward_function.path={folder}/score.py",
         "trainer.total_training_steps=3",
         "trainer.critic_warmup=2",
         "trainer.val_before_train=false",
