@@ -25,6 +25,18 @@ Show the composed config without running: --cfg job [--resolve]    more of Hydra
 Resume: the same command again; the controller goes on where it was.
 """
 
+DOCTOR_HELP = """\
+Check everything that a training run needs, without starting it: versions, plug-in, verl's API, every setting, data,
+model, reward function and machines. Takes the overrides of `aent-verl train`, or a whole command, verl's too, old or
+new: it names each key that verl no longer has, and what the command lacks for entropy control.
+"""
+DOCTOR_EXAMPLES = """\
+examples:
+  aent-verl doctor experiment=cpu_arithmetic
+  aent-verl doctor --assume gpus=8,nodes=2 experiment=qwen2.5_math_1.5b_math data.train_files=...   on a login node
+  aent-verl doctor python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_files=...
+"""
+
 TOKENS_HELP = """\
 Write a page of responses whose tokens are coloured by entropy, advantage or policy weight; it opens in any browser.
 The run has to be trained with entropy_control.token_dump=4 (responses a step).
@@ -48,9 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "compare", help="methods x seeds, evaluated, and a report of what can be told; compare --help", add_help=False
     )
-    doctor = commands.add_parser("doctor", help="check versions, plug-in, data, model, reward and machine")
-    doctor.add_argument("--cluster", action="store_true", help="also check the Ray cluster's nodes")
-    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="the overrides of the run to check")
+    commands.add_parser(
+        "doctor",
+        help="check versions, plug-in, settings, data, model, reward and machines; doctor --help",
+        add_help=False,
+    )
     commands.add_parser("evaluate", help="sample, score and sum up a model's answers; evaluate --help", add_help=False)
     plot = commands.add_parser("plot", help="draw reward, entropy and coefficient of a run as a PNG")
     plot.add_argument("folder", help="the run's folder (run.dir), with its metrics.jsonl")
@@ -74,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        return _doctor(arguments[1:])
     if arguments[:1] == ["compare"]:
         from aent_verl.compare import command as compare
 
@@ -83,10 +99,6 @@ def main(argv: list[str] | None = None) -> int:
 
         return evaluate.main(arguments[1:])
     options = build_parser().parse_args(arguments)
-    if options.command == "doctor":
-        from aent_verl import doctor
-
-        return doctor.main([*options.overrides, *(["--cluster"] if options.cluster else [])])
     run = {"plot": _plot, "prepare": prepare.run, "tokens": _tokens}[options.command]
     try:
         print(run(options))
@@ -107,6 +119,28 @@ def _tokens(options: argparse.Namespace) -> str:
 
     page, count = write_page(options.paths, output=options.output, steps=options.step)
     return f"{page}: {count} response{'s' if count != 1 else ''}"
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="aent-verl doctor",
+        usage="%(prog)s [--cluster] [--assume gpus=8,nodes=2] [key=value ... | a training command]",
+        description=DOCTOR_HELP,
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--cluster", action="store_true", help="start or join Ray, and ask every node")
+    parser.add_argument("--assume", metavar="gpus=8,nodes=2", help="check for these machines instead of this one")
+    # The rest are overrides, or another command's words with its own flags.
+    options, words = parser.parse_known_args(arguments)
+    from aent_verl import doctor
+
+    try:
+        assume = options.assume and doctor.Machines.parse(options.assume)
+    except ValueError as error:
+        parser.error(str(error))
+    return doctor.main(words, cluster=options.cluster, assume=assume)
 
 
 def _train(overrides: list[str]) -> int:

@@ -1,20 +1,25 @@
-"""``aent-verl doctor [--cluster] [key=value ...]``: is everything in place for a run with these settings?"""
+"""``aent-verl doctor [key=value ...]``: is everything in place for a run with these settings?"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 import os
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl import __version__
+from aent_verl import __version__, command_line, preflight
+from aent_verl.command_line import CommandLine
+from aent_verl.integration import platform_cpu
+from aent_verl.integration.guard import BLOCK
+from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.rows import FAILED, NOTE, OK, WARNING, Row, row_of
 
-OK, FAILED, NOTE = "ok", "FAILED", "-"
 CLUSTER = "--cluster"
 # Without any overrides on a machine that has no accelerator, this is what a newcomer runs.
 DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
@@ -23,74 +28,102 @@ REMOTE_TIMEOUT_SECONDS = 180
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the report."""
+class Machines:
+    """Machines that are assumed instead of looked at.
 
-    check: str
-    state: str
-    detail: str
+    Attributes:
+        gpus: accelerators of each node.
+        nodes: nodes.
+        cpus: CPU slots of each node; None leaves them out.
+    """
+
+    gpus: int
+    nodes: int = 1
+    cpus: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Machines:
+        """Read ``gpus=8,nodes=2``.
+
+        Raises:
+            ValueError: names what is wrong and what would be right.
+        """
+        given = dict(part.partition("=")[::2] for part in text.split(","))
+        known = {field.name for field in fields(cls)}
+        wrong = [f"{key}={value}" for key, value in given.items() if key not in known or not value.isdecimal()]
+        if wrong or "gpus" not in given or "0" in given.values():
+            raise ValueError(
+                f"--assume {text}: expected gpus=8,nodes=2, with whole numbers from 1 (nodes and cpus, slots of each "
+                "node, may be left out)"
+            )
+        return cls(**{key: int(value) for key, value in given.items()})
+
+    def check(self, cfg: DictConfig) -> list[str]:
+        """Check that a run fits on them.
+
+        Raises:
+            PreflightError: it asks for more nodes, or for more on each.
+        """
+        for key, found in {"trainer.nnodes": self.nodes, "trainer.n_gpus_per_node": self.gpus}.items():
+            asked = OmegaConf.select(cfg, key)
+            if asked > found:
+                raise PreflightError(
+                    key,
+                    asked,
+                    "is more than was assumed",
+                    expected=f"at most {found}",
+                    hint=f"Lower {key}, or --assume more",
+                )
+        return preflight.check_cluster(self._resources(), cfg)
+
+    def _resources(self) -> dict[str, float]:
+        """What Ray would say of them."""
+        gpus = float(self.gpus * self.nodes)
+        return {"GPU": gpus, "NPU": gpus, "CPU": math.inf if self.cpus is None else float(self.cpus * self.nodes)}
 
 
-def main(overrides: list[str]) -> int:
-    """Print the report for a run with these Hydra overrides; ``--cluster`` among them asks Ray's nodes, too.
+def main(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> int:
+    """Print the report for a training command.
+
+    Args:
+        arguments: its Hydra overrides, or the whole command, ours or verl's.
+        cluster: ask Ray's nodes, too.
+        assume: check for these machines, not for those at hand.
 
     Returns:
         0 if nothing failed, else 1.
     """
-    rows = list(examine([item for item in overrides if item != CLUSTER], cluster=CLUSTER in overrides))
+    rows = list(examine(arguments, cluster=cluster, assume=assume))
     show(rows)
-    failed = sum(row.state == FAILED for row in rows)
-    print(f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks passed")
+    failed, warned = (sum(row.state == state for row in rows) for state in (FAILED, WARNING))
+    tail = f", {warned} warning{'s' * (warned > 1)}" if warned else ""
+    print(f"{failed} of {len(rows)} checks failed{tail}" if failed else f"all {len(rows)} checks passed{tail}")
     return 1 if failed else 0
 
 
-def examine(overrides: list[str], *, cluster: bool = False) -> Iterator[Row]:
+def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> Iterator[Row]:
     """All rows of the report, in an order in which later checks can rely on earlier ones."""
     versions = list(check_versions())
     yield from versions
     if any(row.state == FAILED and row.check == "versions" for row in versions):
         return
-    composed = attempt("config", lambda: compose(overrides))
-    yield from composed.rows
-    if composed.value is None:
+    line = command_line.parse(arguments)
+    given = bool(line.overrides) or not line.is_ours
+    cfg = yield from compose(line)
+    if cfg is None:
         return
-    cfg, given = composed.value
-    chosen = attempt("platform", lambda: choose_platform(cfg))
-    yield from chosen.rows
-    if chosen.value is None:
+    if not (yield from check_platform(cfg, assume)):
         return
     # From here on verl may resolve its platform.
     yield from check_plugin()
-    yield from check_contract()
-    if given:
-        yield from check_settings(cfg)
-        yield from check_preflight(cfg)
+    if given or cfg.run.task is not None:
+        yield from preflight.check_settings(cfg)
+        yield from check_files_and_machines(cfg, assume)
     else:
+        yield from preflight.check_api()
         yield Row("run", NOTE, "not checked: name one, as in `aent-verl doctor experiment=... data.train_files=...`")
     if cluster:
         yield from check_cluster(cfg)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a check gave, and its rows."""
-
-    value: Any
-    rows: list[Row]
-
-
-def attempt(name: str, function: Callable[[], tuple[Any, str]]) -> Attempt:
-    """Run a check that returns (value, detail); whatever it raises is a failed row, and the value is None."""
-    try:
-        value, detail = function()
-    except Exception as error:
-        return Attempt(None, [failure(name, error)])
-    return Attempt(value, [Row(name, OK, detail)])
-
-
-def failure(name: str, error: BaseException) -> Row:
-    """The row of a check that raised."""
-    return Row(name, FAILED, f"{type(error).__name__}: {error}")
 
 
 def check_versions() -> Iterator[Row]:
@@ -101,7 +134,7 @@ def check_versions() -> Iterator[Row]:
         compat.check_versions()
         yield Row("versions", OK, f"aent_verl {__version__}, python {platform.python_version()}")
     except compat.VersionError as error:
-        yield failure("versions", error)
+        yield row_of("versions", error)
     for names, remedy in (
         (("verl",), None),
         (("torch",), None),
@@ -130,37 +163,51 @@ def first_version(*names: str) -> str | None:
     return None
 
 
-def compose(overrides: list[str]) -> tuple[tuple[DictConfig, list[str]], str]:
-    """The config of a run and the overrides that made it, and the report's detail."""
-    from hydra import compose as compose_config
-    from hydra import initialize_config_module
+def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
+    """Compose the config of a command, with what the command lacks for entropy control; None where that fails."""
+    if line.is_ours and not line.overrides and platform_cpu.detect_platform() == platform_cpu.PLATFORM_NAME:
+        line = replace(line, overrides=(DEFAULT_ON_CPU,))
+    if lacks := line.lacks():
+        # A script of plain GRPO is in order; one that asks for entropy control and would not get it is not.
+        asks = len(lacks) == 1 or line.value(BLOCK) is not None
+        yield Row(
+            "entropy control",
+            FAILED if asks else WARNING,
+            f"this command trains without it; add {' '.join(lacks)} (checked below as if they were there)",
+        )
+        line = line.completed()
+    try:
+        cfg = line.compose()
+    except Exception as error:
+        yield row_of("config", error)
+        return None
+    yield Row("config", OK, f"composes with {' '.join(line.overrides) or 'no overrides'}")
+    return cfg
 
-    from aent_verl.integration import platform_cpu
 
-    given = list(overrides)
-    if not given and platform_cpu.detect_platform() == platform_cpu.PLATFORM_NAME:
-        given = [DEFAULT_ON_CPU]
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        cfg = compose_config("aent_trainer", overrides=given)
-    return (cfg, given), f"composes with {' '.join(given) or 'no overrides'}"
-
-
-def choose_platform(cfg: DictConfig) -> tuple[str, str]:
-    """The platform that a run would use, and why; sets the environment as the run would."""
+def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, None, bool]:
+    """Decide the platform as a run would, and say why; sets the environment as the run would."""
     from aent_verl import train
-    from aent_verl.integration import platform_cpu
 
-    named = os.environ.get(platform_cpu.PLATFORM_ENV)
-    address = platform_cpu.cluster_to_join(cfg.ray_kwargs.ray_init.get("address"))
-    train.make_paths_absolute(cfg)
-    platform = train.choose_platform(cfg)
+    try:
+        train.make_paths_absolute(cfg)
+        if assume is not None:
+            yield Row("platform", NOTE, f"assumed: {assume.nodes} node(s) with {assume.gpus} accelerator(s) each")
+            return True
+        named = os.environ.get(platform_cpu.PLATFORM_ENV)
+        address = platform_cpu.cluster_to_join(cfg.ray_kwargs.ray_init.get("address"))
+        chosen = train.choose_platform(cfg)
+    except Exception as error:
+        yield row_of("platform", error)
+        return False
     if named:
         why = f"{platform_cpu.PLATFORM_ENV}={named}"
     elif address is not None:
-        why = f"the Ray cluster at {address} has {'no' if platform else 'an'} accelerator"
+        why = f"the Ray cluster at {address} has {'no' if chosen else 'an'} accelerator"
     else:
-        why = f"this machine has {'no' if platform else 'an'} accelerator, and Ray is to be started here"
-    return platform or "verl's own", f"{platform or 'left to verl'}: {why}"
+        why = f"this machine has {'no' if chosen else 'an'} accelerator, and Ray is to be started here"
+    yield Row("platform", OK, f"{chosen or 'left to verl'}: {why}")
+    return True
 
 
 def check_plugin() -> Iterator[Row]:
@@ -178,7 +225,7 @@ def check_plugin() -> Iterator[Row]:
         from verl.workers.engine import EngineRegistry
 
         import aent_verl.integration.trainer  # noqa: F401  fails here with its reason, if it does
-        from aent_verl.integration import engine, platform_cpu
+        from aent_verl.integration import engine
 
         found = {
             f"trainer mode {TRAINER_MODE}": TRAINER_REGISTRY.get(TRAINER_MODE),
@@ -189,52 +236,18 @@ def check_plugin() -> Iterator[Row]:
         if missing:
             raise RuntimeError(f"not registered: {', '.join(missing)}")
     except Exception as error:
-        yield failure("plug-in", error)
+        yield row_of("plug-in", error)
     else:
         yield Row("plug-in", OK, f"registered in this process: {', '.join(found)}")
 
 
-def check_contract() -> Iterator[Row]:
-    """The facts about verl's API that our code relies on; a row for each that does not hold."""
-    from aent_verl.integration import compat, contract
-
-    broken = compat.violations()
-    yield from (Row("verl API", FAILED, line) for line in broken)
-    if not broken:
-        yield Row("verl API", OK, f"{len(contract.CONTRACT)} facts that our code relies on hold")
-
-
-def check_settings(cfg: DictConfig) -> Iterator[Row]:
-    """Does the config pass our validation and verl's?"""
-
-    def validate() -> tuple[None, str]:
-        from verl.trainer.ppo.utils import need_critic, need_reference_policy
-        from verl.utils.config import validate_config
-
-        from aent_verl.integration.config import EntropyControlConfig
-
-        control = EntropyControlConfig.parse(OmegaConf.to_container(cfg.entropy_control, resolve=True))
-        validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
-        controller = control.bonus.controller
-        return None, f"method {control.method}, functional {control.functional}, controller {controller}"
-
-    yield from attempt("settings", validate).rows
-
-
-def check_preflight(cfg: DictConfig) -> Iterator[Row]:
+def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterator[Row]:
     """What `aent-verl train` would check, as far as its data are there."""
-    from aent_verl import preflight
-
-    try:
-        if to_be_built(cfg):
-            yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
-            lines = preflight.resources.check(cfg)
-        else:
-            lines = preflight.run(cfg)
-    except Exception as error:
-        yield failure("preflight", error)
-    else:
-        yield from (Row("preflight", OK, line) for line in lines)
+    skip: tuple[str, ...] = ()
+    if to_be_built(cfg):
+        yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
+        skip = ("data", "model", "reward")
+    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
 
 
 def to_be_built(cfg: DictConfig) -> bool:
@@ -252,8 +265,7 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     """Start or join Ray as a run would, and ask every node what it has loaded."""
     import ray
 
-    from aent_verl import preflight, train
-    from aent_verl.integration import platform_cpu
+    from aent_verl import train
 
     platform = platform_cpu.PLATFORM_NAME if platform_cpu.is_selected() else None
     try:
@@ -265,7 +277,7 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
             if node["Alive"]:
                 yield ask_node(node)
     except Exception as error:
-        yield failure("cluster", error)
+        yield row_of("cluster", error)
     finally:
         ray.shutdown()
 
@@ -315,7 +327,7 @@ def ask_node(node: dict[str, Any]) -> Row:
             timeout=REMOTE_TIMEOUT_SECONDS,
         )
     except Exception as error:
-        return failure(name, error)
+        return row_of(name, error)
     if found != expected:
         return Row(name, FAILED, f"has {found}, this process {expected}: install the same versions on every node")
     return Row(name, OK, f"plug-in loaded, aent_verl {found['aent_verl']}, verl {found['verl']}")
@@ -330,7 +342,7 @@ def show(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "result", "detail"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "result")
-    styles = {OK: "green", FAILED: "bold red", NOTE: "yellow"}
+    styles = {OK: "green", WARNING: "yellow", FAILED: "bold red", NOTE: "yellow"}
     for row in rows:
         table.add_row(row.check, Text(row.state, style=styles[row.state]), Text(row.detail))
     Console().print(table)

@@ -3,7 +3,6 @@
 import os
 import sys
 import traceback
-import warnings
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aent_verl import earlier_start, metrics
 from aent_verl.locking import alone
+from aent_verl.preflight.errors import root_cause
 from aent_verl.terminal import everything_else_in
 
 if TYPE_CHECKING:
@@ -175,47 +175,6 @@ def is_logged(folder: str, step: int) -> bool:
         return False
 
 
-def check_settings(cfg: DictConfig, terminal: TextIO) -> "EntropyControlConfig":
-    """Build the actor's config as the workers will; settings without effect are named on the terminal.
-
-    Raises:
-        ValueError: an illegal setting, or one under which our code would not run.
-    """
-    from verl.utils.config import omega_conf_to_dataclass
-
-    from aent_verl.integration.parsing import NoEffectWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", NoEffectWarning)
-        control: EntropyControlConfig = omega_conf_to_dataclass(cfg.actor_rollout_ref.actor).entropy_control
-    messages = [str(item.message) for item in caught if issubclass(item.category, NoEffectWarning)]
-    if cfg.run.progress and "file" not in cfg.trainer.logger:
-        messages.append("trainer.logger has no 'file': the progress table and the plot stay empty")
-    if cfg.trainer.save_freq <= 0:
-        messages.append(
-            f"trainer.save_freq={cfg.trainer.save_freq} saves no checkpoint: a killed run starts from the "
-            "beginning, and there is nothing to evaluate"
-        )
-    if cfg.algorithm.adv_estimator == "grpo" and cfg.actor_rollout_ref.rollout.n == 1:
-        messages.append(
-            "actor_rollout_ref.rollout.n=1: GRPO compares the responses to one prompt, and one has nothing to be "
-            "compared with; give 8, say"
-        )
-    for message in messages:
-        print(f"warning: {message}", file=terminal)
-    return control
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that a Ray task or Hydra call died of, without the layers that Ray and Hydra put around it."""
-    while type(error).__module__.partition(".")[0] in ("ray", "hydra"):
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or inner is error:
-            break
-        error = inner
-    return error
-
-
 def train(cfg: DictConfig, terminal: TextIO) -> None:
     """Check everything, then run verl's PPO on the composed config.
 
@@ -226,17 +185,16 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
     Raises:
         TrainingError, ValueError, RuntimeError: something does not fit; nothing was started.
     """
+    from aent_verl import preflight
+
     platform = choose_platform(cfg)
-    control = check_settings(cfg, terminal)
+    preflight.say(preflight.check_settings(cfg), terminal)
+    control = preflight.settings.control_of(cfg)
     with alone_in(Path(cfg.run.dir)):
         if is_complete(cfg, control, terminal):
             return
         prepare_task(cfg, terminal)
-
-        from aent_verl import preflight
-
-        for line in preflight.run(cfg):
-            print(f"checked: {line}", file=terminal)
+        preflight.say(preflight.check_run(cfg), terminal)
         earlier_start.write(cfg, Path(cfg.run.dir))
         hand_to_workers(cfg, platform)
         run_verl(cfg, terminal)
@@ -260,10 +218,7 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     """Hand over to verl, with the progress display around it if the config asks for one."""
     import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
 
-    validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     metrics.rotate(cfg.run.dir)
     with display(cfg, terminal) if cfg.run.progress else nullcontext():
         try:
@@ -326,11 +281,12 @@ def run(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Entry point: versions first, because without verl Hydra could not even compose the config."""
-    from aent_verl.integration import compat
+    from aent_verl.integration import compat, guard
 
     try:
+        guard.refuse_if_disabled()
         compat.check_versions()
-    except compat.VersionError as error:
+    except (guard.PlugInNotActiveError, compat.VersionError) as error:
         sys.exit(f"error: {error}")
     run()
 

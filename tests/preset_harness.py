@@ -27,9 +27,10 @@ COMBINED: dict[str, dict[str, Any]] = {
     "aent+dual_clip": {"clip_ratio_c": 1.5},
     "aent+par": {"advantages.name": "positive_reweight", "advantages.controller": {"name": "stage", "init": None}},
     "aent+peaks": {"bonus.token_mask": {"name": "peak", "quantile": 0.8}},
-    "aent+steer": {"advantages": {"name": "steer", "w_min": 0.7, "floor": 0.02}},
+    "aent+steer": {"advantages": {"name": "steer", "w_min": 0.8, "floor": 0.02}},
     "aent+entropy_adv": {"advantages": {"name": "entropy_adv", "scale": 0.4, "kappa": 2.0}},
     "clip_cov+entropy_adv": {"advantages": {"name": "entropy_adv", "scale": 0.4, "kappa": 1.0}},
+    "siren+difficulty": {"bonus.sample_weight": {"name": "difficulty_linear"}},
     "epo+difficulty": {"bonus.sample_weight": {"name": "difficulty_linear"}},
 }
 

@@ -170,9 +170,9 @@ def positive_reweight(advantages: list[float], mu: float) -> list[float]:
 
 
 def steer_change(new: float, old: float, advantage: float, entropy: float) -> float:
-    """STEER: (A / pi_old) pi (1 - pi) (ln pi + H)."""
-    pi = math.exp(new)
-    return advantage * math.exp(log_ratio(new, old)) * (1 - pi) * (math.log(pi) + entropy)
+    """STEER: (A / pi_old) pi (1 - pi) (ln pi + H); 0 where that is no finite number."""
+    change = advantage * math.exp(log_ratio(new, old)) * (1 - math.exp(new)) * (new + entropy)
+    return change if math.isfinite(change) else 0.0
 
 
 def steer_weight(changes: list[float], w_min: float, floor: float) -> list[float]:

@@ -139,12 +139,12 @@ def par(batch: Responses, step: StepValues) -> Tensor:
     return token_mean(batch, lambda t: (step.advantages if t.advantage > 0 else 1.0) * ppo(t, t.advantage))
 
 
-def steer(batch: Responses, step: StepValues) -> Tensor:
-    """The loss of each token times a weight of .7 to 1."""
+def steer(batch: Responses, step: StepValues, high: float = 0.28, c: float = 10.0) -> Tensor:
+    """The loss of each token times a weight of .8 to 1."""
     tokens = [t for each in batch for t in each]
     changes = [reference.steer_change(t.log_p.item(), t.old, t.advantage, t.full) for t in tokens]
-    weights = reference.steer_weight(changes, 0.7, 0.02)
-    losses = [w * ppo(t, t.advantage) for w, t in zip(weights, tokens, strict=True)]
+    weights = reference.steer_weight(changes, 0.8, 0.02)
+    losses = [w * ppo(t, t.advantage, high=high, c=c) for w, t in zip(weights, tokens, strict=True)]
     return torch.stack(losses).sum() / len(losses)
 
 
@@ -236,21 +236,30 @@ def bonus_by_difficulty(batch: Responses, step: StepValues) -> Tensor:
     return -step.bonus * token_mean(batch, lambda t: (1 - t.of.accuracy) * t.entropy())
 
 
-def aggregate_of_peaks(batch: Responses) -> Tensor:
-    """Mean over responses of the mean over tokens; one without a token in the loss is none."""
-    means = []
-    for tokens in filter(None, batch):
+Weight = Callable[[Token], float]
+
+
+def equal(token: Token) -> float:
+    return 1.0
+
+
+def aggregate_of_peaks(batch: Responses, weight: Weight = equal) -> Tensor:
+    """Weighted mean over the responses with a peak of the mean over their peaks."""
+    means, weights = [], []
+    for tokens in batch:
         entropies = [t.nucleus for t in tokens]
         kept = [h for h, peak in zip(entropies, peaks(entropies), strict=True) if peak]
-        means.append(torch.stack(kept).sum() / len(tokens) if kept else torch.zeros((), dtype=torch.float64))
-    return torch.stack(means).sum() / len(means)
+        if kept:
+            means.append(weight(tokens[0]) * torch.stack(kept).sum() / len(kept))
+            weights.append(weight(tokens[0]))
+    return torch.stack(means).sum() / math.fsum(weights)
 
 
-def distance_to_anchor(batch: Responses, step: StepValues) -> Tensor:
-    return step.bonus * (aggregate_of_peaks(batch) - step.initial_entropy) ** 2
+def distance_to_anchor(batch: Responses, step: StepValues, weight: Weight = equal) -> Tensor:
+    return step.bonus * (aggregate_of_peaks(batch, weight) - step.initial_entropy) ** 2
 
 
-def bonus_in_window(batch: Responses, step: StepValues, weight: Callable[[Token], float] = lambda t: 1.0) -> Tensor:
+def bonus_in_window(batch: Responses, step: StepValues, weight: Weight = equal) -> Tensor:
     """EPO: less what leaves [0, 2] times the past mean; k counts steps from 0."""
     beta = 1 + math.exp(-3 * (step.step - 1) / max(1, step.total_steps // 2))
     highest = 2 * step.entropy_mean
@@ -285,7 +294,8 @@ PRESETS: dict[str, tuple[Loss, Loss]] = {
     "aent+dual_clip": (dual_clip, clamped_bonus),
     "aent+par": (par, clamped_bonus),
     "aent+peaks": (grpo, clamped_bonus_of_peaks),
-    "aent+steer": (steer, clamped_bonus),
+    "aent+steer": (partial(steer, high=0.2, c=3.0), clamped_bonus),
+    "siren+difficulty": (grpo, partial(distance_to_anchor, weight=lambda t: 1 - t.of.accuracy)),
     "aent+entropy_adv": (partial(entropy_adv, kappa=2.0), clamped_bonus),
     "clip_cov+entropy_adv": (partial(entropy_adv, then=clip_cov), no_bonus),
     "epo+difficulty": (grpo, partial(bonus_in_window, weight=lambda t: 1 - t.of.accuracy)),

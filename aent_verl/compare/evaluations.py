@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.compare.plan import Cell, first_line
@@ -16,19 +17,18 @@ def check(cell: Cell) -> None:
     Raises:
         ValueError: something does not fit.
     """
-    from aent_verl import train
+    from aent_verl import preflight
     from aent_verl.evaluation import settings
     from aent_verl.preflight import data, reward
+    from aent_verl.preflight.errors import root_cause
 
     cfg = _compose(cell)
     try:
-        settings.sampling_of(cfg)
-        settings.check_scoring(cfg)
-        settings.check_machines(cfg)
+        preflight.say(settings.check(cfg), sys.stdout, about="evaluation: ")
         files, _ = data.check_files(cfg, settings.SHORT_KEYS["data"])
         reward.check(cfg, data.Sample(validation=files))
     except Exception as error:
-        raise ValueError(f"evaluation: {settings.short_form(str(train.root_cause(error)))}") from error
+        raise ValueError(f"evaluation: {settings.short_form(str(root_cause(error)))}") from error
 
 
 def _compose(cell: Cell) -> DictConfig:

@@ -114,7 +114,7 @@ def check(grid: Sequence[Cell]) -> None:
     Raises:
         ValueError, RuntimeError: what does not fit, and in which method.
     """
-    from aent_verl import train
+    from aent_verl import preflight, train
     from aent_verl.compare import evaluations
 
     train.prepare_task(grid[0].config, sys.stdout)
@@ -133,10 +133,16 @@ def check(grid: Sequence[Cell]) -> None:
                 f"trainer.save_freq={cell.config.trainer.save_freq}: must be above 0, because evaluation.* asks to "
                 "evaluate the final checkpoint"
             )
+        rank = cell.config.actor_rollout_ref.model.lora_rank
+        if cell.evaluation is not None and rank:
+            raise ValueError(
+                f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate the final checkpoint, and an evaluation loads no adapter; compare by "
+                "verl's own validation, without evaluation.*"
+            )
         try:
-            train.check_settings(cell.config, sys.stdout)
+            preflight.say(preflight.check_settings(cell.config), sys.stdout, about=f"method {cell.method}: ")
         except Exception as error:
-            raise ValueError(f"method {cell.method}: {train.root_cause(error)}") from error
+            raise ValueError(f"method {cell.method}: {error}") from error
     # It is the same for all: what it takes over from a run belongs to the protocol.
     if grid[0].evaluation is not None:
         evaluations.check(grid[0])

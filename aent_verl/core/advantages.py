@@ -32,7 +32,8 @@ def positive_reweight(advantages: Tensor, mu: float) -> Tensor:
 def steer_change(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, entropy: Tensor, mask: Tensor) -> Tensor:
     """STEER's estimate of how a token changes the entropy (arXiv 2510.10150).
 
-    ``Om = (A / p_old) p (1 - p) (ln p + H)``, where ``p / p_old`` is the clamped ratio of the policy loss.
+    ``Om = (A / p_old) p (1 - p) (ln p + H)``, where ``p / p_old`` is the clamped ratio of the policy loss. One that is
+    not finite counts as 0, as in the authors' code: a single token must not decide over the weights of all.
 
     Args:
         log_prob: ``ln p``, ``[B, T]``, nats.
@@ -42,16 +43,16 @@ def steer_change(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, ent
         mask: ``[B, T]``, the response tokens.
 
     Returns:
-        ``[B, T]``, 0 outside the response, so that a maximum of ``|Om|`` needs no mask.
+        ``[B, T]``, finite, and 0 outside the response, so that a maximum of ``|Om|`` needs no mask.
     """
     log_p = at_least_fp32(log_prob.detach())
     ratio = log_ratio(log_p, old_log_prob).exp()
     # expm1, because 1 - p is all rounding error for the many tokens with p close to 1.
     change = at_least_fp32(advantages.detach()) * ratio * -torch.expm1(log_p) * (log_p + entropy.detach())
-    return change.masked_fill(~mask.bool(), 0.0)
+    return change.masked_fill(~(mask.bool() & change.isfinite()), 0.0)
 
 
-def steer_weight(change: Tensor, *, largest: float | Tensor, w_min: float = 0.7, floor: float = 0.02) -> Tensor:
+def steer_weight(change: Tensor, *, largest: float | Tensor, w_min: float = 0.8, floor: float = 0.02) -> Tensor:
     """STEER's token weight (arXiv 2510.10150): ``clamp(exp(-k |Om|), w_min, 1)``; ``[B, T] -> [B, T]``.
 
     ``k = -ln(w_min) / max(largest, floor)``: the weight is 1 where ``Om = 0`` and ``w_min`` at the largest ``|Om|``.
@@ -61,7 +62,7 @@ def steer_weight(change: Tensor, *, largest: float | Tensor, w_min: float = 0.7,
         change: ``Om`` from `steer_change`.
         largest: ``max |Om|`` over the whole mini-batch, all ranks, so that a token's weight does not depend on the
             micro-batch it is in; a number or ``[]``.
-        w_min: the smallest weight, in ``(0, 1]``.
+        w_min: the smallest weight, in ``(0, 1]``; all of the authors' scripts have .8.
         floor: > 0.
 
     Returns:
@@ -141,7 +142,8 @@ def progrpo(
 ) -> Tensor:
     """``A + scale (c(q) - c(o|q))`` in groups of mixed outcome, else ``A``. Reconstructed from ARM, arXiv 2602.05281.
 
-    A response less confident than its prompt gains, one more confident loses; all tokens of it by the same amount.
+    A response less confident than its prompt gains, one more confident loses; all tokens of it by the same amount. A
+    difference that is not finite counts as 0: a NaN of the prompt, which is not in the loss, must not get there.
 
     Args:
         advantages: ``A``, ``[B, T]``.
@@ -154,4 +156,4 @@ def progrpo(
         ``[B, T]``; padding changes too, and is for the caller's mask.
     """
     gap = (prompt_confidence - response_confidence).detach()
-    return at_least_fp32(advantages.detach()) + torch.where(mixed, scale * gap, 0.0).unsqueeze(-1)
+    return at_least_fp32(advantages.detach()) + torch.where(mixed & gap.isfinite(), scale * gap, 0.0).unsqueeze(-1)

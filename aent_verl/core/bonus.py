@@ -1,8 +1,9 @@
 r"""Bonus forms: how per-token entropies become a loss term; and which tokens and samples take part, with what weight.
 
 A bonus form maps entropies ``H``, nats, to a loss per token, differentiable in ``H`` only. A peak mask and a weight per
-sample then scale it, without gradient. The caller aggregates the result over **all** response tokens, with the
-run's loss aggregation: tokens that are masked or weighted down lower the average, they do not leave it.
+sample then scale it, without gradient. The caller aggregates the result with the run's loss aggregation. A linear or
+smoothed bonus is aggregated over **all** response tokens: tokens that are masked or weighted down lower the average,
+they do not leave it. An anchored bonus compares two averages, so masked tokens must leave it: see `averaged_tokens`.
 
 Per-token tensors are ``[B, T]`` with a response mask ``[B, T]``; what stands outside it is arbitrary, NaN included.
 """
@@ -27,15 +28,14 @@ def linear(entropy: Tensor, coefficient: float) -> Tensor:
 
 
 def anchored(entropy: Tensor, coefficient: float, *, aggregate: float | Tensor, target: float | Tensor) -> Tensor:
-    """SIREN's squared distance to a target (arXiv 2509.25133) as a loss per token, ``agg`` being the loss aggregation.
+    """SIREN's squared distance of an average to a target (arXiv 2509.25133) as a loss per token.
 
-    With ``a = agg(H)`` over the whole mini-batch, ``t`` the target and ``c`` the coefficient: per token
-    ``c (a - t) (2 H - a - t)``. Its aggregate is ``c (a - t)^2`` and its gradient ``2 c (a - t) d agg(H)``, those of
-    the squared distance. Micro-batches and ranks see only a part of the mini-batch, and the sum of their squares is
-    not the square of the whole. But ``agg`` is linear, so that only the factor ``2 c (a - t)`` couples the parts, and
-    it is the same for all once ``a`` is known, from a pass ahead of the update.
-
-    The gradient holds for every linear ``agg``; the value only for a mean, whose weights sum to 1.
+    With weights ``w`` per token, ``agg`` a linear aggregation, ``a = agg(w H) / agg(w)`` over the whole mini-batch,
+    ``t`` the target and ``c`` the coefficient: per token ``c (a - t) (2 H - a - t)``. Weighted by ``w`` and divided by
+    ``agg(w)`` its aggregate is ``c (a - t)^2`` and its gradient ``2 c (a - t) da``, those of the squared distance.
+    Micro-batches and ranks see only a part of the mini-batch, and the sum of their squares is not the square of the
+    whole. But ``agg`` is linear, so that only ``2 c (a - t)`` and ``agg(w)`` couple the parts, and they are the same
+    for all once they are known, from a pass ahead of the update.
 
     Args:
         entropy: ``[...]``, nats; the gradient flows here only.
@@ -44,7 +44,7 @@ def anchored(entropy: Tensor, coefficient: float, *, aggregate: float | Tensor, 
         target: ``t``, nats, a number or ``[]``; taken as a constant.
 
     Returns:
-        ``[...]``, to be added to the policy loss.
+        ``[...]``, to be weighted, averaged over `averaged_tokens` and added to the policy loss.
     """
     a, t = _constant(aggregate), _constant(target)
     return coefficient * ((a - t) * (2.0 * entropy - a - t))
@@ -158,8 +158,8 @@ def threshold_difficulty(accuracy: Tensor, *, threshold: float) -> Tensor:
 def weighted(term: Tensor, mask: Tensor, peaks: Tensor | None, weight: Tensor | None) -> Tensor:
     """``term * peaks * weight`` inside the response, exactly 0 outside, whatever stands there.
 
-    The average is still to be taken over all response tokens (``mask``), not over the peaks or the sum of weights.
-    A NaN inside the response stays NaN even where peak or weight is 0: an error there must reach the loss.
+    What the result is to be divided by is for the caller; see the top of this file. A NaN inside the response stays NaN
+    even where peak or weight is 0: an error there must reach the loss.
 
     Args:
         term: ``[B, T]``, entropies or a loss per token; the gradient flows here only.
@@ -175,6 +175,23 @@ def weighted(term: Tensor, mask: Tensor, peaks: Tensor | None, weight: Tensor | 
     if weight is not None:
         term = term * weight.detach().to(term.dtype).unsqueeze(-1)
     return torch.where(mask.bool(), term, 0.0)
+
+
+def averaged_tokens(entropy: Tensor, mask: Tensor, peaks: Tensor | None) -> Tensor:
+    """Tokens over which an anchored bonus averages: those of its mask (SIREN, arXiv 2509.25133).
+
+    Divided by all response tokens, as a linear bonus is, the average of a fifth of them would be a fifth as large, and
+    the square of a distance to it a 25th. A NaN is no peak but counts here: an error must reach the loss.
+
+    Args:
+        entropy: ``[B, T]``, nats.
+        mask: ``[B, T]``, the response tokens.
+        peaks: ``[B, T]`` bool from `peak_mask`; None: all tokens.
+
+    Returns:
+        ``[B, T]`` bool, to be the mask of the aggregation.
+    """
+    return mask.bool() if peaks is None else mask.bool() & (peaks | entropy.detach().isnan())
 
 
 def _constant(value: float | Tensor) -> float | Tensor:

@@ -19,10 +19,10 @@ from aent_verl.evaluation.progress import Progress
 from aent_verl.evaluation.records import Answered, Problem, Response
 from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.errors import PreflightError, root_cause
 from aent_verl.results import provenance
 from aent_verl.terminal import everything_else_in
-from aent_verl.train import CONFIG_MODULE, choose_platform, hand_to_workers, prepare_task, root_cause
+from aent_verl.train import CONFIG_MODULE, choose_platform, hand_to_workers, prepare_task
 
 if TYPE_CHECKING:
     from aent_verl.integration.generation import Servers
@@ -61,14 +61,15 @@ Show the composed config without running: --cfg job [--resolve]
 
 def main(overrides: list[str]) -> int:
     """Run the command; returns the process's exit status."""
-    from aent_verl.integration import compat
+    from aent_verl.integration import compat, guard
 
     if overrides in (["--help"], ["-h"]):
         print(HELP, end="")
         return 0
     try:
+        guard.refuse_if_disabled()
         compat.check_versions()
-    except compat.VersionError as error:
+    except (guard.PlugInNotActiveError, compat.VersionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     # Hydra reads the command line itself.

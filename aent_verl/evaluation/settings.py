@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from aent_verl.preflight.errors import PreflightError
+from aent_verl import preflight
+from aent_verl.preflight import PreflightError, Row
 
 # What users type, and the setting of verl's that it is: that way an experiment's values are the defaults.
 SHORT_KEYS = {
@@ -148,6 +149,19 @@ def sampling_of(cfg: DictConfig) -> Sampling:
         max_tokens=values["max_response_length"],
         seed=values["seed"],
     )
+
+
+def check(cfg: DictConfig) -> Iterator[Row]:
+    """All that can be said of an evaluation's settings, from its composed config."""
+    yield from preflight.check_evaluation(cfg)
+    yield from preflight.attempt("evaluation", lambda: _check_own(cfg))
+
+
+def _check_own(cfg: DictConfig) -> Iterator[Warning]:
+    sampling = sampling_of(cfg)
+    check_scoring(cfg)
+    check_machines(cfg)
+    yield from map(UserWarning, warnings_of(sampling, cfg))
 
 
 def check_machines(cfg: DictConfig) -> None:

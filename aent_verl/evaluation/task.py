@@ -50,11 +50,8 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     from aent_verl.integration import generation
     from aent_verl.preflight import data, reward
 
+    preflight.say(settings.check(cfg), terminal)
     sampling = settings.sampling_of(cfg)
-    settings.check_scoring(cfg)
-    for warning in settings.warnings_of(sampling, cfg):
-        print(f"warning: {warning}", file=terminal)
-    settings.check_machines(cfg)
     _check_servers(cfg)
     files = data.named_files(cfg, DATA)
     first, count = data.check_files(cfg, DATA)

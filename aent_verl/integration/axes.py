@@ -22,11 +22,12 @@ Weigh = Callable[[Tensor], Tensor]
 class BonusForm(Protocol):
     """How the entropies of the tokens become a loss term."""
 
-    # Whether the pre-pass must aggregate the entropy over the whole mini-batch, and compare it with the initial one.
+    # Whether it ties the average entropy of the mini-batch, which the pre-pass finds, to the initial one. The average
+    # is then over the tokens of the mask, else over all response tokens.
     anchored: ClassVar[bool]
 
     def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
-        """Loss per token, ``[B, T]``, which the caller aggregates over all response tokens."""
+        """Loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class Anchored:
-    """``lambda * (agg(H) - H_0)^2`` with the entropy ``H_0`` before the first update (SIREN)."""
+    """``lambda * (mean(H) - H_0)^2``, ``H_0`` being that weighted mean before the first update (SIREN)."""
 
     anchored: ClassVar[bool] = True
 
     def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
         """See `core.bonus.anchored`; 0 if no token of the mini-batch has a part in it."""
-        weighed = weigh(entropy)
         if whole.aggregate is None:
-            return weighed * 0.0
+            return weigh(entropy) * 0.0
         if step.initial_entropy is None:
             raise RuntimeError("this batch carries no initial entropy: the driver runs another version of aent_verl")
-        term = bonus.anchored(weighed, step.bonus, aggregate=whole.aggregate, target=step.initial_entropy)
-        return term / whole.share
+        term = bonus.anchored(entropy, step.bonus, aggregate=whole.aggregate, target=step.initial_entropy)
+        return weigh(term) / whole.share
 
 
 @dataclass(frozen=True, kw_only=True)

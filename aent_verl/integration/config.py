@@ -1,7 +1,7 @@
 """The `entropy_control` block as typed, validated objects, and the actor config that carries it to the workers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,7 +22,7 @@ from aent_verl.core.controllers import (
     StageController,
     StepToTargetController,
 )
-from aent_verl.integration import parsing
+from aent_verl.integration import guard, parsing
 from aent_verl.integration.axes import (
     ADVANTAGES,
     BONUSES,
@@ -105,6 +105,12 @@ class BonusConfig:
         """
         return self.token_mask.tokens(entropy, mask), self.sample_weight.weight(accuracy)
 
+    def averaged_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
+        """Tokens over which the term is averaged, Boolean ``[B, T]``: of the mask if anchored, else of the response."""
+        return bonus.averaged_tokens(
+            entropy, mask, self.token_mask.tokens(entropy, mask) if self.form.anchored else None
+        )
+
     def weigh(self, batch: MicroBatch) -> Any:
         """A function that masks and weighs a per-token term ``[B, T]`` of this batch."""
         tokens, weight = self.weights(batch.entropy, batch.mask, lambda: batch.accuracy)
@@ -186,6 +192,19 @@ class EntropyControlConfig:
         """Whether the batch must carry the groups' accuracies."""
         return self.bonus.sample_weight.needs_accuracy or self.advantages.shaping.needs_accuracy
 
+    @property
+    def anchor(self) -> dict[str, Any] | None:
+        """What an anchored bonus is tied to, as settings: equal where two runs measure the same. None without one."""
+        if not self.bonus.form.anchored:
+            return None
+        tokens, weight = self.bonus.token_mask, self.bonus.sample_weight
+        return {
+            "functional": str(self.functional),
+            "loss_agg_mode": self.bonus.loss_agg_mode,
+            "token_mask": {"name": parsing.name_in(TOKEN_MASKS, tokens), **asdict(tokens)},
+            "sample_weight": {"name": parsing.name_in(SAMPLE_WEIGHTS, weight), **asdict(weight)},
+        }
+
     def initial_entropy(
         self,
         entropy: Tensor,
@@ -195,7 +214,7 @@ class EntropyControlConfig:
         loss_agg_mode: str,
         loss_scale_factor: int | None,
     ) -> float:
-        """The entropy before the first update, nats: as an anchored bonus aggregates it, else the mean over tokens.
+        """The entropy before the first update, nats: as an anchored bonus averages it, else the mean over tokens.
 
         Args:
             entropy: the configured functional of all tokens of the step, ``[B, T]``.
@@ -203,16 +222,26 @@ class EntropyControlConfig:
             accuracy: the groups' accuracies, ``[B]``, if the bonus weighs samples by them.
             loss_agg_mode: the run's aggregation.
             loss_scale_factor: its divisor, for ``seq-mean-token-sum-norm``.
+
+        Raises:
+            ValueError: no token has a part in an anchored bonus, so that there is nothing to tie it to.
         """
         if not self.bonus.form.anchored:
             return float(entropy[mask].mean())
-        weighted = bonus.weighted(entropy, mask, *self.bonus.weights(entropy, mask, lambda: accuracy))
+        weights = self.bonus.weights(entropy, mask, lambda: accuracy)
+        over = self.bonus.averaged_tokens(entropy, mask)
         mode = self.bonus.loss_agg_mode or loss_agg_mode
         value, share = (
-            agg_loss(term, mask, mode, loss_scale_factor=loss_scale_factor)
-            for term in (weighted, torch.ones_like(weighted))
+            float(agg_loss(bonus.weighted(term, mask, *weights), over, mode, loss_scale_factor=loss_scale_factor))
+            for term in (entropy, torch.ones_like(entropy))
         )
-        return float(value / share)
+        if not share > 0:
+            raise ValueError(
+                f"{ROOT}.bonus.name={self.bonus.form_name} has no initial entropy to hold: of the {int(mask.sum())} "
+                f"response tokens of the first step none takes part in it ({self.functional}, {self.bonus.token_mask}, "
+                f"{self.bonus.sample_weight}); where nearly all of these entropies are 0, raise {ROOT}.functional.top_p"
+            )
+        return value / share
 
     @classmethod
     def parse(cls, block: Any) -> "EntropyControlConfig":
@@ -260,7 +289,9 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
 
     Raises:
         ValueError: a setting that is illegal, or under which our code would not run.
+        PlugInNotActiveError: our plug-in is not at work in this process.
     """
+    guard.require()
     host = entropy_control.get("host") or {}
     control = EntropyControlConfig.parse(entropy_control)
     check_actor(settings, control, host)

@@ -84,7 +84,7 @@ class RayJobs:
     Every node needs this interpreter, this working directory and the results folder at the same paths.
 
     Raises:
-        RuntimeError: no cluster answers.
+        RuntimeError: no cluster is named, or it does not answer.
     """
 
     def __init__(self) -> None:
@@ -93,6 +93,12 @@ class RayJobs:
 
         # The address of a cluster (host:6379) is resolved by Ray to its dashboard's, where jobs are taken.
         address = os.environ.get("RAY_ADDRESS")
+        if not address or address == "auto":
+            # Ray would take whatever cluster it finds on this machine, another user's included.
+            raise RuntimeError(
+                f"launcher=ray with RAY_ADDRESS={address!r}: name the cluster, <head>:6379 or http://<head>:8265; "
+                "`ray start --head` prints it"
+            )
         try:
             self._client = JobSubmissionClient(address)
             self._client.get_version()

@@ -59,7 +59,8 @@ def entropy_control_loss(
     # A coefficient of zero adds no term: the loss is then verl's own. The entropy is measured all the same.
     if step.bonus != 0.0:
         per_token = control.bonus.form.term(batch.entropy, weigh, step, whole)
-        term = batch.aggregate(per_token, config, control.bonus.loss_agg_mode)
+        over = control.bonus.averaged_tokens(batch.entropy, batch.mask)
+        term = batch.aggregate(per_token, config, control.bonus.loss_agg_mode, over=over)
         loss = loss + term
     with torch.no_grad():
         bonus_weight = weigh(torch.ones_like(batch.entropy))

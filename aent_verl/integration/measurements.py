@@ -14,6 +14,7 @@ from verl.utils.metric import AggregationType, Metric
 
 from aent_verl.core.diagnostics import BINS, covariance_from_sums, entropy_histogram, histogram_quantiles
 from aent_verl.core.numerics import masked_sum
+from aent_verl.integration.guard import PlugInNotActiveError
 from aent_verl.integration.micro_batch import MicroBatch
 from aent_verl.integration.step import StepValues, WholeBatch
 
@@ -23,10 +24,6 @@ BONUS_LOSS = "aent/bonus_loss"
 MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 COEFFICIENTS = ("bonus", "advantages")
-
-
-class PlugInNotActiveError(RuntimeError):
-    """A worker does not run our code; going on would train without entropy control."""
 
 
 @torch.no_grad()

@@ -94,15 +94,18 @@ class MicroBatch:
         """A padded per-token tensor in the layout of the batch's own; ``[B, T]`` to nested ``[B, j]``."""
         return response_to_nested(value, self.data["response_mask"])
 
-    def aggregate(self, term: Tensor, config: Any, mode: str | None = None) -> Tensor:
+    def aggregate(self, term: Tensor, config: Any, mode: str | None = None, *, over: Tensor | None = None) -> Tensor:
         """This part of verl's ``agg_loss`` of a per-token ``term`` over the whole mini-batch, in ``mode`` or the run's.
+
+        ``over``, Boolean ``[B, T]``, takes the place of the response mask; the divisors that verl gives for the whole
+        mini-batch, its tokens and its responses, stay those of all response tokens.
 
         The parts of all micro-batches add up, and the ranks' average, to the aggregate over the mini-batch.
         """
         batch = {key: tu.get_non_tensor_data(self.data, key, None) for key in ("dp_size", "batch_num_tokens")}
         return agg_loss(
             loss_mat=term,
-            loss_mask=self.mask,
+            loss_mask=self.mask if over is None else over,
             loss_agg_mode=mode or config.loss_agg_mode,
             global_batch_size=tu.get_non_tensor_data(self.data, "global_batch_size", None),
             loss_scale_factor=config.loss_scale_factor,

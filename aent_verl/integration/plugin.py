@@ -5,16 +5,20 @@ is decided, and an error in our trainers reaches whoever asked for them; verl lo
 """
 
 import importlib
+import logging
 
 import wrapt
 
-from aent_verl.integration import platform_cpu, vllm_cpu
+from aent_verl.integration import guard, platform_cpu, vllm_cpu
 
-platform_cpu.register()
-# Whatever the platform: composing a config imports verl, and only then can the platform be decided.
-vllm_cpu.provide_vllm_distribution()
+if guard.disabled():
+    logging.getLogger(__name__).warning("aent_verl is switched off by %s", guard.DISABLE_ENV)
+else:
+    platform_cpu.register()
+    # Whatever the platform: composing a config imports verl, and only then can the platform be decided.
+    vllm_cpu.provide_vllm_distribution()
+    guard.install()
 
-
-@wrapt.when_imported("verl.trainer.ppo.v1")
-def _register_trainers(_module: object) -> None:
-    importlib.import_module("aent_verl.integration.trainer")
+    @wrapt.when_imported("verl.trainer.ppo.v1")
+    def _register_trainers(_module: object) -> None:
+        importlib.import_module("aent_verl.integration.trainer")

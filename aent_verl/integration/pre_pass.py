@@ -82,15 +82,18 @@ class PrePass:
     def _aggregate(self, batch: MicroBatch, group: Any) -> dict[str, Any]:
         """The average entropy of the bonus, None if no token has a part in it, and the share that it is divided by.
 
-        The divisors of verl's aggregations count samples without a token in the loss, of which one mini-batch has some
-        and another none. Divided by the aggregate of 1 the averages of mini-batches and of the first batch compare.
+        The divisors of verl's aggregations count all response tokens, and samples without a token in the loss, of which
+        one mini-batch has some and another none. Divided by the aggregate of the weights it is an average of the
+        tokens that take part, and those of mini-batches and of the first batch compare.
         """
         bonus = _control(self.config).bonus
-        weigh, one = bonus.weigh(batch), torch.ones_like(batch.entropy)
-        parts = [batch.aggregate(term, self.config, bonus.loss_agg_mode) for term in (weigh(batch.entropy), one)]
-        sums = torch.stack([*parts, weigh(one).sum()]).double()
-        value, share, weight = summed(sums, group).tolist()
-        if weight == 0:
+        weigh, over = bonus.weigh(batch), bonus.averaged_tokens(batch.entropy, batch.mask)
+        parts = [
+            batch.aggregate(weigh(term), self.config, bonus.loss_agg_mode, over=over)
+            for term in (batch.entropy, torch.ones_like(batch.entropy))
+        ]
+        value, share = summed(torch.stack(parts).double(), group).tolist()
+        if share == 0:
             return {"aggregate": None}
         # Each rank's part carries the factor dp_size, because verl averages gradients over ranks.
         return {"aggregate": value / share, "share": share / dist.get_world_size(group)}
@@ -107,29 +110,32 @@ class PrePass:
         settings = self.config.policy_loss
         advantages = _control(self.config).advantages.shaping.shape(batch, step, WholeBatch())
         log_prob = batch.log_prob.detach()
-        a, p = (x.double().masked_fill(~batch.mask, 0.0) for x in (advantages, log_prob))
-        n, sum_a, sum_p = summed(torch.stack([batch.mask.sum().double(), a.sum(), p.sum()]), group).tolist()
+        # One token that is not finite would make the means, and so all covariances, NaN or infinite.
+        finite = batch.mask & advantages.isfinite() & log_prob.isfinite()
+        a, p = (x.double().masked_fill(~finite, 0.0) for x in (advantages, log_prob))
+        n, sum_a, sum_p = summed(torch.stack([finite.sum().double(), a.sum(), p.sum()]), group).tolist()
         cov = policy_losses.covariance(a, p, mean_advantage=sum_a / max(n, 1.0), mean_log_prob=sum_p / max(n, 1.0))
 
         priority = token_choice.priorities(step=step.step, sample=batch.sample, length=batch.mask.shape[1])
         gather = partial(gathered, group=group)
         if _loss_mode(self.config) == KL_COV:
-            eligible = batch.mask
+            eligible = finite
             count = max(1, int(settings.kl_cov_ratio * n))
             chosen = token_choice.choose_largest(cov, priority, eligible, count, gather)
         else:
             ratio = policy_losses.log_ratio(log_prob, batch.old_log_prob).exp()
             low, high = clip_range(self.config)
-            left_alone = ~policy_losses.clipped(ratio, advantages, low=low, high=high)
-            eligible = batch.mask & left_alone & (cov > settings.clip_cov_lb) & (cov < settings.clip_cov_ub)
+            # A NaN of the old log-prob is an error, and must reach the loss.
+            left_alone = ~policy_losses.clipped(ratio, advantages, low=low, high=high) & ~ratio.isnan()
+            eligible = finite & left_alone & (cov > settings.clip_cov_lb) & (cov < settings.clip_cov_ub)
             count = max(1, int(settings.clip_cov_ratio * n))
             chosen = token_choice.choose_random(priority, eligible, count, gather)
-        report = self._report(cov, batch.mask, group)
+        report = self._report(cov, finite, group)
         counts = summed(torch.stack([chosen.sum().double(), eligible.sum().double()]), group).tolist()
         return chosen, report | {"chosen_tokens": counts[0], "eligible_tokens": counts[1]}
 
     def _report(self, cov: Tensor, mask: Tensor, group: Any) -> dict[str, float]:
-        values = gathered_of_any_length(cov[mask], group).nan_to_num(0.0).sort().values
+        values = gathered_of_any_length(cov[mask], group).sort().values
         if len(values) == 0:
             return {}
         quantiles = {

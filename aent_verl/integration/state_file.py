@@ -12,7 +12,7 @@ from aent_verl.integration.coefficient import States
 from aent_verl.integration.config import EntropyControlConfig
 
 NAME = "entropy_control.json"
-VERSION = 2
+VERSION = 3
 RESTART = "entropy_control.restart_controller=true"
 AFRESH = f"to go on with the controllers at their initial state, add {RESTART}"
 
@@ -46,6 +46,7 @@ def write(
         "version": VERSION,
         "method": control.method,
         "functional": str(control.functional),
+        "anchor": control.anchor,
         "entropy_change": (change or EntropyChange()).to_dict(),
     } | {axis: {"controller": names[axis], "state": state.to_dict()} for axis, state in states.items()}
     temporary = path.with_suffix(".tmp")
@@ -72,8 +73,9 @@ def read(
         differs from the one that saved them.
 
     Raises:
-        StateFileError: no such file, not ours, of a later version, or of other controllers. The message names the file
-            and the option that starts the controllers afresh.
+        StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
+            that is not what this run's bonus is tied to. The message names the file and the option that starts the
+            controllers afresh.
     """
     path = Path(folder) / NAME
     content = _content(path)
@@ -100,8 +102,8 @@ def read(
             states[axis] = controller.restore(state) if controller.knows_its_run else state
             name = "coefficient" if axis == "bonus" else f"{axis} coefficient"
             changed[name] = (state.coefficient, states[axis].coefficient)
-        if control.bonus.form.anchored and states["bonus"].initial_entropy is None:
-            raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
+        if control.anchor is not None:
+            _check_anchor(path, content, states["bonus"].initial_entropy, control.anchor)
     except (KeyError, TypeError, ValueError) as error:
         raise StateFileError(f"{path} is damaged or does not fit this run ({error}); {AFRESH}") from error
     return (
@@ -113,6 +115,30 @@ def read(
             if old != new
         ],
     )
+
+
+def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, anchor: dict[str, Any]) -> None:
+    """Refuse an initial entropy that was averaged otherwise than this run averages: it is no distance to take."""
+    if initial is None:
+        raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
+    again = f"to measure it again before the next step and start the controllers afresh, add {RESTART}"
+    if content["version"] < 3:
+        raise StateFileError(
+            f"{path} has version {content['version']} and holds the initial entropy {initial:g} of an aent_verl that "
+            "divided it by all response tokens; entropy_control.bonus.name=anchored now divides by the tokens of its "
+            f"mask, so that the two do not compare; {again}"
+        )
+    saved = content["anchor"] or {}
+    differ = [
+        f"{key}={saved.get(key)!r}, and this run has {value!r}"
+        for key, value in anchor.items()
+        if saved.get(key) != value
+    ]
+    if differ:
+        raise StateFileError(
+            f"{path} holds the initial entropy {initial:g} measured with {'; '.join(differ)}: the two do not compare; "
+            f"set that back; or, {again}"
+        )
 
 
 def _content(path: Path) -> dict[str, Any]:

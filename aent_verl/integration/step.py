@@ -42,8 +42,8 @@ class WholeBatch:
     """Statistics of one mini-batch over all its micro-batches and ranks, at the weights before its update.
 
     Attributes:
-        aggregate: the average of the masked and weighted entropy, nats; None if no token has a part in the bonus.
-        share: what the aggregation makes of 1 at every token, by which that average and its gradient are divided.
+        aggregate: the weighted average entropy of the tokens of the mask, nats; None if no token has a part in it.
+        share: what the aggregation makes of the weights, by which that average and its gradient are divided.
         largest_change: the largest absolute entropy change of STEER.
         report: metrics about the mini-batch as a whole.
     """

@@ -24,7 +24,7 @@ from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.integration import coefficient, groups, loss, measurements, platform_cpu, report, state_file, step
 from aent_verl.integration.config import EntropyControlActorConfig, EntropyControlConfig
 from aent_verl.integration.engine import EntropyControlEngine
-from aent_verl.integration.measurements import PlugInNotActiveError
+from aent_verl.integration.guard import LINE, PlugInNotActiveError
 from aent_verl.integration.micro_batch import ENTROPY
 from aent_verl.integration.pre_pass import PrePass
 from aent_verl.integration.step import StepValues
@@ -56,9 +56,17 @@ class EntropyControlMixin(PPOTrainer):
             )
 
     def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
-        """Follow these settings; the workers have the same."""
-        assert actor_config.entropy_control is not None
-        self.entropy_control: EntropyControlConfig = actor_config.entropy_control
+        """Follow these settings; the workers have the same.
+
+        Raises:
+            PlugInNotActiveError: there are none.
+        """
+        control: EntropyControlConfig | None = getattr(actor_config, "entropy_control", None)
+        if control is None:
+            raise PlugInNotActiveError(
+                f"trainer.v1.trainer_mode=aent_{self.base_mode} has no method: the preset sets both. Type\n  {LINE}"
+            )
+        self.entropy_control = control
         self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
 
     def _build_replay_buffer(self) -> Any:

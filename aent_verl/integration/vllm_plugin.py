@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from aent_verl.integration import vllm_cpu, weight_sockets
+from aent_verl.integration import guard, vllm_cpu, weight_sockets
 
 NAME = "aent_verl"
 
 
 def register() -> None:
     """Make weight updates work on the CPU, and reach the right run; may be called again."""
+    if guard.disabled():
+        return
     weight_sockets.rename_receiver()
     vllm_cpu.register()
 

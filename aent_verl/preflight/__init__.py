@@ -1,38 +1,91 @@
-"""Checks made in the driver before Ray starts: each error names the setting, what it points to and what to do.
+"""Checks made in the driver before Ray starts: each names the setting, what it points to and what to do.
 
-Nothing here imports verl before `run` is called: by then the platform is decided.
+One list for every command. `check_settings` needs the config alone; `check_run` looks at data, model, reward and
+machine. Nothing here imports verl before one of them is called: by then the platform is decided.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 
 from omegaconf import DictConfig
 
-from aent_verl.preflight import data, model, resources, reward
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight import data, lora, model, resources, reward, settings
+from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.resources import check_cluster
+from aent_verl.preflight.rows import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
 
-__all__ = ["PreflightError", "check_cluster", "run"]
+__all__ = [
+    "FAILED",
+    "NOTE",
+    "OK",
+    "WARNING",
+    "PreflightError",
+    "PreflightFailed",
+    "PreflightWarning",
+    "Row",
+    "attempt",
+    "check_api",
+    "check_cluster",
+    "check_evaluation",
+    "check_run",
+    "check_settings",
+    "say",
+]
+
+Check = Callable[[DictConfig], Iterable[str | Exception]]
+# What concerns an evaluation as well as a training run, and what one of them alone.
+EVERYWHERE: dict[str, Check] = {}
+TRAINING: dict[str, Check] = {"LoRA": lora.check, "settings": settings.check}
+EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation}
 
 
-def run(cfg: DictConfig) -> list[str]:
-    """Check verl's API, data, model, reward function and resources; call it once verl's platform is decided.
+def check_settings(cfg: DictConfig) -> Iterator[Row]:
+    """All that can be said of a training run's settings, from its composed config; verl's platform must be decided."""
+    for name, check in {**EVERYWHERE, **TRAINING}.items():
+        yield from attempt(name, partial(check, cfg))
+
+
+def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
+    """The same of an evaluation's settings."""
+    for name, check in {**EVERYWHERE, **EVALUATION}.items():
+        yield from attempt(name, partial(check, cfg))
+
+
+def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | None = None) -> Iterator[Row]:
+    """Check verl's API, data, model, reward function and machines.
 
     Args:
         cfg: the composed config.
-
-    Returns:
-        One line for each passed check.
-
-    Raises:
-        PreflightError: a setting does not fit.
-        ContractError: the installed verl is not what our code relies on.
+        skip: checks whose objects are not there yet.
+        machines: checks the machines, if not those at hand.
     """
+    sample = data.Sample()
+
+    def check_data() -> list[str]:
+        nonlocal sample
+        sample, lines = data.check(cfg)
+        return lines
+
+    yield from check_api()
+    for name, check in {
+        "data": check_data,
+        "model": lambda: model.check(cfg, sample),
+        "reward": lambda: reward.check(cfg, sample),
+        "machines": lambda: (machines or resources.check)(cfg),
+    }.items():
+        if name not in skip:
+            yield from attempt(name, check)
+
+
+def check_api() -> Iterator[Row]:
+    """Check the facts about verl's API that our code relies on."""
+    yield from attempt("verl API", _check_contract)
+
+
+def _check_contract() -> Iterator[str]:
     from aent_verl.integration import compat, contract
 
     compat.check_contract()
-    sample, lines = data.check(cfg)
-    return [
-        f"verl API: {len(contract.CONTRACT)} facts hold",
-        *lines,
-        *model.check(cfg, sample),
-        *reward.check(cfg, sample),
-        *resources.check(cfg),
-    ]
+    yield f"{len(contract.CONTRACT)} facts that our code relies on hold"

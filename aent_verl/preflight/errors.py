@@ -45,3 +45,13 @@ Finding = PreflightError | PreflightWarning
 
 def _message(key: str, value: Any, problem: str, expected: str | None, hint: str) -> str:
     return f"{key}={value!r}: {problem}{f'; expected {expected}' if expected else ''}. {hint}"
+
+
+def root_cause(error: Exception) -> Exception:
+    """Return the error that a Ray task or Hydra call died of, without what Ray and Hydra put around it."""
+    while type(error).__module__.partition(".")[0] in ("ray", "hydra"):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, Exception) or inner is error:
+            break
+        error = inner
+    return error

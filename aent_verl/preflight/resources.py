@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.errors import PreflightError, PreflightWarning
 
 GIB = 1024**3
 # Resident memory of a process that has imported torch and verl or vLLM, without any model.
@@ -23,11 +23,11 @@ NUMA = "libnuma.so.1"
 ONE_PROCESS = "UniProcExecutor"
 
 
-def check(cfg: DictConfig) -> list[str]:
+def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     """Check accelerators and CPU slots of the Ray cluster that is joined or started, and memory on the CPU platform.
 
     Returns:
-        One line for each passed check.
+        One line for each passed check, and a warning about a cluster that nobody named.
 
     Raises:
         PreflightError: something is short.
@@ -37,8 +37,8 @@ def check(cfg: DictConfig) -> list[str]:
     ray_init = cfg.ray_kwargs.ray_init
     cluster = joined_cluster_resources(ray_init.get("address"))
     if cluster is not None:
-        return check_cluster(cluster, cfg)
-    lines = [_check_accelerators(cfg)]
+        return [*_found_by_chance(ray_init.get("address")), *check_cluster(cluster, cfg)]
+    lines: list[str | PreflightWarning] = [_check_accelerators(cfg)]
     given = ray_init.get("num_cpus")
     slots = (os.cpu_count() or 1) if given is None else given
     needed = cpu_slots(cfg)
@@ -56,6 +56,23 @@ def check(cfg: DictConfig) -> list[str]:
         check_executor(cfg)
         lines.append(_check_memory(cfg))
     return lines
+
+
+def _found_by_chance(address: str | None) -> list[PreflightWarning]:
+    from aent_verl.integration.platform_cpu import cluster_to_join
+
+    named = os.environ.get("RAY_ADDRESS") or address
+    if named not in (None, "", "auto"):
+        return []
+    return [
+        PreflightWarning(
+            "RAY_ADDRESS",
+            named,
+            f"names no cluster, and Ray joins the one that runs on this machine, {cluster_to_join(address)}, whoever "
+            "started it",
+            hint="Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
+        )
+    ]
 
 
 def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:

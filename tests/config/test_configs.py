@@ -120,7 +120,7 @@ def test_bonus_of_the_presets_is_the_published_one(
         ("par_stage", PositiveReweight(), StageController()),
         ("par_epoch", PositiveReweight(), EpochController()),
         ("par_entropy", PositiveReweight(), EntropyGuidedController(init=0.0, target=0.2, step_size=0.05)),
-        ("steer", Steer(w_min=0.7, floor=0.02), ConstantController(init=1.0)),
+        ("steer", Steer(w_min=0.8, floor=0.02), ConstantController(init=1.0)),
         ("entropy_adv", EntropyAdvantage(scale=0.4, kappa=1.0), ConstantController(init=1.0)),
         ("progrpo", ProGRPO(scale=0.1, share=0.2), ConstantController(init=1.0)),
     ],
@@ -139,6 +139,7 @@ def test_advantages_of_the_presets_are_the_published_ones(preset: str, shaping: 
         ("kl_cov", "aent_kl_cov", (0.2, 0.2), {"kl_cov_ratio": 2e-3, "ppo_kl_coef": 1.0}),
         ("clip_higher", "vanilla", (0.2, 0.28), {}),
         ("progrpo", "vanilla", (0.2, 0.28), {}),
+        ("steer", "vanilla", (0.2, 0.28), {}),
     ],
 )
 def test_policy_losses_of_the_presets_are_the_published_ones(
@@ -147,6 +148,7 @@ def test_policy_losses_of_the_presets_are_the_published_ones(
     actor = actor_config(composed(*MICRO_BATCHES, f"entropy_control={preset}"))
     assert actor.policy_loss.loss_mode == mode
     assert (actor.clip_ratio_low, actor.clip_ratio_high) == clip
+    assert actor.clip_ratio_c == (10.0 if preset == "steer" else 3.0)
     assert {key: actor.policy_loss.get(key) for key in settings} == settings
     assert actor.entropy_control is not None
     assert actor.entropy_control.bonus.controller == OFF
@@ -243,6 +245,14 @@ def test_the_block_reaches_the_workers_resolved() -> None:
         "bypass_mode": False,
         "train_batch_size": 1024,
         "rollout_n": 1,
-        "token_dump_dir": "outputs/aent_verl/run/tokens",
+        "token_dump_dir": "outputs/aent_verl/run_aent/tokens",
     }
     assert EntropyControlConfig.parse(block).method == "aent"
+
+
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+def test_two_methods_never_share_a_folder_by_default(experiment: str | None) -> None:
+    chosen = [] if experiment is None else [f"experiment={experiment}"]
+    # A preset's method is its name, which another test says of each.
+    folders = {composed(*chosen, f"entropy_control={preset}").run.dir for preset in ("grpo", "entreg")}
+    assert len(folders) == 2

@@ -327,3 +327,26 @@ def test_an_adapter_trains_and_vllm_generates_with_it(own_script: dict[int, dict
     for data in own_script.values():
         assert data["training/rollout_probs_diff_max"] < 1e-3
         assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
+
+
+def test_entropy_control_that_hydra_has_not_found_stops_verls_own_entry(tmp_path: Path) -> None:
+    """Without our search path the key is a bare word: verl's own trainer asks us, in Ray's task runner, and stops."""
+    from aent_verl.integration import platform_cpu
+
+    arguments = [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "+entropy_control=aent"),
+        *("trainer.device=cpu", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.name=vllm"),
+        *("actor_rollout_ref.actor.use_dynamic_bsz=true", "ray_kwargs.ray_init.num_cpus=16"),
+        *(
+            "+ray_kwargs.ray_init.include_dashboard=false",
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        ),
+    ]
+    run = start(arguments, tmp_path / "out", **platform_cpu.runtime_env_vars())
+    try:
+        assert run.wait(timeout=START_SECONDS) != 0
+    finally:
+        kill(run)
+    said = (tmp_path / "out").read_text()
+    assert "PlugInNotActiveError" in said
+    assert "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent" in said

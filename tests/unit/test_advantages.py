@@ -97,12 +97,29 @@ def test_steer_change_has_the_sign_of_the_entropy_change() -> None:
         assert math.copysign(1, change.item()) == -math.copysign(1, difference.item())
 
 
+@pytest.mark.parametrize("what", ["log_prob", "old_log_prob", "advantages", "entropy"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_steer_change_that_is_not_finite_counts_as_0(what: str, value: float) -> None:
+    given = dict(zip(("log_prob", "old_log_prob", "advantages", "entropy"), (x.clone() for x in batch()), strict=True))
+    whole = steer_change(**given, mask=MASK)
+    given[what][0, 0] = value
+    change = steer_change(**given, mask=MASK)
+    # An infinite log ratio is clamped, and gives a change like any other.
+    if not (what == "old_log_prob" and math.isinf(value)):
+        assert change[0, 0] == 0
+    assert change.isfinite().all()
+    assert torch.equal(change.flatten()[1:], whole.flatten()[1:])
+    weight = steer_weight(change, largest=change.abs().max())
+    assert weight.isfinite().all()
+    assert weight[MASK].min() == pytest.approx(0.8)
+
+
 def test_steer_weight_is_the_definition() -> None:
     change = draw(4)
     for scaled in (change, change * 0.001):
         largest = scaled.abs().max()
-        weight = steer_weight(scaled.clone().requires_grad_(), largest=largest, w_min=0.7, floor=0.02)
-        expected = reference.steer_weight(scaled.flatten().tolist(), 0.7, 0.02)
+        weight = steer_weight(scaled.clone().requires_grad_(), largest=largest, w_min=0.8, floor=0.02)
+        expected = reference.steer_weight(scaled.flatten().tolist(), 0.8, 0.02)
         assert weight.flatten().tolist() == pytest.approx(expected, abs=1e-14)
         assert not weight.requires_grad
         assert not steer_weight(scaled, largest=largest.clone().requires_grad_()).requires_grad
@@ -238,6 +255,14 @@ def test_progrpo_ignores_confidences_of_groups_that_are_not_mixed() -> None:
     assert progrpo(
         torch.ones(1, 2), response_confidence=nan, prompt_confidence=nan, mixed=mixed, scale=1.0
     ).tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("broken", ["response_confidence", "prompt_confidence"])
+def test_progrpo_leaves_advantages_alone_where_a_confidence_is_nan(broken: str) -> None:
+    confidences = {"response_confidence": torch.tensor([0.2, 0.2]), "prompt_confidence": torch.tensor([0.7, 0.7])}
+    confidences[broken][0] = math.nan
+    shaped = progrpo(torch.ones(2, 1), mixed=torch.tensor([True, True]), scale=1.0, **confidences)
+    assert shaped.tolist() == [[1.0], [1.5]]
 
 
 def test_low_precision_input_is_computed_in_fp32() -> None:

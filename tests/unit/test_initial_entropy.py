@@ -1,9 +1,10 @@
 """The entropy before the first update, as the bonus that is tied to it aggregates a mini-batch."""
 
+import pytest
 import torch
 
 from aent_verl.core.controllers import AnchoredTargetController, ConstantController
-from aent_verl.integration.axes import Anchored, Linear, LinearDifficulty, PeakTokens
+from aent_verl.integration.axes import AllTokens, Anchored, Linear, LinearDifficulty, PeakTokens
 from aent_verl.integration.config import BonusConfig, EntropyControlConfig
 from aent_verl.integration.functional import FunctionalConfig
 
@@ -34,5 +35,21 @@ def test_masked_and_weighed_as_the_bonus_is() -> None:
     weighed = BonusConfig(
         Anchored(), ConstantController(init=1.0), PeakTokens(quantile=0.5), LinearDifficulty(), "token-mean"
     )
-    # Of the first response one token is a peak, 3; the second has one token only, which is above no other.
-    assert initial(weighed, accuracy=torch.tensor([0.75, 0.0, 0.0])) == 0.25 * 3 / 4
+    # Of the first response one token is a peak, 3; the second has one token only, which is above no other. The weight
+    # of the only one that counts does not change the average.
+    assert initial(weighed, accuracy=torch.tensor([0.75, 0.0, 0.0])) == 3
+    every = BonusConfig(Anchored(), ConstantController(init=1.0), sample_weight=LinearDifficulty())
+    weights = torch.tensor([0.75, 0.0, 0.0])
+    assert initial(every, weights) == (0.25 * (1 + 2 + 3) + 4) / (0.25 * 3 + 1)
+    assert initial(every, weights, "seq-mean-token-mean") == pytest.approx((0.25 * 2 + 4) / 1.25, rel=1e-7)
+
+
+def test_without_a_token_in_the_bonus_there_is_nothing_to_hold() -> None:
+    none = {"quantile of .9": (PeakTokens(quantile=0.9), ENTROPY * 0), "solved": (AllTokens(), ENTROPY)}
+    for mask, entropy in none.values():
+        bonus = BonusConfig(Anchored(), ConstantController(init=1.0), mask, LinearDifficulty(), "seq-mean-token-mean")
+        control = EntropyControlConfig("test", FunctionalConfig("nucleus", top_p=0.8), bonus)
+        with pytest.raises(ValueError, match=r"has no initial entropy to hold: of the 4 .*raise .*functional\.top_p"):
+            control.initial_entropy(
+                entropy, MASK, accuracy=torch.ones(3), loss_agg_mode="token-mean", loss_scale_factor=None
+            )

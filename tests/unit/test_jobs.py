@@ -53,3 +53,13 @@ def test_a_second_job_is_not_put_beside_one_that_trains_in_the_same_folder(tmp_p
     other = Cluster("RUNNING", "python -m aent_verl.train run.dir='/elsewhere/mine/runs/grpo_seed1'")
     jobs(other).start(["-m", "aent_verl.train"], log)
     assert other.submitted == ["aent-verl-mine-grpo_seed1-train-2"]
+
+
+@pytest.mark.parametrize("address", [None, "", "auto"])
+def test_a_cluster_is_named_and_not_found_by_chance(monkeypatch: pytest.MonkeyPatch, address: str | None):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: pytest.fail("Ray looked for one"))
+    with pytest.raises(RuntimeError, match=r"launcher=ray with RAY_ADDRESS=.*: name the cluster, <head>:6379"):
+        RayJobs()

@@ -18,7 +18,14 @@ from aent_verl.core.controllers import (
 )
 from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.integration import state_file
-from aent_verl.integration.axes import Anchored, Linear, PositiveReweight
+from aent_verl.integration.axes import (
+    AllTokens,
+    Anchored,
+    Linear,
+    LinearDifficulty,
+    PeakTokens,
+    PositiveReweight,
+)
 from aent_verl.integration.config import AdvantagesConfig, BonusConfig, EntropyControlConfig
 from aent_verl.integration.functional import FunctionalConfig
 from aent_verl.integration.state_file import NAME, RESTART, StateFileError, read, write
@@ -164,3 +171,46 @@ def test_an_anchored_bonus_does_not_go_on_without_its_anchor(tmp_path: Path) -> 
     assert RESTART in str(error.value)
     write(tmp_path, control=anchored, states=states(replace(STATE, initial_entropy=0.25)))
     assert load(tmp_path, anchored)[0]["bonus"].initial_entropy == 0.25
+
+
+SIREN = replace(
+    CONSTANT,
+    functional=FunctionalConfig("nucleus", top_p=0.8),
+    bonus=BonusConfig(
+        Anchored(), ConstantController(init=0.005), PeakTokens(quantile=0.8), loss_agg_mode="seq-mean-token-mean"
+    ),
+)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_anchor_of_another_definition_is_refused(tmp_path: Path, version: int) -> None:
+    """Until version 2 it was divided by all response tokens: with SIREN's peaks a fifth of what it is now."""
+    path = write(tmp_path, control=SIREN, states=states(replace(STATE, initial_entropy=0.25)))
+    content = json.loads(path.read_text())
+    del content["anchor"]
+    path.write_text(json.dumps(content | {"version": version}))
+    with pytest.raises(StateFileError, match=r"initial entropy 0\.25 .*by all response tokens") as error:
+        load(tmp_path, SIREN)
+    assert RESTART in str(error.value)
+    assert str(path) in str(error.value)
+    # Without an anchor nothing of it is used.
+    assert load(tmp_path, CONSTANT)[0]["bonus"].initial_entropy == 0.25
+
+
+@pytest.mark.parametrize(
+    ("key", "now"),
+    [
+        ("token_mask", replace(SIREN, bonus=replace(SIREN.bonus, token_mask=PeakTokens(quantile=0.9)))),
+        ("token_mask", replace(SIREN, bonus=replace(SIREN.bonus, token_mask=AllTokens()))),
+        ("sample_weight", replace(SIREN, bonus=replace(SIREN.bonus, sample_weight=LinearDifficulty()))),
+        ("loss_agg_mode", replace(SIREN, bonus=replace(SIREN.bonus, loss_agg_mode="token-mean"))),
+        ("functional", replace(SIREN, functional=FunctionalConfig("nucleus", top_p=0.9))),
+    ],
+)
+def test_an_anchor_measured_with_other_settings_is_refused(tmp_path: Path, key: str, now: EntropyControlConfig) -> None:
+    saved = states(replace(STATE, coefficient=0.005, initial_entropy=0.25))
+    write(tmp_path, control=SIREN, states=saved)
+    assert load(tmp_path, SIREN) == (saved, EntropyChange(), [])
+    with pytest.raises(StateFileError, match=f"measured with {key}=") as error:
+        load(tmp_path, now)
+    assert RESTART in str(error.value)

@@ -17,7 +17,6 @@ from aent_verl.integration import platform_cpu, state_file, weight_sockets
 from aent_verl.integration.axes import Linear
 from aent_verl.integration.config import BonusConfig, EntropyControlConfig
 from aent_verl.integration.functional import FunctionalConfig
-from tests.config.composing import MICRO_BATCHES, composed
 
 CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
 
@@ -200,23 +199,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
     with train.alone_in(folder):
         pass
-
-
-@pytest.mark.parametrize(
-    ("overrides", "warns"),
-    [
-        ([], ["save_freq=-1 saves no checkpoint", "rollout.n=1: GRPO compares"]),
-        (["trainer.save_freq=5", "actor_rollout_ref.rollout.n=8"], []),
-        (["trainer.save_freq=5", "algorithm.adv_estimator=reinforce_plus_plus"], []),
-    ],
-)
-def test_defaults_of_verls_that_lose_work_or_learn_nothing_are_named(overrides: list[str], warns: list[str]) -> None:
-    terminal = io.StringIO()
-    train.check_settings(composed(*MICRO_BATCHES, *overrides), terminal)
-    lines = terminal.getvalue().splitlines()
-    assert len(lines) == len(warns)
-    for line, text in zip(lines, warns, strict=True):
-        assert text in line
 
 
 def test_a_file_system_without_locks_is_warned_of_and_trained_on(

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.preflight.rows import ROWS, row, write
 
 
 def test_a_good_config_passes_and_says_what_was_checked(settings):
-    lines = "\n".join(preflight.run(settings))
+    lines = "\n".join(row.detail for row in preflight.check_run(settings) if row.state == preflight.OK)
     assert "data.train_files: 16 rows" in lines
     assert "data.val_files: 4 rows" in lines
     assert "Qwen2Tokenizer with 259 tokens" in lines
@@ -24,7 +25,7 @@ def test_a_good_config_passes_and_says_what_was_checked(settings):
 def test_no_data_set(settings, value):
     settings.data.train_files = value
     with pytest.raises(PreflightError, match=r"data\.train_files=.*no data set is named.*cpu_arithmetic") as error:
-        preflight.run(settings)
+        preflight.say(preflight.check_run(settings), sys.stdout)
     assert error.value.key == "data.train_files"
     assert error.value.value == value
 

@@ -1,12 +1,13 @@
 import importlib.metadata
+import io
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 import aent_verl
-from aent_verl import doctor, train
-from aent_verl.integration import compat
+from aent_verl import command_line, doctor, preflight, train
+from aent_verl.integration import compat, guard
 
 
 @pytest.fixture
@@ -37,7 +38,9 @@ def failed(arguments):
 def test_doctor_reports_every_check_and_returns_0(overrides, capsys):
     assert doctor.main(overrides) == 0
     report = capsys.readouterr().out
-    for check in ("verl", "torch", "ray", "vllm", "config", "platform", "plug-in", "verl API", "settings", "preflight"):
+    for check in ("verl", "torch", "ray", "vllm", "config", "platform", "plug-in", "verl API", "settings"):
+        assert check in report
+    for check in ("data", "model", "reward", "machines"):
         assert check in report
     assert "method aent" in report
     assert "checks passed" in report
@@ -47,7 +50,7 @@ def test_doctor_returns_1_where_preflight_fails(overrides, capsys):
     arguments = [*overrides, "data.val_files=/no/such/file.parquet"]
     assert doctor.main(arguments) == 1
     assert "1 of " in capsys.readouterr().out
-    assert "data.val_files='/no/such/file.parquet'" in failed(arguments)["preflight"]
+    assert "data.val_files='/no/such/file.parquet'" in failed(arguments)["data"]
 
 
 def test_doctor_does_not_miss_data_that_the_run_would_build(overrides, tmp_path):
@@ -58,6 +61,8 @@ def test_doctor_does_not_miss_data_that_the_run_would_build(overrides, tmp_path)
         "will be built by aent_verl.tasks.arithmetic.prepare"
         in [row for row in rows if row.state == doctor.NOTE][-1].detail
     )
+    assert {"data", "model", "reward"}.isdisjoint(row.check for row in rows)
+    assert "machines" in [row.check for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +107,102 @@ def test_doctor_reports_a_plug_in_that_is_not_registered(overrides, monkeypatch)
 
 
 def test_doctor_reports_each_broken_fact(overrides, monkeypatch):
-    monkeypatch.setattr(compat, "violations", lambda: ["expected: this; found: that"])
-    monkeypatch.setattr(compat, "check_contract", lambda: None)
-    assert failed(overrides) == {"verl API": "expected: this; found: that"}
+    monkeypatch.setattr(compat, "violations", lambda: ["expected: this; found: that", "expected: one; found: none"])
+    (detail,) = failed(overrides).values()
+    assert detail.splitlines()[1:] == ["  expected: this; found: that", "  expected: one; found: none"]
+
+
+def test_doctor_gives_every_warning_that_train_gives(overrides, settings, capsys):
+    poor = ["trainer.save_freq=-1", "actor_rollout_ref.actor.calculate_entropy=true", "trainer.logger=[console]"]
+    cfg = command_line.parse([*overrides, *poor]).compose()
+    said = io.StringIO()
+    preflight.say(preflight.check_settings(cfg), said)
+    expected = [line.removeprefix("warning: ") for line in said.getvalue().splitlines() if line.startswith("warning")]
+    assert len(expected) == 3
+    rows = [row.detail for row in doctor.examine([*overrides, *poor]) if row.state == doctor.WARNING]
+    assert rows == expected
+    assert "UserWarning" not in capsys.readouterr().err
+    assert "NoEffectWarning" not in capsys.readouterr().err
+
+
+def main_ppo(overrides):
+    """The same run as verl's own command."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    cfg = command_line.parse(overrides).compose()
+    keys = [
+        item.key_or_group
+        for item in OverridesParser.create().parse_overrides(overrides)
+        if item.key_or_group != "experiment"
+    ]
+    keys = [key for key in keys if not key.startswith("run.")]
+    same = [
+        "actor_rollout_ref.rollout.name",
+        "actor_rollout_ref.actor.strategy",
+        "algorithm.adv_estimator",
+        "trainer.device",
+    ]
+    same += [
+        "actor_rollout_ref.actor.use_dynamic_bsz",
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
+        "trainer.n_gpus_per_node",
+    ]
+    same += ["data.max_prompt_length", "data.max_response_length", "trainer.save_freq", "actor_rollout_ref.rollout.n"]
+    same += [
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+        "reward.custom_reward_function.name",
+        "reward.num_workers",
+    ]
+    return [f"{key}={OmegaConf.select(cfg, key)}" for key in dict.fromkeys([*keys, *same])]
+
+
+@pytest.mark.parametrize("words", [[], ["python", "-m", "verl.trainer.main_ppo"]])
+def test_doctor_takes_the_two_overrides_of_somebodys_own_script(overrides, words):
+    arguments = [*words, *main_ppo(overrides), *guard.LINE.split(), "ray_kwargs.ray_init.num_cpus=16"]
+    rows = list(doctor.examine(arguments))
+    assert [row.detail for row in rows if row.state == doctor.FAILED] == []
+    assert "method aent" in "".join(row.detail for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "lacks"),
+    [
+        ([], "warning", guard.LINE),
+        (["+entropy_control=aent"], "FAILED", "add hydra.searchpath=[pkg://aent_verl._config] "),
+        (["hydra.searchpath=[pkg://aent_verl._cnfig]", "+entropy_control=aent"], "FAILED", "add hydra.searchpath="),
+        (["hydra.searchpath=[pkg://aent_verl._config]"], "FAILED", "add +entropy_control=aent "),
+    ],
+)
+def test_doctor_says_what_a_command_of_verls_lacks_and_checks_the_rest(overrides, asked, state, lacks):
+    words = ["python", "-m", "verl.trainer.main_ppo"]
+    arguments = [*words, *main_ppo(overrides), *asked, "ray_kwargs.ray_init.num_cpus=16"]
+    rows = list(doctor.examine(arguments))
+    (found,) = [row for row in rows if row.check == "entropy control"]
+    assert (found.state, lacks in found.detail) == (state, True)
+    assert "reward" in [row.check for row in rows if row.state == doctor.OK]
+
+
+@pytest.mark.parametrize(
+    ("assume", "failures"),
+    [
+        ("gpus=8,nodes=2", []),
+        ("gpus=8", ["machines"]),
+        ("gpus=8,nodes=2,cpus=4", ["machines"]),
+        ("gpus=16", ["machines"]),
+    ],
+)
+def test_doctor_checks_for_machines_that_are_not_there(overrides, monkeypatch, assume, failures):
+    monkeypatch.setattr("aent_verl.train.choose_platform", lambda cfg: pytest.fail("this machine was looked at"))
+    cluster = ["trainer.device=cuda", "trainer.nnodes=2", "trainer.n_gpus_per_node=8", "data.train_batch_size=16"]
+    rows = list(doctor.examine([*overrides, *cluster], assume=doctor.Machines.parse(assume)))
+    assert [row.check for row in rows if row.state == doctor.FAILED] == failures
+    assert "reward" in [row.check for row in rows]
+
+
+@pytest.mark.parametrize("text", ["", "8", "gpus", "gpus=0", "gpus=eight", "nodes=2", "gpus=8,node=2", "gpus=8,"])
+def test_assumed_machines_are_whole_numbers_under_known_names(text):
+    with pytest.raises(ValueError, match=r"--assume .*: expected gpus=8,nodes=2"):
+        doctor.Machines.parse(text)
 
 
 @pytest.mark.parametrize(

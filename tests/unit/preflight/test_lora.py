@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf, open_dict
 
+from aent_verl import preflight
 from aent_verl.preflight import PreflightError, lora
 from aent_verl.preflight.errors import PreflightWarning
 
@@ -126,3 +127,11 @@ def test_evaluations_load_no_adapter(cfg, name, value):
     (error,) = lora.check_evaluation(cfg)
     assert error.key == MODEL + name
     assert "the base model would answer" in str(error)
+
+
+def test_training_and_evaluation_ask(cfg):
+    OmegaConf.update(cfg, MODEL + "lora.rank", 8)
+    for check in (preflight.check_settings, preflight.check_evaluation):
+        rows = [row for row in check(cfg) if row.check == "LoRA"]
+        assert [row.state for row in rows] == [preflight.FAILED]
+        assert "lora.rank=8" in rows[0].detail

@@ -3,7 +3,7 @@ from omegaconf import open_dict
 
 from aent_verl import preflight
 from aent_verl.integration import platform_cpu
-from aent_verl.preflight import PreflightError, resources
+from aent_verl.preflight import PreflightError, PreflightWarning, resources
 from tests.unit.preflight.rows import edit
 
 
@@ -57,6 +57,7 @@ def test_too_few_gpus(settings, monkeypatch):
 
 def test_a_cluster_that_is_joined_is_checked_instead_of_this_machine(settings, monkeypatch):
     monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address=None: {"CPU": 9.0, "GPU": 2.0})
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     settings.ray_kwargs.ray_init.num_cpus = 1
     assert resources.check(settings) == ["Ray cluster: 2 GPU, 1 needed; 9 CPU slots, 6 needed"]
     settings.trainer.n_gpus_per_node = 3
@@ -134,3 +135,17 @@ def test_memory_is_not_checked_on_gpus(settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(resources, "available_gib", lambda: 0.0)
     resources.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "warns"), [("", None, 1), ("auto", None, 1), ("h:1", None, 0), ("", "h:1", 0)]
+)
+def test_a_cluster_that_nobody_named_is_joined_with_a_warning(settings, monkeypatch, variable, setting, warns):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address: {"GPU": 9.0, "CPU": 99.0})
+    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: "10.0.0.9:6379")
+    with open_dict(settings):
+        settings.ray_kwargs.ray_init.address = setting
+    found = [item for item in resources.check(settings) if isinstance(item, PreflightWarning)]
+    assert len(found) == warns
+    assert all("10.0.0.9:6379" in str(item) and "RAY_ADDRESS=local" in str(item) for item in found)

@@ -1,0 +1,140 @@
+"""Never silently off: whoever asks for entropy control gets our trainer, or the run stops with what to type.
+
+Two ends watch each other. verl's trainers ask `check_config` before they are built, so that an ``entropy_control`` that
+never became our block stops a run which would train without it; that end is put in by our plug-in, and cannot see its
+own absence. So the actor's config asks `require`, which stops where the plug-in is not at work in its process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import wrapt
+from omegaconf import DictConfig
+
+logger = logging.getLogger(__name__)
+
+BLOCK = "entropy_control"
+DISABLE_ENV = "AENT_VERL_DISABLE"
+PLUGIN = "aent_verl.integration.plugin"
+LINE = "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent"
+# Every trainer of verl's starts in one of these constructors, whose argument `config` is the whole config.
+TRAINERS = {
+    "verl.trainer.ppo.v1.trainer_base": "PPOTrainer",
+    "verl.trainer.ppo.ray_trainer": "RayPPOTrainer",
+}
+
+
+class PlugInNotActiveError(RuntimeError):
+    """Our code would not run, or did not; going on would train without entropy control."""
+
+
+def disabled() -> bool:
+    """Whether the environment switches aent_verl off."""
+    return os.environ.get(DISABLE_ENV, "").strip().lower() not in ("", "0", "false")
+
+
+def install() -> None:
+    """Have verl's trainers ask `check_config` as soon as they are imported; may be called again."""
+    for module in TRAINERS:
+        wrapt.register_post_import_hook(_watch, module)
+
+
+def refuse_if_disabled() -> None:
+    """Stop a command of ours in an environment that switches aent_verl off.
+
+    Raises:
+        PlugInNotActiveError: names the variable.
+    """
+    if disabled():
+        raise PlugInNotActiveError(
+            f"{DISABLE_ENV}={os.environ[DISABLE_ENV]} switches aent_verl off, and {BLOCK} asks for it: unset "
+            f"{DISABLE_ENV}, or train without aent_verl: python -m verl.trainer.main_ppo without {BLOCK}"
+        )
+
+
+def require() -> None:
+    """Stop unless our plug-in is at work in this process.
+
+    Raises:
+        PlugInNotActiveError: it is switched off, verl did not load it, or it failed; the message says which.
+    """
+    refuse_if_disabled()
+    if PLUGIN in sys.modules:
+        return
+    try:
+        # verl logs the failure of a plug-in at DEBUG only: here it is raised.
+        importlib.import_module(PLUGIN)
+    except Exception as error:
+        raise PlugInNotActiveError(
+            f"aent_verl's plug-in cannot be loaded ({type(error).__name__}: {error}): mend that, or install aent_verl "
+            "again with what it needs"
+        ) from error
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS")
+    if policy is not None and "aent_verl" not in policy and policy.strip().lower() != "auto":
+        cure = f"VERL_USE_EXTERNAL_PLUGINS={policy!r} leaves it out: add aent_verl to it"
+    else:
+        cure = f"install aent_verl in this environment, or set VERL_USE_EXTERNAL_MODULES={PLUGIN}"
+    raise PlugInNotActiveError(f"verl has not loaded aent_verl's plug-in in this process; {cure}")
+
+
+def check_config(config: Any) -> None:
+    """Stop a trainer that is not ours where the config asks for entropy control.
+
+    Args:
+        config: verl's whole config.
+
+    Raises:
+        PlugInNotActiveError: with the key, its value, and the line to type.
+    """
+    if not isinstance(config, Mapping | DictConfig):
+        return
+    for key in config:
+        if key == BLOCK:
+            raise PlugInNotActiveError(_not_ours(config[key], config))
+        if difflib.get_close_matches(str(key), [BLOCK], cutoff=0.8):
+            raise PlugInNotActiveError(
+                f"{key}={_short(config[key])}: nothing reads it, and the run would train without entropy control; did "
+                f"you mean {BLOCK}? Type\n  {LINE}\nor leave it out"
+            )
+
+
+def _not_ours(value: Any, config: Any) -> str:
+    if isinstance(value, Mapping | DictConfig) and "method" in value:
+        mode = config.trainer.get("v1", {}).get("trainer_mode")
+        return (
+            f"{BLOCK}={value.get('method')} is set, and trainer.v1.trainer_mode={mode!r} would train without it: leave "
+            "trainer.v1.trainer_mode to the preset, which sets aent_sync, and trainer.use_v1 at true"
+        )
+    return (
+        f"{BLOCK}={_short(value)} is no preset's settings but the bare word, because Hydra has not found our "
+        "configuration: the run would train without entropy control. Type\n  "
+        f"{LINE.replace('=aent', f'={_short(value)}')}\nand compare the search path letter by letter; or leave the key "
+        "out"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _watch(module: Any) -> None:
+    """Put `check_config` in front of the constructor of the module's trainer, once."""
+    trainer = getattr(module, TRAINERS[module.__name__])
+    if isinstance(trainer.__dict__["__init__"], wrapt.FunctionWrapper):
+        return
+    wrapt.wrap_function_wrapper(trainer, "__init__", _ask_first)
+    logger.info("%s.%s asks aent_verl whether its config wants entropy control", module.__name__, trainer.__name__)
+
+
+def _ask_first(build: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not hasattr(trainer, "use_entropy_control"):
+        check_config(kwargs["config"] if "config" in kwargs else args[0])
+    build(*args, **kwargs)

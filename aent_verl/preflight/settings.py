@@ -1,0 +1,91 @@
+"""Do our settings and verl's pass their own validation, and which of them lose work or have no effect?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from aent_verl.preflight.errors import PreflightWarning, root_cause
+
+if TYPE_CHECKING:
+    from aent_verl.integration.config import EntropyControlConfig
+
+
+def check(cfg: DictConfig) -> Iterator[str | Exception]:
+    """Build the actor's config as the workers will, and let verl validate the whole.
+
+    Returns:
+        What has no effect or loses work, and then what is illegal, or a line on the method.
+    """
+    from aent_verl.integration.parsing import NoEffectWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result: str | Exception = _validate(cfg)
+        except Exception as error:
+            result = root_cause(error)
+    # verl and ours build the actor's config more than once.
+    yield from {
+        str(item.message): item.message for item in caught if issubclass(item.category, NoEffectWarning)
+    }.values()
+    yield from _losses(cfg)
+    yield result
+
+
+def control_of(cfg: DictConfig) -> EntropyControlConfig:
+    """The entropy control that the workers will run.
+
+    Raises:
+        ValueError: an illegal setting, or one under which our code would not run.
+        PlugInNotActiveError: the config has none.
+    """
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from aent_verl.integration.guard import LINE, PlugInNotActiveError, check_config
+
+    actor = omega_conf_to_dataclass(cfg.actor_rollout_ref.actor)
+    control: EntropyControlConfig | None = getattr(actor, "entropy_control", None)
+    if control is None:
+        check_config(cfg)
+        raise PlugInNotActiveError(f"this config trains without entropy control; add\n  {LINE}")
+    return control
+
+
+def _validate(cfg: DictConfig) -> str:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    control = control_of(cfg)
+    validate_config(config=cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
+    return f"method {control.method}, functional {control.functional}, controller {control.bonus.controller}"
+
+
+def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
+    """Defaults of verl's that lose work or learn nothing."""
+    trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
+    if OmegaConf.select(cfg, "run.progress") and "file" not in trainer.logger:
+        yield PreflightWarning(
+            "trainer.logger",
+            list(trainer.logger),
+            "the progress table and the plot stay empty",
+            expected="'file' in it",
+            hint="Set trainer.logger=[console,file]",
+        )
+    if trainer.save_freq <= 0:
+        yield PreflightWarning(
+            "trainer.save_freq",
+            trainer.save_freq,
+            "saves no checkpoint: a killed run starts from the beginning, and there is nothing to evaluate",
+            hint="Set trainer.save_freq=20, say",
+        )
+    if cfg.algorithm.adv_estimator == "grpo" and rollout.n == 1:
+        yield PreflightWarning(
+            "actor_rollout_ref.rollout.n",
+            1,
+            "GRPO compares the responses to one prompt, and one has nothing to be compared with",
+            hint="Set actor_rollout_ref.rollout.n=8, say",
+        )
