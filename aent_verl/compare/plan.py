@@ -136,8 +136,8 @@ def check(grid: Sequence[Cell]) -> None:
         rank = cell.config.actor_rollout_ref.model.lora_rank
         if cell.evaluation is not None and rank:
             raise ValueError(
-                f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate the final checkpoint, and an evaluation loads no adapter; compare by "
-                "verl's own validation, without evaluation.*"
+                f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate "
+                "the final checkpoint, and an evaluation loads no adapter; without evaluation.* compare by validation"
             )
         try:
             preflight.say(preflight.check_settings(cell.config), sys.stdout, about=f"method {cell.method}: ")

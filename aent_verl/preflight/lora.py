@@ -88,7 +88,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Finding]:
 @cache
 def _defaults() -> DictConfig:
     """The model block of verl's own configs."""
-    text = files("verl.trainer.config").joinpath("model", "hf_model.yaml").read_text(encoding="utf-8")
+    text = (files("verl.trainer.config") / "model" / "hf_model.yaml").read_text(encoding="utf-8")
     defaults = OmegaConf.create(text)
     assert isinstance(defaults, DictConfig)
     return defaults
