@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,9 @@ class Case:
     # verl changes the class of a fused model: cases with and without a head belong into different calls of `run`.
     fused_head: str | None = None
     param_dtype: str = "fp32"
+    # Folder of a LoRA adapter; with `reference` it is switched off, as in verl's pass for the reference policy.
+    adapter: str | None = None
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Result:
 
 def run(model: str | Path, world_size: int, cases: list[Case]) -> list[Any]:
     """Run the cases on ``world_size`` fresh processes; results as rank 0 has them, metrics reduced as verl
-    does, or the RuntimeError that a case ended with.
+    does, or the RuntimeError or ValueError that a case ended with.
     """
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, args=(world_size, str(model), cases, folder), nprocs=world_size, join=True)
@@ -71,12 +75,12 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     engines: dict[Any, Any] = {}
     results = []
     for case in cases:
-        built = case.engine, case.param_dtype
+        built = case.engine, case.param_dtype, case.adapter
         if built not in engines:
             engines[built] = _build(case, model)
         try:
             results.append(_run_case(engines[built], case, rank, world_size))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             results.append(error)
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
@@ -100,6 +104,8 @@ def _build(case: Case, model: str) -> Any:
             override_config={"attn_implementation": "sdpa"},
             use_fused_kernels=case.fused_head is not None,
             fused_kernel_options={"impl_backend": case.fused_head},
+            lora_rank=0 if case.adapter is None else 8,
+            lora_adapter_path=case.adapter,
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
@@ -224,7 +230,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
         loss_function = partial(ppo_loss, config=_actor_config(case))
     tu.assign_non_tensor(data, **settings)
     if case.evaluate:
-        with engine.eval_mode():
+        with engine.eval_mode(), engine.disable_adapter() if case.reference else nullcontext():
             outputs = engine.forward_backward_batch(data, None, forward_only=True)["model_output"]
         return Result(0.0, torch.zeros(()), {}, {key: value.values() for key, value in outputs.items()})
     # What FSDP2 gathers weights with, by its newer and its older name.
@@ -233,7 +239,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     with engine.train_mode(), gather as gathers:
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(data, loss_function)
-        gradient = torch.cat([p.grad.full_tensor().flatten() for p in engine.module.parameters()])
+        gradient = torch.cat([p.grad.full_tensor().flatten() for p in engine.module.parameters() if p.requires_grad])
     loss = torch.tensor(float(sum(output["loss"])))
     torch.distributed.all_reduce(loss)
     gathered = allgather_dict_into_dict(data=output["metrics"], group=engine.get_data_parallel_group())

@@ -133,6 +133,12 @@ def check(grid: Sequence[Cell]) -> None:
                 f"trainer.save_freq={cell.config.trainer.save_freq}: must be above 0, because evaluation.* asks to "
                 "evaluate the final checkpoint"
             )
+        rank = cell.config.actor_rollout_ref.model.lora_rank
+        if cell.evaluation is not None and rank:
+            raise ValueError(
+                f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate "
+                "the final checkpoint, and an evaluation loads no adapter; without evaluation.* compare by validation"
+            )
         try:
             preflight.say(preflight.check_settings(cell.config), sys.stdout, about=f"method {cell.method}: ")
         except Exception as error:

@@ -99,8 +99,14 @@ def lm_head_of(model: Any) -> nn.Module:
         ValueError: they are more; verl's fused forward methods would compute other log-probs than the model's.
     """
     lm_head: nn.Module | None = model.get_output_embeddings()
-    # An adapter (PEFT) has a base layer; a unit of FSDP1 gathers its weight in the forward method that we replace.
-    if lm_head is None or hasattr(lm_head, "base_layer") or isinstance(lm_head, FullyShardedDataParallel):
+    if hasattr(lm_head, "base_layer"):
+        raise ValueError(
+            "model.use_fused_kernels=True is not allowed: the LM head carries an adapter (LoRA), whose part of the "
+            "logits verl's fused forward method leaves out; set it to False, or take the LM head out of "
+            "model.target_modules"
+        )
+    # A unit of FSDP1 gathers its weight in the forward method that we replace.
+    if lm_head is None or isinstance(lm_head, FullyShardedDataParallel):
         raise ValueError(
             f"model.use_fused_kernels=True is not allowed: the LM head is a {type(lm_head).__name__}, whose logits are "
             "not simply hidden states times its weight; set it to False"

@@ -15,8 +15,8 @@ if guard.disabled():
     logging.getLogger(__name__).warning("aent_verl is switched off by %s", guard.DISABLE_ENV)
 else:
     platform_cpu.register()
-    if platform_cpu.is_selected():
-        vllm_cpu.provide_vllm_distribution()
+    # Whatever the platform: composing a config imports verl, and only then can the platform be decided.
+    vllm_cpu.provide_vllm_distribution()
     guard.install()
 
     @wrapt.when_imported("verl.trainer.ppo.v1")

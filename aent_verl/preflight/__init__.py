@@ -11,7 +11,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from aent_verl.preflight import data, model, resources, reward, settings
+from aent_verl.preflight import data, lora, model, resources, reward, settings
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.resources import check_cluster
 from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
@@ -35,9 +35,10 @@ __all__ = [
 ]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
-# What concerns an evaluation as well as a training run, and what a training run alone.
+# What concerns an evaluation as well as a training run, and what one of them alone.
 EVERYWHERE: dict[str, Check] = {}
-TRAINING: dict[str, Check] = {"settings": settings.check}
+TRAINING: dict[str, Check] = {"LoRA": lora.check, "settings": settings.check}
+EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation}
 
 
 def check_settings(cfg: DictConfig) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def check_settings(cfg: DictConfig) -> Iterator[Row]:
 
 def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
     """The same of an evaluation's settings."""
-    for name, check in EVERYWHERE.items():
+    for name, check in {**EVERYWHERE, **EVALUATION}.items():
         yield from attempt(name, partial(check, cfg))
 
 

@@ -261,10 +261,15 @@ def test_resume_without_a_usable_state_stops_before_ray_and_names_the_way_out(
 
 @pytest.fixture(scope="module")
 def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
-    """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts; one rank, GRPO."""
+    """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts.
+
+    One rank, GRPO with a LoRA adapter and a KL penalty.
+    """
     from aent_verl.integration import platform_cpu
 
     folder = tmp_path_factory.mktemp("own_script")
+    # This model is hardly ever right, and without a difference in a group there is nothing to learn.
+    (folder / "score.py").write_text("def compute_score(solution_str, **_):\n    return len(solution_str) % 2\n")
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic"])
     arguments = [
@@ -282,11 +287,14 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.max_model_len=128",
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.model.lora_rank=8",
+        "actor_rollout_ref.actor.optim.lr=1e-2",
+        "actor_rollout_ref.actor.use_kl_loss=true",
         f"data.max_prompt_length={cfg.data.max_prompt_length}",
         f"data.max_response_length={cfg.data.max_response_length}",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "reward.custom_reward_function.path=pkg://aent_verl.tasks.reward",
+        f"reward.custom_reward_function.path={folder}/score.py",
         "trainer.total_training_steps=3",
         "trainer.critic_warmup=2",
         "trainer.val_before_train=false",
@@ -309,6 +317,16 @@ def test_users_own_main_ppo_scripts_work(own_script: dict[int, dict[str, float]]
 
 def test_a_step_that_updates_no_actor_leaves_the_controller_alone(own_script: dict[int, dict[str, float]]) -> None:
     assert not [key for key in own_script[1] if key.startswith("aent/")]
+
+
+def test_an_adapter_trains_and_vllm_generates_with_it(own_script: dict[int, dict[str, float]]) -> None:
+    """Step 3 samples after the first update. Far from the reference, the model without the adapter, vLLM's
+    probabilities are the trainer's: it has the adapter.
+    """
+    assert own_script[3]["actor/kl_loss"] > 0.05
+    for data in own_script.values():
+        assert data["training/rollout_probs_diff_max"] < 1e-3
+        assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
 
 
 def test_entropy_control_that_hydra_has_not_found_stops_verls_own_entry(tmp_path: Path) -> None:

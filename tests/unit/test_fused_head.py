@@ -131,8 +131,18 @@ def test_models_whose_logits_are_more_than_a_product_are_refused(
 
 
 def test_heads_that_are_not_one_weight_are_refused() -> None:
-    adapted = torch.nn.Linear(8, 31, bias=False)
-    adapted.base_layer = torch.nn.Linear(8, 31, bias=False)
-    for lm_head in (None, adapted):
-        with pytest.raises(ValueError, match="not simply hidden states times its weight"):
-            lm_head_of(model(lm_head))
+    with pytest.raises(ValueError, match="not simply hidden states times its weight"):
+        lm_head_of(model(None))
+
+
+def test_a_head_with_an_adapter_is_refused_and_one_under_an_adapter_accepted(tiny_model_folder: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def adapted(targets: str | list[str]) -> torch.nn.Module:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+        return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets))
+
+    assert type(lm_head_of(adapted("all-linear"))) is torch.nn.Linear
+    with pytest.raises(ValueError, match=r"the LM head carries an adapter \(LoRA\).*model.target_modules"):
+        lm_head_of(adapted(["q_proj", "lm_head"]))

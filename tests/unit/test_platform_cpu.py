@@ -1,4 +1,5 @@
 import ast
+import json
 import os
 import socket
 import subprocess
@@ -382,11 +383,9 @@ from aent_verl.integration import platform_cpu  # first: if it imported verl, ve
 import sys
 import verl  # calls our plug-in, which registers
 from verl.plugin.platform import platform_manager
-from aent_verl.integration.vllm_cpu import VllmCpuFinder
 assert platform_manager.PlatformRegistry.get("cpu") is platform_cpu.PlatformCPU
 assert platform_manager._current_platform is None, "registering resolved the platform"
 assert platform_manager._detect_platform_name() != "cpu", "verl chose the CPU platform by itself"
-assert not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path)
 assert "vllm" not in sys.modules
 assert not platform_cpu.initialize_gloo(), "a group for a platform that is not ours"
 """
@@ -397,3 +396,45 @@ def test_nothing_is_active_unless_named():
     environment["VERL_USE_EXTERNAL_MODULES"] = "aent_verl.integration.plugin"  # whose failure verl lets through
     process = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+ORDER = """
+import importlib.metadata, json, sys
+from hydra import compose, initialize_config_module
+name, overrides, cluster, expected = map(json.loads, sys.argv[1:])
+with initialize_config_module("aent_verl._config", version_base="1.3"):
+    cfg = compose(name, overrides)
+from verl.plugin.platform import platform_manager
+assert platform_manager._current_platform is None, "composing resolved the platform"
+importlib.metadata.version("vllm")
+from aent_verl import train
+from aent_verl.integration import platform_cpu
+platform_cpu.joined_cluster_resources = lambda address=None: cluster
+assert train.choose_platform(cfg) == expected
+from verl.utils.device import get_device_name
+assert get_device_name() == (expected or "cuda")
+if name == "aent_trainer" and expected:
+    from verl.utils.config import validate_config
+    validate_config(config=cfg, use_reference_policy=False, use_critic=False)  # imports vLLM for LoRA
+"""
+LORA = ["experiment=cpu_arithmetic", "actor_rollout_ref.model.lora_rank=8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "cluster", "expected"),
+    [
+        ("aent_trainer", LORA, None, "cpu"),
+        ("aent_evaluate", ["platform=cpu", "actor_rollout_ref.model.path=m"], CPU_CLUSTER, "cpu"),
+        # The head node of a GPU cluster has no accelerator of its own, and the CPU build of vLLM at most.
+        ("aent_trainer", [*LORA, "trainer.device=cuda"], HEAD_NODE_OF_GPU_CLUSTER, None),
+    ],
+)
+def test_what_composing_imports_does_not_depend_on_the_platform(name, overrides, cluster, expected):
+    """Hydra imports verl to find its configs; the platform is decided from the composed config, afterwards."""
+    if cluster is None and torch.cuda.is_available():
+        pytest.skip("an accelerator decides here")
+    pytest.importorskip("vllm")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("VERL_", "VLLM_", "RAY_"))}
+    arguments = [json.dumps(item) for item in (name, overrides, cluster, expected)]
+    process = subprocess.run([sys.executable, "-c", ORDER, *arguments], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]

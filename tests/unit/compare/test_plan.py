@@ -96,6 +96,12 @@ def test_an_evaluation_needs_a_checkpoint(here: Path):
         plan.check(grid)
 
 
+def test_adapters_cannot_be_evaluated(here: Path):
+    lora = "actor_rollout_ref.model.lora_rank=8"
+    with pytest.raises(ValueError, match="lora_rank=8: must be 0, because evaluation"):
+        plan.check(plan.cells(parse([*CPU, *NO_TASK, lora, "evaluation.n=2"])))
+
+
 def test_an_evaluation_uses_the_machines_of_the_training(here: Path):
     command = plan.cells(parse([*CPU, "evaluation.n=8"]))[0].evaluate_command(here)
     assert {"platform=cpu", "gpus=1", "trainer.nnodes=1"} <= set(command)
