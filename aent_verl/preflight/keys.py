@@ -159,7 +159,7 @@ def _own_schemas() -> tuple[DictConfig, ...]:
 
 
 def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], prefix: str) -> Iterator[Finding]:
-    """Findings in one block; a mapping that no schema fills is open, and so is a field of a dataclass beyond verl's YAML."""
+    """Look at one block; a mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML."""
     fields = _fields([block, *schemas])
     for name in map(str, block):
         key = f"{prefix}{name}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# Values that OmegaConf cannot give, as None is one.
+# What no config holds; null is a value.
 _ABSENT = object()
 
 
@@ -32,7 +32,7 @@ def verl_file(name: str) -> DictConfig:
 
 
 def stock(cfg: DictConfig) -> DictConfig:
-    """verl's defaults for the training engine of this config, as verl itself composes them."""
+    """Give verl's defaults for the training engine of this config, as verl itself composes them."""
     engine = cfg.get("model_engine", "dp")
     name = "_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml"
     return verl_file(name)
@@ -40,17 +40,12 @@ def stock(cfg: DictConfig) -> DictConfig:
 
 def node(cfg: DictConfig, key: str) -> Any:
     """What stands at a dotted key, interpolations and mappings as they are; a private object where nothing does."""
-    *blocks, name = key.split(".")
-    for block in blocks:
-        inner = cfg._get_node(block) if block in cfg.keys() else None
-        if not is_mapping(inner):
+    found: Any = cfg
+    # Not `name in cfg`, which resolves interpolations: slow, and false where one cannot be resolved.
+    for name in key.split("."):
+        found = found._get_node(name, validate_access=False) if is_mapping(found) else None
+        if found is None:
             return _ABSENT
-        cfg = inner
-    # Asked of the mapping itself, the question would resolve interpolations: slow, and None where one cannot be resolved.
-    if name not in cfg.keys():
-        return _ABSENT
-    found = cfg._get_node(name)
-    assert found is not None
     return found
 
 
