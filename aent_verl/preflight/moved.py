@@ -83,7 +83,7 @@ GONE = {
     **{f"{block}.load_weight": "weights are always loaded" for block in ("actor_rollout_ref.actor", "critic")},
     "actor_rollout_ref.ref.load_weight": "weights are always loaded",
     "actor_rollout_ref.ref.model": "the reference policy is always actor_rollout_ref.model",
-    "actor_rollout_ref.model.gradient_checkpointing_kwargs": "see actor_rollout_ref.model.enable_gradient_checkpointing",
+    "actor_rollout_ref.model.gradient_checkpointing_kwargs": "Megatron alone took it",
     "actor_rollout_ref.rollout.use_fire_sampling": "no rollout engine samples that way any more",
     "actor_rollout_ref.rollout.chat_scheduler": "see actor_rollout_ref.rollout.agent.default_agent_loop",
     "actor_rollout_ref.rollout.layer_name_map": "weights reach the rollout engine by their names in Hugging Face",
@@ -136,9 +136,7 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
             parsed = parser.parse_override(text)
         except OverrideParseException as error:
             problem = f"Hydra cannot read it: {str(error).splitlines()[0]}"
-            findings.append(
-                PreflightError(text, None, problem, hint="Write key=value, and quote what the shell changes")
-            )
+            findings.append(PreflightError(text, None, problem, hint="Write key=value, quoted for the shell"))
             continue
         finding = None if _is_group(parsed.key_or_group) else _look_up(parsed, text, cfg_base)
         if finding is None:
@@ -198,12 +196,10 @@ def _moved(key: str, given: str, successor: tuple[str, str | None], cfg: DictCon
 
 def _is_open(cfg: DictConfig, key: str) -> bool:
     """Whether the key would be new in a mapping that takes any."""
-    blocks = [key.rpartition(".")[0]]
-    while "." in blocks[-1]:
-        blocks.append(blocks[-1].rpartition(".")[0])
-    return any(
-        block in FREE
-        or block.rpartition(".")[2] in FREE_NAMES
-        or (is_mapping(node(cfg, block)) and not node(cfg, block))
-        for block in blocks
-    )
+    parts = key.split(".")
+    blocks = [".".join(parts[:length]) for length in range(1, len(parts))]
+    return any(block in FREE or block.rpartition(".")[2] in FREE_NAMES or _is_empty(cfg, block) for block in blocks)
+
+
+def _is_empty(cfg: DictConfig, block: str) -> bool:
+    return is_mapping(node(cfg, block)) and not node(cfg, block)
