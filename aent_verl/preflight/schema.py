@@ -1,0 +1,90 @@
+"""What a config is compared with: verl's own defaults, and what is set in ours."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What no config holds; null is a value.
+_ABSENT = object()
+
+
+@functools.cache
+def verl_folder() -> str:
+    """Where verl is installed, found without importing it."""
+    spec = importlib.util.find_spec("verl")
+    assert spec is not None
+    assert spec.origin is not None
+    return os.path.dirname(spec.origin)
+
+
+@functools.cache
+def verl_file(name: str) -> DictConfig:
+    """A file of verl's config folder; do not change what you get."""
+    loaded = OmegaConf.load(os.path.join(verl_folder(), "trainer", "config", name))
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def stock(cfg: DictConfig) -> DictConfig:
+    """Give verl's defaults for the training engine of this config, as verl itself composes them."""
+    engine = cfg.get("model_engine", "dp")
+    name = "_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml"
+    return verl_file(name)
+
+
+def node(cfg: DictConfig, key: str) -> Any:
+    """What stands at a dotted key, interpolations and mappings as they are; a private object where nothing does."""
+    found: Any = cfg
+    # Not `name in cfg`, which resolves interpolations: slow, and false where one cannot be resolved.
+    for name in key.split("."):
+        found = found._get_node(name, validate_access=False) if is_mapping(found) else None
+        if found is None:
+            return _ABSENT
+    return found
+
+
+def is_mapping(found: Any) -> bool:
+    """Whether this is a mapping with content of its own: no null, and no reference to another."""
+    return isinstance(found, DictConfig) and not found._is_none() and not found._is_interpolation()
+
+
+def has(cfg: DictConfig, key: str) -> bool:
+    """Whether something stands at a dotted key, if only null."""
+    return node(cfg, key) is not _ABSENT
+
+
+def value(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key with interpolations resolved, as plain Python; None where there is none."""
+    found = OmegaConf.select(cfg, key, default=None)
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+
+def is_default(cfg: DictConfig, key: str) -> bool:
+    """Whether the key holds verl's default: the same text, for a default that refers to another key."""
+    ours, theirs = node(cfg, key), node(stock(cfg), key)
+    if ours is _ABSENT or theirs is _ABSENT:
+        return ours is theirs
+    return bool(ours == theirs) if OmegaConf.is_config(ours) else bool(ours._value() == theirs._value())
+
+
+def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of everything that is no mapping, and of empty mappings; ``_target_`` is left out."""
+    for name in cfg:
+        inner = cfg._get_node(name)
+        key = f"{prefix}{name}"
+        if is_mapping(inner) and len(inner):
+            yield from leaves(inner, f"{key}.")
+        elif name != "_target_":
+            yield key
+
+
+def override(key: str, given: Any, *, exists: bool = True) -> str:
+    """What to type for a setting, in Hydra's grammar."""
+    text = {None: "null", True: "true", False: "false"}[given] if given is None or isinstance(given, bool) else given
+    return f"{'' if exists else '+'}{key}={text}"
