@@ -8,6 +8,8 @@ import importlib
 
 import wrapt
 
+# Its resolvers: verl resolves the config in a worker.
+import aent_verl._config  # noqa: F401
 from aent_verl.integration import platform_cpu, vllm_cpu
 
 platform_cpu.register()
