@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aent_verl.core.backends import part_of, slices, tokens_per_chunk
+from aent_verl.core.backends import slices, tokens_per_chunk
 from aent_verl.core.numerics import arithmetic_type, x_exp_x
 
 # A chunk's logits; sorting makes a few tensors of that size.
@@ -61,11 +61,11 @@ class Truncation:
         """
         dtype = arithmetic_type(logits.dtype)
         size = tokens_per_chunk(logits.shape[0], logits.shape[1] * dtype.itemsize, _CHUNK_BYTES, chunk_size)
-        column = temperature.to(dtype).unsqueeze(-1) if isinstance(temperature, Tensor) else None
+        t = temperature.to(dtype).unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
         values = logits.new_empty(logits.shape[0], dtype=dtype)
         for part in slices(logits.shape[0], size):
             z = logits[part].to(dtype, copy=True)
-            z.div_(temperature if column is None else part_of(column, part))
+            z.div_(t[part] if isinstance(t, Tensor) else t)
             values[part] = self._rows(z)
         return values
 

@@ -46,7 +46,8 @@ def _raw(cfg: DictConfig, key: str) -> Any:
     """The value at ``key`` with its interpolations as they are written; None where there is none."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    return OmegaConf.to_container(node, resolve=False).get(name) if isinstance(node, DictConfig) else None
+    raw = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else None
+    return raw.get(name) if isinstance(raw, Mapping) else None
 
 
 def _resolved(cfg: DictConfig, key: str, value: Any) -> Any:

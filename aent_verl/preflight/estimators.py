@@ -47,7 +47,7 @@ def function(name: str) -> Callable[..., Any]:
     """
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
-    return get_adv_estimator_fn(name)  # type: ignore[no-any-return]
+    return get_adv_estimator_fn(name)
 
 
 def groups_samples(name: str) -> bool:

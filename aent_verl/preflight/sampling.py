@@ -171,9 +171,8 @@ def _wrong_ratio(cfg: DictConfig) -> str | None:
 
 
 def _of_method(cfg: DictConfig, key: str) -> str:
-    control = cfg.get("entropy_control") or {}
     loss = OmegaConf.select(cfg, "actor_rollout_ref.actor.policy_loss.loss_mode")
-    shaping = OmegaConf.select(control, "advantages.name") if control else None
+    shaping = OmegaConf.select(cfg, "entropy_control.advantages.name")
     text = ""
     if shaping == "steer" or loss in ("aent_clip_cov", "aent_kl_cov"):
         name = shaping if shaping == "steer" else loss
