@@ -1,1 +1,9 @@
-"""Hydra configuration; installed as ``aent_verl._config``, so that ``pkg://aent_verl._config`` finds it."""
+"""Hydra configuration; installed as ``aent_verl._config``, so that ``pkg://aent_verl._config`` finds it.
+
+Hydra imports this package before it composes; `integration.plugin` does in verl's workers.
+"""
+
+from omegaconf import OmegaConf
+
+# So that a platform's context length can follow the lengths of prompts and responses.
+OmegaConf.register_new_resolver("aent_verl.sum", lambda *numbers: sum(numbers), replace=True)

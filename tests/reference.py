@@ -254,3 +254,17 @@ def choose_largest(values: list[float], priorities: list[int], eligible: list[bo
 def choose_random(priorities: list[int], eligible: list[bool], count: int) -> list[bool]:
     chosen = sorted((p, i) for i, (p, ok) in enumerate(zip(priorities, eligible, strict=True)) if ok)[:count]
     return [any(i == j for _, j in chosen) for i in range(len(priorities))]
+
+
+def sampled_entropy_row(logits: list[float], top_k: int, top_p: float) -> float:
+    """What vLLM samples from: top-k with all ties, then top-p with the token that crosses."""
+    ordered = sorted(logits, reverse=True)
+    if top_k > 0:
+        ordered = [z for z in ordered if z >= ordered[min(top_k, len(ordered)) - 1]]
+    kept, mass = 0, 0.0
+    for p in softmax_of(ordered):
+        if mass >= top_p:
+            break
+        mass += p
+        kept += 1
+    return entropy_of(softmax_of(ordered[:kept]))

@@ -15,9 +15,10 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from aent_verl.core.backends import Kernel
 from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
+from aent_verl.core.sampled import Truncation
 from aent_verl.integration.functional import FunctionalConfig
 from aent_verl.integration.fused_head import Head, lm_head_of, replaced
-from aent_verl.integration.micro_batch import ENTROPY, ENTROPY_FULL, REMOVED_MASS
+from aent_verl.integration.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, REMOVED_MASS
 from aent_verl.integration.pre_pass import PrePass
 from aent_verl.integration.step import MEASURE_INITIAL
 
@@ -32,12 +33,14 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
     ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
     asks for it.
 
-    ``functional``, ``kernel`` and ``pre_pass`` are set by the worker before the first step.
+    ``functional``, ``kernel``, ``pre_pass`` and ``truncation`` are set by the worker before the first step.
     """
 
     functional: FunctionalConfig
     kernel: Kernel = "auto"
     pre_pass: PrePass | None = None
+    # How the rollout cuts the distribution off: then the entropy of what is left is measured, too.
+    truncation: Truncation = Truncation()
     # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
     _lm_head: nn.Module | None = None
     _head: Head | None = None
@@ -106,11 +109,15 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                     **self._settings(micro_batch),
                 )
             log_probs, entropy, statistics = cast(WithStatistics, result)
+            # Not in the pre-pass, which computes without gradient.
+            if self.truncation.active and self.mode == "train" and torch.is_grad_enabled():
+                statistics[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
         results = {"log_probs": log_probs}
         if self._measures(micro_batch):
             results[ENTROPY] = entropy
         if self.mode == "train":
             results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
+            results |= {key: statistics[key] for key in (ENTROPY_SAMPLED,) if key in statistics}
         elif asked_for["calculate_entropy"]:
             results["entropy"] = statistics["entropy_full"]
         if asked_for["calculate_sum_pi_squared"]:

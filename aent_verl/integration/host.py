@@ -57,6 +57,8 @@ def check_combination(control: EntropyControlConfig, host: Mapping[str, Any]) ->
             "the entropy before the first update is measured in the pass over old log-probs, which that mode leaves out"
         )
     _check_bonus_without_effect(bonus)
+    for axis, controller in control.controllers.items():
+        _check_controller_that_never_moves(controller, f"entropy_control.{axis}.controller")
     if control.needs_accuracy and host.get("rollout_n") == 1:
         warnings.warn(
             "actor_rollout_ref.rollout.n=1 makes every group a single sample: its accuracy is then that sample's own, "
@@ -71,16 +73,25 @@ def _check_bonus_without_effect(bonus: BonusConfig) -> None:
     controller = bonus.controller
     if isinstance(controller, LinearDecayController) and controller.init == controller.final:
         no_effect(f"{key}.controller.final", controller.final, f"{key}.controller.init is the same")
-    if controller not in (ConstantController(init=0.0), LinearDecayController(init=0.0, final=0.0)):
+    stays_zero = getattr(controller, "min", None) == getattr(controller, "max", None) == 0
+    if controller not in (ConstantController(init=0.0), LinearDecayController(init=0.0, final=0.0)) and not stays_zero:
         return
+    why = f"{key}.controller keeps the coefficient at 0, which adds no bonus to the loss"
     for name, default in (("form", Linear()), ("token_mask", AllTokens()), ("sample_weight", Uniform())):
         if getattr(bonus, name) != default:
-            setting = "name" if name == "form" else name
-            no_effect(
-                f"{key}.{setting}", str(getattr(bonus, name)), f"{key}.controller.init=0 adds no bonus to the loss"
-            )
+            no_effect(f"{key}.{'name' if name == 'form' else name}", str(getattr(bonus, name)), why)
     if bonus.loss_agg_mode is not None:
-        no_effect(f"{key}.loss_agg_mode", bonus.loss_agg_mode, f"{key}.controller.init=0 adds no bonus to the loss")
+        no_effect(f"{key}.loss_agg_mode", bonus.loss_agg_mode, why)
+
+
+def _check_controller_that_never_moves(controller: Any, key: str) -> None:
+    """A controller that measures the entropy and has no room, or no step, to react."""
+    for name in ("lr", "step_size", "eta"):
+        if getattr(controller, name, None) == 0:
+            no_effect(f"{key}.{name}", 0.0, "the coefficient never moves; entropy_control/controller=constant says so")
+    low, high = (getattr(controller, end, None) for end in ("min", "max"))
+    if low is not None and low == high:
+        no_effect(f"{key}.max", high, f"{key}.min is the same, and the coefficient never moves")
 
 
 def check_actor(settings: Mapping[str, Any], control: EntropyControlConfig, host: Mapping[str, Any]) -> None:
@@ -144,13 +155,30 @@ def _check_policy_loss(settings: Mapping[str, Any], control: EntropyControlConfi
             f"{key}={mode!r} is not allowed with an advantage shaping that is a weight: a weight on the advantage is "
             f"then not a weight on the loss; use one of {', '.join(HOMOGENEOUS_LOSSES)}"
         )
-    mini_batches = host.get("train_batch_size") != settings.get("ppo_mini_batch_size")
-    on_policy = not mini_batches and settings.get("ppo_epochs", 1) == 1 and not host.get("bypass_mode")
-    if mode == KL_COV and on_policy:
-        no_effect(
-            key,
-            mode,
-            "with one mini-batch and one epoch a step is strictly on-policy, and the penalty on |log ratio| has "
-            "nothing but rounding to penalise; set actor_rollout_ref.actor.ppo_mini_batch_size below "
-            "data.train_batch_size",
-        )
+    if not strictly_on_policy(settings, host):
+        return
+    why = (
+        "with one mini-batch and one epoch a step is strictly on-policy, and {}; set {} below data.train_batch_size={}"
+    )
+    where = "actor_rollout_ref.actor.ppo_mini_batch_size", host["train_batch_size"]
+    if mode == KL_COV:
+        no_effect(key, mode, why.format("the penalty on |log ratio| has nothing but rounding to penalise", *where))
+    low, high = (
+        settings.get("clip_ratio") if (end := settings.get(f"clip_ratio_{name}")) is None else end
+        for name in ("low", "high")
+    )
+    # A range of its own, such as clip-higher's; a narrow or a wide one on both sides may be there for other runs.
+    if low != high:
+        key = "actor_rollout_ref.actor.clip_ratio_high"
+        no_effect(key, high, why.format("no ratio leaves a clip range", *where))
+
+
+def strictly_on_policy(settings: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
+    """Whether each step makes one update, at the weights of its old log-probs, so that every ratio is 1.
+
+    A mini-batch may be larger than the step's batch: verl fills it with empty rows if it packs by tokens.
+    """
+    batch, mini_batch = host.get("train_batch_size"), settings.get("ppo_mini_batch_size")
+    if batch is None or mini_batch is None:
+        return False
+    return bool(mini_batch >= batch and settings.get("ppo_epochs", 1) == 1 and not host.get("bypass_mode"))

@@ -22,6 +22,8 @@ from aent_verl.integration.step import StepValues, WholeBatch
 SUM, BIN, WHOLE, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/whole/", "aent/lowest/", "aent/highest/"
 BONUS_LOSS = "aent/bonus_loss"
 MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
+# Only where the rollout truncates.
+SAMPLED = "entropy_sampled"
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 COEFFICIENTS = ("bonus", "advantages")
 
@@ -54,6 +56,8 @@ def of_micro_batch(
         "log_prob": log_prob,
         "advantage_log_prob": advantages * log_prob,
     }
+    if batch.entropy_sampled is not None:
+        values[SAMPLED] = batch.entropy_sampled
     sums = [masked_sum(value, batch.mask) for value in values.values()]
     histogram = entropy_histogram(batch.entropy, batch.mask)
     numbers = torch.cat([torch.stack([*sums, bonus_loss.double()]), histogram.to(sums[0].device)]).tolist()
@@ -81,7 +85,8 @@ def of_step(metrics: dict[str, Any], sent: StepValues) -> dict[str, float]:
         sums = {key.removeprefix(SUM): float(value) for key, value in ours.items() if key.startswith(SUM)}
         histogram = [float(ours[f"{BIN}{i:02d}"]) for i in range(BINS)]
         tokens = sums["tokens"]
-        means = {name: sums[name] / tokens if tokens > 0 else float("nan") for name in MEANS}
+        names = MEANS + ((SAMPLED,) if SAMPLED in sums else ())
+        means = {name: sums[name] / tokens if tokens > 0 else float("nan") for name in names}
         result = {f"aent/{name}": value for name, value in means.items()} | {
             "aent/bonus_loss": float(ours[BONUS_LOSS]),
             "aent/entropy_share_positive": _ratio(sums["entropy_positive"], sums["entropy"]),

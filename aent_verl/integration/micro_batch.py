@@ -14,6 +14,7 @@ from aent_verl.integration.step import ACCURACY, CHOSEN, SAMPLE
 
 ENTROPY = "aent_entropy"
 ENTROPY_FULL = "aent_entropy_full"
+ENTROPY_SAMPLED = "aent_entropy_sampled"
 REMOVED_MASS = "aent_removed_mass"
 
 
@@ -31,6 +32,8 @@ class MicroBatch:
         removed_mass: probability that the functional leaves out, ``[B, T]``, no gradient.
         data: verl's micro-batch.
         all_log_probs: nested ``[B, j]`` over prompt and response, position ``i`` holding that of token ``i + 1``.
+        entropy_sampled: entropy of what the rollout samples from, nats, ``[B, T]``, no gradient; None if it truncates
+            nothing.
     """
 
     mask: Tensor
@@ -42,6 +45,7 @@ class MicroBatch:
     removed_mass: Tensor
     data: TensorDict
     all_log_probs: Tensor
+    entropy_sampled: Tensor | None = None
 
     @classmethod
     def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "MicroBatch":
@@ -54,9 +58,10 @@ class MicroBatch:
             raise RuntimeError("the engine returned no aent_entropy: the worker does not run aent_verl's engine")
         padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
         # As one tensor: verl cuts the responses out one by one, and on a GPU waits for the device at each.
-        keys = ("log_probs", ENTROPY, ENTROPY_FULL, REMOVED_MASS)
+        keys = ["log_probs", ENTROPY, ENTROPY_FULL, REMOVED_MASS]
+        keys += [ENTROPY_SAMPLED] * (ENTROPY_SAMPLED in model_output)
         together = torch.stack([model_output[key].values() for key in keys], dim=-1)
-        log_prob, entropy, entropy_full, removed_mass = no_padding_2_padding(together, data).unbind(-1)
+        log_prob, entropy, entropy_full, removed_mass, *sampled = no_padding_2_padding(together, data).unbind(-1)
         return cls(
             mask=padded["response_mask"].bool(),
             log_prob=log_prob,
@@ -67,6 +72,7 @@ class MicroBatch:
             removed_mass=removed_mass,
             data=data,
             all_log_probs=model_output["log_probs"],
+            entropy_sampled=sampled[0] if sampled else None,
         )
 
     @property

@@ -9,6 +9,8 @@ import logging
 
 import wrapt
 
+# Its resolvers: verl resolves the config in a worker.
+import aent_verl._config  # noqa: F401
 from aent_verl.integration import guard, platform_cpu, vllm_cpu
 
 if guard.disabled():

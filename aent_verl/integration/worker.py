@@ -10,6 +10,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+from aent_verl.core.sampled import Truncation
 from aent_verl.integration import coefficient, engine, platform_cpu, policy_loss, weight_sockets
 from aent_verl.integration.config import EntropyControlActorConfig
 from aent_verl.integration.loss import entropy_control_loss
@@ -58,6 +59,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
         actor_engine = self.actor.engine
         actor_engine.functional, actor_engine.kernel = control.functional, control.kernel
         actor_engine.pre_pass = PrePass(config)
+        actor_engine.truncation = Truncation(self.config.rollout.top_k, self.config.rollout.top_p)
         tokenizer = self.actor.model_config.tokenizer
         # Of the ranks that share a sequence one writes it.
         writes = control.token_dump > 0 and actor_engine.is_mp_src_rank_with_outputs()

@@ -11,7 +11,19 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from aent_verl.preflight import data, lora, model, resources, reward, settings
+from aent_verl.preflight import (
+    algorithm,
+    data,
+    keys,
+    lengths,
+    lora,
+    model,
+    names,
+    resources,
+    reward,
+    sampling,
+    settings,
+)
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.resources import check_cluster
 from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
@@ -36,8 +48,14 @@ __all__ = [
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
 # What concerns an evaluation as well as a training run, and what one of them alone.
-EVERYWHERE: dict[str, Check] = {}
-TRAINING: dict[str, Check] = {"LoRA": lora.check, "settings": settings.check}
+EVERYWHERE: dict[str, Check] = {"keys": keys.check, "names": names.check}
+TRAINING: dict[str, Check] = {
+    "algorithm": algorithm.check,
+    "sampling": sampling.check,
+    "lengths": lengths.check,
+    "LoRA": lora.check,
+    "settings": settings.check,
+}
 EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation}
 
 

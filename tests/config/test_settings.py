@@ -1,5 +1,7 @@
 """Every illegal value fails with key, value and range; pairs without meaning are refused; no effect warns."""
 
+import warnings
+
 import pytest
 from hydra.errors import HydraException
 
@@ -17,6 +19,7 @@ from aent_verl.integration.parsing import NoEffectWarning
 from tests.config.composing import composed, control
 
 KEY = "entropy_control.bonus.controller"
+ACTOR = "actor_rollout_ref.actor"
 
 
 @pytest.mark.parametrize(
@@ -192,9 +195,32 @@ def test_unknown_key_is_refused_when_composing() -> None:
         ),
         (["entropy_control=par_stage", "entropy_control/controller=linear_decay"], r"controller\.final=0\.0 has no"),
         (["entropy_control=aer", "actor_rollout_ref.rollout.n=1"], r"rollout\.n=1 makes every group a single sample"),
+        *(
+            ([f"entropy_control={preset}", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size={size}"], message)
+            for preset, message in (
+                ("kl_cov", "loss_mode='aent_kl_cov' has no effect.*strictly on-policy"),
+                ("clip_higher", r"clip_ratio_high=0\.28 has no effect.*strictly on-policy"),
+                ("progrpo", r"clip_ratio_high=0\.28 has no effect.*strictly on-policy"),
+            )
+            # verl fills a larger mini-batch with empty rows.
+            for size in (64, 65, 256)
+        ),
         (
-            ["entropy_control=kl_cov", "data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=64"],
-            "strictly on-policy",
+            ["entropy_control=aent", f"{KEY}.lr=0"],
+            r"controller\.lr=0\.0 has no effect.*never moves",
+        ),
+        (["entropy_control=skywork", f"{KEY}.step_size=0"], r"step_size=0\.0 has no effect"),
+        (
+            ["entropy_control=par_entropy", "entropy_control.advantages.controller.step_size=0"],
+            r"step_size=0\.0 has no",
+        ),
+        (["entropy_control=aent", f"{KEY}.min=0.002", f"{KEY}.max=0.002"], r"max=0\.002 has no"),
+        (
+            [
+                *("entropy_control=aent", "entropy_control/token_mask=peak"),
+                *(f"{KEY}.{name}=0" for name in ("init", "min", "max")),
+            ],
+            r"bonus\.token_mask=.*adds no bonus",
         ),
         (["actor_rollout_ref.actor.calculate_entropy=true"], r"calculate_entropy=True has no effect"),
     ],
@@ -203,3 +229,27 @@ def test_unknown_key_is_refused_when_composing() -> None:
 def test_settings_without_effect_warn(overrides: list[str], message: str) -> None:
     with pytest.warns(NoEffectWarning, match=message):
         control(*overrides)
+
+
+@pytest.mark.parametrize(
+    "off_policy",
+    [
+        [f"{ACTOR}.ppo_mini_batch_size=32"],
+        [f"{ACTOR}.ppo_mini_batch_size=64", f"{ACTOR}.ppo_epochs=2"],
+        [f"{ACTOR}.ppo_mini_batch_size=64", "algorithm.rollout_correction.bypass_mode=true"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("preset", ["kl_cov", "clip_higher", "progrpo"])
+def test_with_ratios_other_than_one_they_have_an_effect(preset: str, off_policy: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        control(f"entropy_control={preset}", "data.train_batch_size=64", "actor_rollout_ref.rollout.n=4", *off_policy)
+
+
+def test_methods_that_act_through_more_than_the_ratio_say_nothing() -> None:
+    """Clip-Cov drops tokens whatever the ratio; its clip range of 1 on both sides is no range to miss."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        for preset in ("clip_cov", "entropy_adv", "par_stage", "aent"):
+            control(f"entropy_control={preset}", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64")

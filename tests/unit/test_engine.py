@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
 from verl.utils import tensordict_utils as tu
 
 from aent_verl.core.fused import logprobs_and_entropy
+from aent_verl.core.sampled import Truncation
 from aent_verl.integration.engine import EntropyControlEngine
 from aent_verl.integration.functional import FunctionalConfig
 
@@ -36,12 +37,13 @@ def outputs(
     temperature: tuple[float, ...] = (1.0, 1.0, 1.0),
     kernel: str = "auto",
     functional: FunctionalConfig = FUNCTIONAL,
+    truncation: Truncation = Truncation(),  # noqa: B008
     **asked_for: bool,
 ) -> dict[str, Tensor]:
     """Our engine's outputs per token from packed logits [N, V] in the layout of verl."""
     engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)
     engine.mode, engine.kernel, engine.use_ulysses_sp = mode, kernel, False
-    engine.functional = functional
+    engine.functional, engine.truncation = functional, truncation
     rows = [torch.zeros(length, dtype=torch.long) for length in LENGTHS]
     micro_batch = TensorDict({"input_ids": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, batch_size=3)
     tu.assign_non_tensor(micro_batch, **asked_for)

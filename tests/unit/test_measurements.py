@@ -101,6 +101,7 @@ def batch(**changes: torch.Tensor) -> Any:
         "entropy": torch.rand(shape, generator=generator),
         "entropy_full": torch.rand(shape, generator=generator),
         "removed_mass": torch.rand(shape, generator=generator),
+        "entropy_sampled": None,
     }
     return SimpleNamespace(**values | changes)
 
@@ -114,6 +115,15 @@ def sums(b: Any) -> dict[str, float]:
 
 
 _WHOLE = measurements.WholeBatch(report={"largest_change": 2.0})
+
+
+def test_the_entropy_of_what_a_truncated_rollout_samples_from() -> None:
+    b = batch(entropy_sampled=torch.rand(3, 5, generator=torch.Generator().manual_seed(9)))
+    found = sums(b)
+    assert found["aent/sum/entropy_sampled"] == pytest.approx(float((b.entropy_sampled * b.mask).sum()))
+    step = of_step({**METRICS, "actor/aent/sum/entropy_sampled": 3.0}, SENT)
+    assert step["aent/entropy_sampled"] == 3.0 / 8
+    assert "aent/entropy_sampled" not in of_step(dict(METRICS), SENT)
 
 
 def test_sums_are_over_response_tokens_only() -> None:
