@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir, initialize_config_module
 from omegaconf import DictConfig, open_dict
 
 from aent_verl.integration.guard import BLOCK
+from aent_verl.preflight.errors import Finding
 
 OURS, VERLS = ("aent_verl._config", "aent_trainer"), ("verl.trainer.config", "ppo_trainer")
 SEARCH_PATH = "hydra.searchpath=[pkg://aent_verl._config]"
@@ -57,7 +58,20 @@ class CommandLine:
         """The same with what it lacks; a search path that has not ours gives way to one that has."""
         lacks = self.lacks()
         kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
-        return CommandLine((*kept, *lacks), self.source, self.name)
+        return replace(self, overrides=(*kept, *lacks))
+
+    def sorted_out(self) -> tuple[list[Finding], CommandLine]:
+        """Overrides whose key verl no longer has, each with where it went, and the command without them.
+
+        Raises:
+            HydraException: what remains does not compose.
+        """
+        from aent_verl.preflight import moved
+
+        # A key counts as known or not in the config that groups and our presets make, without any setting.
+        base = replace(self, overrides=moved.group_choices(self.overrides)).compose()
+        findings, remaining = moved.unknown_overrides(self.overrides, base)
+        return findings, replace(self, overrides=tuple(remaining))
 
     def compose(self) -> DictConfig:
         """Compose as Hydra would for the command.

@@ -179,8 +179,16 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     try:
         cfg = line.compose()
     except Exception as error:
-        yield row_of("config", error)
-        return None
+        # Hydra stops at the first key that is not there: name all of them, and look at what remains.
+        try:
+            findings, line = line.sorted_out()
+            if not findings:
+                raise error
+            yield from (row_of("config", finding) for finding in findings)
+            cfg = line.compose()
+        except Exception as remaining:
+            yield row_of("config", remaining)
+            return None
     yield Row("config", OK, f"composes with {' '.join(line.overrides) or 'no overrides'}")
     return cfg
 

@@ -146,6 +146,12 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
     return findings, remaining
 
 
+def group_choices(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the overrides that choose a file of a config group, or are Hydra's own."""
+    keys = ((text, text.partition("=")[0].lstrip("+~")) for text in overrides)
+    return tuple(text for text, key in keys if _is_group(key))
+
+
 def _is_group(key: str) -> bool:
     """Whether this chooses a file of a config group, or is Hydra's own."""
     folders = Path(__file__).parent.parent / "_config", Path(verl_folder(), "trainer", "config")

@@ -18,6 +18,7 @@ def overrides(settings, monkeypatch):
         "experiment=cpu_arithmetic",
         "run.task=null",
         "data.train_batch_size=16",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
         *(
             f"{key}={OmegaConf.select(settings, key)}"
             for key in (
@@ -103,7 +104,7 @@ def test_doctor_reports_a_plug_in_that_is_not_registered(overrides, monkeypatch)
     from verl.trainer.ppo.v1 import trainer_base
 
     monkeypatch.setattr(trainer_base, "TRAINER_REGISTRY", {"sync": trainer_base.TRAINER_REGISTRY["sync"]})
-    assert failed(overrides) == {"plug-in": "RuntimeError: not registered: trainer mode aent_sync"}
+    assert failed(overrides)["plug-in"] == "RuntimeError: not registered: trainer mode aent_sync"
 
 
 def test_doctor_reports_each_broken_fact(overrides, monkeypatch):
@@ -219,3 +220,19 @@ def test_doctor_compares_each_node_with_this_process(monkeypatch, change, state)
     row = doctor.ask_node({"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.2"})
     assert (row.check, row.state) == ("node 10.0.0.2", state)
     assert not change or "install the same versions on every node" in row.detail
+
+
+def test_doctor_names_every_key_of_an_older_verl_and_checks_the_rest(overrides):
+    old = [
+        "actor_rollout_ref.rollout.use_fire_sampling=False",
+        "reward_model.launch_reward_fn_async=True",
+        "ray_init.num_cpus=8",
+    ]
+    gone = ["actor_rollout_ref.actor.no_such_key=1", "custom_reward_function.path=/no/such.py"]
+    words = ["python3", "-m", "verl.trainer.main_ppo"]
+    arguments = [*words, *main_ppo(overrides), *old, *gone, "ray_kwargs.ray_init.num_cpus=16"]
+    found = [row.detail for row in doctor.examine(arguments) if row.state == doctor.FAILED]
+    for text in [*old, *gone]:
+        key = text.partition("=")[0]
+        assert len([detail for detail in found if detail.startswith(f"{key}=")]) == 1, key
+    assert len(found) == len(old) + len(gone)
