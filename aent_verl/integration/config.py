@@ -1,5 +1,6 @@
 """The `entropy_control` block as typed, validated objects, and the actor config that carries it to the workers."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -9,6 +10,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.workers.config import FSDPActorConfig
 
+from aent_verl import extras
 from aent_verl.core import bonus
 from aent_verl.core.backends import KERNELS, Kernel
 from aent_verl.core.controllers import (
@@ -259,8 +261,11 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
     """Hydra target of ``actor_rollout_ref.actor``: check, parse, and build the actor config.
 
     Raises:
+        ImportError: something that our plug-in needs is not installed; verl only logs that, at DEBUG.
         ValueError: a setting that is illegal, or under which our code would not run.
     """
+    extras.require("verl", "entropy control")
+    importlib.import_module("aent_verl.integration.plugin")
     host = entropy_control.get("host") or {}
     control = EntropyControlConfig.parse(entropy_control)
     check_actor(settings, control, host)

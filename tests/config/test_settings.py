@@ -1,7 +1,9 @@
 """Every illegal value fails with key, value and range; pairs without meaning are refused; no effect warns."""
 
+import sys
+
 import pytest
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 
 from aent_verl.core.controllers import (
     BandController,
@@ -14,7 +16,7 @@ from aent_verl.integration.axes import (
     ThresholdDifficulty,
 )
 from aent_verl.integration.parsing import NoEffectWarning
-from tests.config.composing import composed, control
+from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 KEY = "entropy_control.bonus.controller"
 
@@ -203,3 +205,11 @@ def test_unknown_key_is_refused_when_composing() -> None:
 def test_settings_without_effect_warn(overrides: list[str], message: str) -> None:
     with pytest.warns(NoEffectWarning, match=message):
         control(*overrides)
+
+
+def test_a_plug_in_that_lacks_a_package_stops_the_run_by_name(monkeypatch: pytest.MonkeyPatch):
+    """verl only logs at DEBUG that a plug-in cannot be imported."""
+    cfg = composed(*MICRO_BATCHES)
+    monkeypatch.setitem(sys.modules, "wrapt", None)
+    with pytest.raises(InstantiationException, match=r"entropy control needs wrapt: pip install .*\[verl\]"):
+        actor_config(cfg)
