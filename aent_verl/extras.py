@@ -45,11 +45,10 @@ def require(extra: str, purpose: str, *modules: str) -> None:
 
 def command(extra: str) -> str:
     """The command that adds an extra to this installation: from the folder, file or repository it was made from."""
-    try:
-        recorded = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        recorded = None
-    origin = json.loads(recorded or "{}")
+    # In a clone the egg-info of a build stands before what pip wrote, and knows of no origin.
+    found = importlib.metadata.distributions(name=DISTRIBUTION)
+    recorded = [text for one in found if (text := one.read_text("direct_url.json"))]
+    origin = json.loads(recorded[0]) if recorded else {}
     url = origin.get("url", "")
     if vcs := origin.get("vcs_info"):
         return f'pip install "{DISTRIBUTION}[{extra}] @ {vcs["vcs"]}+{url}@{vcs["commit_id"]}"'

@@ -43,12 +43,14 @@ def choose_platform(cfg: DictConfig) -> str | None:
     Raises:
         TrainingError: the decision does not fit the rest of the config.
     """
-    from aent_verl.integration import platform_cpu
+    from aent_verl.integration import platform_cpu, vllm_cpu
 
     ray_init = cfg.ray_kwargs.ray_init
     platform = platform_cpu.detect_platform(ray_init.get("address"))
     if platform == platform_cpu.PLATFORM_NAME:
         os.environ.update(_cpu_variables(cfg))
+        # Composing imported verl, and with it our plug-in, before the platform was known.
+        vllm_cpu.provide_vllm_distribution()
         if cfg.trainer.device != "cpu":
             raise TrainingError(
                 f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="

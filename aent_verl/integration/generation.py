@@ -99,11 +99,6 @@ def start_ray(cfg: DictConfig) -> None:
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
-    from aent_verl.integration import platform_cpu, vllm_cpu
-
-    if platform_cpu.is_selected():
-        # Our plug-in does it where the platform was known before verl was imported; here it was chosen after.
-        vllm_cpu.provide_vllm_distribution()
     given = cfg.ray_kwargs.ray_init
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
     settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)

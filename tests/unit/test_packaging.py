@@ -178,7 +178,10 @@ def test_the_command_fits_how_it_was_installed(
     if origin is not None:
         url = origin["url"].format(folder=tmp_path, wheel=wheel)
         (installed / "direct_url.json").write_text(json.dumps({**origin, "url": url}))
-    monkeypatch.syspath_prepend(tmp_path / "site")
+    built = tmp_path / "clone" / "aent_verl.egg-info"
+    built.mkdir(parents=True)
+    (built / "PKG-INFO").write_text((installed / "METADATA").read_text())
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "clone"), str(tmp_path / "site")])
     assert extras.command("math") == command.format(folder=tmp_path, wheel=wheel)
 
 
