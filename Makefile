@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade "pip>=25"
 	$(PIP) install -q "$(TORCH)" || $(PIP) install -q --index-url $(PYTORCH_CPU_INDEX) "$(TORCH)"
-	$(PIP) install -q -e ".[cpu,report,math,dev]"
+	$(PIP) install -q -e ".[cpu,compare,math,dev]"
 	$(PIP) install -q --no-deps "$(VLLM)"
 	@touch $@
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from aent_verl import __version__
+from aent_verl import __version__, extras
 from aent_verl.prepare import command as prepare
 
 TRAIN_HELP = """\
@@ -36,6 +36,9 @@ examples:
   aent-verl doctor --assume gpus=8,nodes=2 experiment=qwen2.5_math_1.5b_math data.train_files=...   on a login node
   aent-verl doctor python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_files=...
 """
+
+# The extra without which a command cannot begin; the others say themselves what they lack.
+NEEDS = {"train": "verl", "evaluate": "verl", "doctor": "verl", "compare": "compare"}
 
 TOKENS_HELP = """\
 Write a page of responses whose tokens are coloured by entropy, advantage or policy weight; it opens in any browser.
@@ -86,6 +89,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (["train", "--help"], ["train", "-h"]):
+        print(TRAIN_HELP, end="")
+        return 0
+    if arguments and (extra := NEEDS.get(arguments[0])):
+        try:
+            extras.require(extra, f"aent-verl {arguments[0]}")
+        except ImportError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
     if arguments[:1] == ["doctor"]:
@@ -109,12 +121,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plot(options: argparse.Namespace) -> str:
+    extras.require("compare", "the plot", "matplotlib", "omegaconf")
     from aent_verl.plot import plot_run
 
     return str(plot_run(options.folder, output=options.output))
 
 
 def _tokens(options: argparse.Namespace) -> str:
+    extras.require("compare", "the page of tokens", "jinja2", "markupsafe")
     from aent_verl.tokens.page import write_page
 
     page, count = write_page(options.paths, output=options.output, steps=options.step)
@@ -144,9 +158,6 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _train(overrides: list[str]) -> int:
-    if overrides in (["--help"], ["-h"]):
-        print(TRAIN_HELP, end="")
-        return 0
     from aent_verl import train
 
     # Hydra reads the command line itself.

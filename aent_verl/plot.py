@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aent_verl import extras
 from aent_verl.metrics import (
     ADVANTAGES_COEFFICIENT,
     COEFFICIENT,
@@ -118,12 +119,10 @@ def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
     """
     if setting.low is not None and setting.high is not None and not setting.low <= setting.high:
         raise ValueError(f"band=({setting.low!r}, {setting.high!r}) is not allowed: must be low <= high, in nats")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError('the plot needs matplotlib: pip install "aent-verl[report]"') from error
+    extras.require("compare", "the plot", "matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
 
     # A Figure of its own, without pyplot: no backend is chosen and no global state touched in the caller's process.
     picture = Figure(figsize=(8, 8.4), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import shlex
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aent_verl import extras
 from aent_verl.compare import plan, settings
 from aent_verl.locking import alone
 from aent_verl.results.run import RECORD, Run, load_runs
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from aent_verl.compare.schedule import Start
 
 GRID = "grid.yaml"
-# What the report needs beyond the package itself.
-LIBRARIES = ("matplotlib", "rliable", "scipy")
 _OUTPUT = Path("outputs", "compare", "report")
 HELP = """\
 usage: aent-verl compare [key=value ...]
@@ -64,9 +62,9 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     try:
-        _check_libraries()
         if any(text.startswith("--") for text in arguments):
             return _report_of(_parser().parse_args(arguments), arguments)
+        extras.require("verl", "a comparison that trains")
         return _run(settings.parse(arguments), arguments)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,17 +105,6 @@ def load_named(texts: Sequence[str]) -> tuple[list[Run], list[str]]:
     if not runs:
         raise ValueError(f"no finished run: {'; '.join(unfinished)}")
     return runs, unfinished
-
-
-def _check_libraries() -> None:
-    """Before hours of training and not after them.
-
-    Raises:
-        ImportError: the report could not be written.
-    """
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f'the report needs {", ".join(missing)}: pip install "aent-verl[report]"')
 
 
 def _check_devices(chosen: settings.Settings, cell: plan.Cell) -> None:

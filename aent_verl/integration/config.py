@@ -9,6 +9,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.workers.config import FSDPActorConfig
 
+from aent_verl import extras
 from aent_verl.core import bonus
 from aent_verl.core.backends import KERNELS, Kernel
 from aent_verl.core.controllers import (
@@ -288,9 +289,11 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
     """Hydra target of ``actor_rollout_ref.actor``: check, parse, and build the actor config.
 
     Raises:
+        ImportError: something that our plug-in needs is not installed; verl only logs that, at DEBUG.
         ValueError: a setting that is illegal, or under which our code would not run.
         PlugInNotActiveError: our plug-in is not at work in this process.
     """
+    extras.require("verl", "entropy control")
     guard.require()
     host = entropy_control.get("host") or {}
     control = EntropyControlConfig.parse(entropy_control)

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import wrapt
 from omegaconf import DictConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,8 @@ def disabled() -> bool:
 
 def install() -> None:
     """Have verl's trainers ask `check_config` as soon as they are imported; may be called again."""
+    import wrapt
+
     for module in TRAINERS:
         wrapt.register_post_import_hook(_watch, module)
 
@@ -127,6 +128,8 @@ def _short(value: Any) -> str:
 
 def _watch(module: Any) -> None:
     """Put `check_config` in front of the constructor of the module's trainer, once."""
+    import wrapt
+
     trainer = getattr(module, TRAINERS[module.__name__])
     if isinstance(trainer.__dict__["__init__"], wrapt.FunctionWrapper):
         return

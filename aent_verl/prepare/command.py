@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from aent_verl import extras
 from aent_verl.locking import locked
 
 HELP = """\
@@ -107,6 +108,7 @@ def run(options: argparse.Namespace) -> str:
 
     if options.list:
         return table.listing()
+    extras.require("data", "aent-verl prepare")
     jobs = _jobs(options)
     folder = Path(options.output).expanduser()
     if folder.exists() and not folder.is_dir():

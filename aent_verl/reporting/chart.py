@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent_verl import extras
 from aent_verl.reporting import palette
 from aent_verl.reporting.palette import Theme
 from aent_verl.text import name_hidden
@@ -185,12 +186,11 @@ def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: T
 
 @contextmanager
 def _figure(theme: Theme, width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[tuple["Figure", "Axes"]]:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError('the report needs matplotlib: pip install "aent-verl[report]"') from error
+    extras.require("compare", "the report", "matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     settings: Any = {
         "font.size": FONT,
         "text.color": theme.ink,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from aent_verl import metrics
+from aent_verl import extras, metrics
 from aent_verl.metrics import Metrics
 
 _EVENTS = "*tfevents*"
@@ -60,10 +60,9 @@ def _read_tensorboard(folder: Path) -> dict[int, Metrics]:
 
 
 def _scalars(folder: Path) -> Iterator[tuple[str, int, float]]:
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
-    except ImportError:
-        raise ImportError(f"{folder} holds TensorBoard's event files; to read them: pip install tensorboard") from None
+    extras.require("compare", f"{folder}, which holds TensorBoard's event files,", "tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
+
     accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0, TENSORS: 0})
     accumulator.Reload()
     for tag in accumulator.Tags()[SCALARS]:

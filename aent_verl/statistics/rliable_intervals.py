@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aent_verl import extras
 from aent_verl.statistics.aggregates import middle_half
 from aent_verl.statistics.scores import score_matrices
 
@@ -102,10 +103,11 @@ def rliable_probability_of_improvement(
 
 
 def _rliable():  # type: ignore[no-untyped-def]
+    extras.require("compare", "an interval of rliable's", "rliable")
     try:
         from rliable import library
-    except ImportError as error:
-        raise ImportError("rliable's intervals need rliable: pip install 'aent-verl[report]'") from error
+    except ImportError as error:  # its bootstrap does not import under pandas 3
+        raise ImportError(f"rliable cannot be imported ({error}): {extras.command('compare')}") from error
     return library
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from aent_verl import extras
 from aent_verl._version import __version__
 from aent_verl.tasks import reasoning_gym_data, supervised, warm_start
 from aent_verl.tasks.cache import build_once, package_versions
@@ -66,10 +67,12 @@ def prepare(
         "response_tokens" on validation questions at temperature 1, "prompt_tokens_max", "steps", "loss".
 
     Raises:
+        ImportError: the extra `data` is not installed.
         ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
     """
     settings = {name: value for name, value in locals().items() if name != "cache"}
     _check(settings)
+    extras.require("data", "the arithmetic task")
     recipe = {
         "task": "arithmetic",
         "recipe": _RECIPE,

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from aent_verl import extras
 from aent_verl._version import __version__
 from aent_verl.tasks import reasoning_gym_data, supervised, warm_start
 from aent_verl.tasks.cache import build_once, package_versions
@@ -91,11 +92,13 @@ def prepare(
         "prompt_tokens_max", "steps", "loss".
 
     Raises:
+        ImportError: the extra `data` is not installed.
         ValueError: a setting out of range, more problems than there are, or `cache` holds files of that name that we
             did not make.
     """
     settings = {name: value for name, value in locals().items() if name != "cache"}
     _check(settings)
+    extras.require("data", "the countdown task")
     recipe = {
         "task": "countdown",
         "recipe": _RECIPE,

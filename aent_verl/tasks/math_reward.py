@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib.util
 import json
 import logging
 import resource
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import threading
 from typing import IO, Any
+
+from aent_verl import extras
 
 # CPU time for one response, which does not depend on how busy the machine is. Nearly all take milliseconds.
 SECONDS = 10
@@ -43,7 +44,7 @@ def compute_score(
         the answer found in the response, by which verl and `aent-verl evaluate` count votes, empty if there is none.
 
     Raises:
-        ImportError: math-verify is not installed; ``pip install 'aent-verl[math]'``.
+        ImportError: math-verify is not installed.
         RuntimeError: its process cannot be started.
     """
     correct, answer = _verifier().verify(str(solution_str), str(ground_truth))
@@ -94,8 +95,7 @@ class Verifier:
         return correct, answer
 
     def _start(self) -> subprocess.Popen[str]:
-        if importlib.util.find_spec("math_verify") is None:
-            raise ImportError("this reward needs math-verify: pip install 'aent-verl[math]'")
+        extras.require("math", "this reward")
         command = [sys.executable, "-m", "aent_verl.tasks.math_reward"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         assert process.stdout is not None

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aent_verl import extras
 from aent_verl.tasks.reward import DATA_SOURCE_PREFIX, compute_score
 
 QUESTION_ONLY = ({"role": "user", "content": "{question}"},)
@@ -191,6 +192,7 @@ def _stream_seed(seed: int, stream: str, round_index: int) -> int:
 
 
 def _create(generator: str, config: Mapping[str, Any], *, seed: int, size: int) -> Any:
+    extras.require("data", f"generator {generator!r}", "reasoning_gym")
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

@@ -24,6 +24,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aent_verl import extras
+
 DATA_SOURCE_PREFIX = "reasoning_gym/"
 
 # A response ends where the model says so. verl decodes without special tokens, other callers may not.
@@ -110,6 +112,7 @@ def _is_safe(answer: str, data_source: str) -> bool:
 
 @functools.cache
 def _scorer(data_source: str) -> Callable[[str, dict[str, Any]], float]:
+    extras.require("data", "this reward", "reasoning_gym")
     import reasoning_gym  # takes about a second, so not at import
 
     name = data_source.removeprefix(DATA_SOURCE_PREFIX)

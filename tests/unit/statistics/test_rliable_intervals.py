@@ -58,7 +58,7 @@ def test_a_seed_repeats_them_and_leaves_numpys_generator_alone(scores):
 
 def test_without_rliable_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rliable", None)
-    with pytest.raises(ImportError, match=r"pip install 'aent-verl\[report\]'"):
+    with pytest.raises(ImportError, match=r"needs rliable: pip install .*\[compare\]"):
         rliable_aggregates({"aent": np.ones((3, 4))}, THRESHOLDS)
 
 
