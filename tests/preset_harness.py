@@ -17,7 +17,9 @@ ACCURACIES = (0.0, 0.0, 0.25, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0, 0.75, 0.75, 0.75)
 # With the shipped values a batch of this size has few candidates, and one of them is chosen.
 FEWER = {
     "clip_cov": {"policy_loss.clip_cov_lb": 0.1, "policy_loss.clip_cov_ratio": 0.05},
-    # Half a step's batch: with all of it KL-Cov would say that it has no effect.
+    # Half a step's batch: with all of it KL-Cov and clip ranges would say that they have no effect.
+    "clip_higher": {"ppo_mini_batch_size": 16},
+    "progrpo": {"ppo_mini_batch_size": 16},
     "kl_cov": {"policy_loss.kl_cov_ratio": 0.1, "ppo_mini_batch_size": 16},
 }
 # Two methods at once, and AEnt with other policy losses.
