@@ -12,10 +12,10 @@ DISTRIBUTION = "aent-verl"
 # Modules that an extra has to bring; the plain installation brings torch alone.
 MODULES = {
     "verl": (
-        *("verl", "hydra", "omegaconf", "ray", "tensordict", "transformers", "numpy", "pyarrow", "packaging"),
+        *("verl", "hydra", "omegaconf", "ray", "tensordict", "transformers", "datasets", "numpy", "pyarrow"),
         # What verl's v1 trainer imports, and its package does not require.
         *("transfer_queue", "cachetools", "fastapi", "uvicorn", "zmq", "msgspec"),
-        *("psutil", "rich", "wrapt", "yaml"),
+        *("packaging", "psutil", "rich", "wrapt", "yaml"),
     ),
     "data": ("datasets", "huggingface_hub", "pyarrow", "reasoning_gym", "tokenizers", "transformers", "yaml"),
     "math": ("math_verify", "sympy"),

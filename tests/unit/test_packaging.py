@@ -25,6 +25,7 @@ IMPORTED_AS = {"hydra_core": "hydra", "pyyaml": "yaml", "pyzmq": "zmq", "transfe
 # The extras that a part of the package may count on; the most exact path holds. All others import torch alone.
 ROOMS = {
     **dict.fromkeys(("integration", "preflight", "evaluation", "train", "doctor", "progress", "earlier_start"), "verl"),
+    "command_line": "verl",
     **dict.fromkeys(("tasks", "prepare"), "data"),
     **dict.fromkeys(("statistics", "reporting", "compare", "plot", "tokens", "results"), "compare"),
     "tasks.math_reward": "math",
