@@ -78,7 +78,7 @@ def legacy(cfg: DictConfig) -> Iterator[Finding]:
             )
             continue
         current = value(cfg, target)
-        hint = f"Type {override(target, found, exists=has(stock(cfg), target))} instead"
+        hint = f"Type {override(target, found, exists=has(stock(cfg), target))} instead{_managers(target, found)}"
         if current == found:
             yield PreflightWarning(key, found, f"verl no longer reads it; {target} says the same", hint=hint)
             continue
@@ -89,6 +89,14 @@ def legacy(cfg: DictConfig) -> Iterator[Finding]:
         ):
             effect = "the run would train on verl's default reward"
         yield PreflightError(key, found, f"verl no longer reads it: {effect}", hint=hint)
+
+
+def _managers(target: str, found: Any) -> str:
+    """What to add where the old name of a reward manager is gone, too."""
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+
+    gone = target == "reward.reward_manager.name" and found not in REWARD_MANAGER
+    return f", with a manager that verl 0.9.1 has: {', '.join(sorted(REWARD_MANAGER))}" if gone else ""
 
 
 def moves(cfg: DictConfig) -> dict[str, str]:
