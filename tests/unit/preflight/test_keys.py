@@ -1,4 +1,3 @@
-import ast
 import copy
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf import OmegaConf, open_dict
 from aent_verl.preflight import keys, moved, schema
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.unread import UNREAD
+from tests.unit.preflight import verl_source
 
 SCRIPTS = sorted(Path(__file__).parent.joinpath("scripts").glob("*.yaml"))
 
@@ -207,7 +207,9 @@ def test_every_finding_comes_in_one_look(cfg):
 
 def test_verls_defaults_are_what_it_composes():
     with initialize_config_module("verl.trainer.config", version_base="1.3"):
-        assert compose("ppo_trainer") == OmegaConf.merge({"model_engine": "dp"}, schema.verl_file("_generated_ppo_trainer.yaml"))
+        assert compose("ppo_trainer") == OmegaConf.merge(
+            {"model_engine": "dp"}, schema.verl_file("_generated_ppo_trainer.yaml")
+        )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -257,6 +259,112 @@ def test_overrides_that_compose_are_left_alone(base):
 
 def test_every_moved_key_leads_to_a_key_that_exists_and_none_is_alive(base):
     # A whole block may move to a mapping that is open.
-    open_places = {"reward.reward_kwargs.overlong_buffer_cfg", "actor_rollout_ref.rollout.profiler.tool_config.nsys.discrete"}
+    open_places = {
+        "reward.reward_kwargs.overlong_buffer_cfg",
+        "actor_rollout_ref.rollout.profiler.tool_config.nsys.discrete",
+    }
     assert {target for target in moved.MOVED.values() if not schema.has(base, target)} == open_places
     assert [key for key in (*moved.MOVED, *moved.GONE) if schema.has(base, key)] == []
+
+
+# Verl hands these on as a whole, so that no name in them occurs in its source.
+HANDED_ON = (
+    *("ray_kwargs.ray_init.", "transfer_queue.", "global_profiler.global_tool_config."),
+    *("actor_rollout_ref.actor.fsdp_config.turbo_config.", "actor_rollout_ref.ref.fsdp_config.turbo_config."),
+    "critic.fsdp.turbo_config.",
+)
+ENGINES = frozenset({"automodel", "fsdp", "torchtitan", "veomni"})
+CONFIG = frozenset({"workers.config.actor", "workers.config.critic"})
+# Keys of the table whose name is read somewhere: where, and why that is no reader of this key. Left out are names
+# such as "enable" and "rank", which are everywhere; each was followed by hand.
+READ_ELSEWHERE = {
+    # Of the optimizer's block.
+    "actor_rollout_ref.actor.grad_clip": {"workers.config.optimizer"},
+    "critic.grad_clip": {"workers.config.optimizer"},
+    # Checks of verl's that do not use the value.
+    "actor_rollout_ref.actor.ppo_micro_batch_size": CONFIG,
+    "critic.ppo_micro_batch_size": CONFIG,
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size": {"utils.config", "workers.engine_workers"},
+    "actor_rollout_ref.ref.log_prob_micro_batch_size": {"utils.config", "workers.engine_workers"},
+    "algorithm.filter_groups.max_num_gen_batches": {"trainer.ppo.v1.trainer_base"},
+    "critic.forward_micro_batch_size": {"workers.config.critic"},
+    "critic.forward_micro_batch_size_per_gpu": {"workers.config.critic"},
+    # Of val_kwargs.
+    "actor_rollout_ref.rollout.do_sample": {"utils.config"},
+    # Of the engine's block.
+    "actor_rollout_ref.actor.use_torch_compile": {f"workers.engine.{name}.transformer_impl" for name in ENGINES},
+    "actor_rollout_ref.ref.use_torch_compile": {f"workers.engine.{name}.transformer_impl" for name in ENGINES},
+    # Of the actor, the reference and the rollout.
+    "critic.ppo_max_token_len_per_gpu": {"workers.engine_workers"},
+    # Asked by verl's own main(), in whose place ours runs.
+    "trainer.use_v1": {"trainer.main_ppo"},
+    # Of Megatron.
+    "actor_rollout_ref.model.lora.adapter_path": {"utils.megatron_utils"},
+    "critic.model.lora.adapter_path": {"utils.megatron_utils"},
+}
+EVERYWHERE = frozenset(
+    key
+    for key in UNREAD
+    if key not in READ_ELSEWHERE
+    and key.rpartition(".")[2]
+    in {
+        *("enable", "mode", "strategy", "strict", "rank", "alpha", "type", "dtype", "dropout", "tokenizer"),
+        *("trust_remote_code", "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu", "total_training_steps"),
+        *("target_modules", "exclude_modules", "use_remove_padding", "use_fused_kernels", "group_size"),
+        *(
+            "path",
+            "name",
+            "ignore_patterns",
+            "activation_observer",
+            "quantization_config_path",
+            "ulysses_sequence_parallel_size",
+        ),
+    }
+)
+
+
+def readers(key):
+    return {name.removeprefix("verl.") for name in verl_source.readers().get(key.rpartition(".")[2], ())}
+
+
+def test_every_leaf_of_verls_config_has_a_reader_or_stands_in_the_table():
+    leaves = list(schema.leaves(schema.verl_file("_generated_ppo_trainer.yaml")))
+    assert len(leaves) > 800
+    without = {key for key in leaves if not readers(key) and not key.startswith(HANDED_ON)}
+    assert without - set(UNREAD) == set()
+    assert set(UNREAD) - set(leaves) == set()
+
+
+def test_every_block_of_verls_config_is_asked_for_or_all_its_leaves_stand_in_the_table():
+    def blocks(cfg, prefix=""):
+        for name in cfg:
+            inner = schema.node(cfg, str(name))
+            if schema.is_mapping(inner):
+                yield f"{prefix}{name}"
+                yield from blocks(inner, f"{prefix}{name}.")
+
+    stock = schema.verl_file("_generated_ppo_trainer.yaml")
+    for block in blocks(stock):
+        if not readers(block) and not f"{block}.".startswith(HANDED_ON):
+            assert set(schema.leaves(schema.node(stock, block), f"{block}.")) <= set(UNREAD), block
+
+
+def test_what_the_table_says_is_unread_is_not_read_by_this_version_of_verl():
+    for key in UNREAD:
+        if key not in EVERYWHERE:
+            assert readers(key) == READ_ELSEWHERE.get(key, set()), key
+
+
+def test_every_block_of_verls_config_is_known_to_the_check(base):
+    assert set(schema.verl_file("_generated_ppo_trainer.yaml")) <= set(base)
+    for block in schema.verl_file("_generated_ppo_trainer.yaml"):
+        cfg = put(copy.deepcopy(base), f"{block}.not_a_key_of_verl", 1)
+        expected = set() if str(block) in keys.FREE else {f"{block}.not_a_key_of_verl"}
+        assert set(found(cfg)) == expected
+
+
+def test_a_new_key_that_nothing_reads_would_be_noticed():
+    assert readers("data.a_key_that_is_new") == set()
+    assert "utils.dataset.rl_dataset" in readers("data.filter_overlong_prompts")
+    # Kept in an attribute that nobody reads.
+    assert readers("data.truncation") == set()
