@@ -133,7 +133,8 @@ def _loggers(cfg: DictConfig) -> Collection[str]:
 def _agent_loops(cfg: DictConfig) -> Collection[str]:
     names = registry("verl.experimental.agent_loop.agent_loop:_agent_loop_registry")(cfg)
     path = value(cfg, f"{ROLLOUT}.agent.agent_loop_config_path")
-    return [*names, *([str(each.name) for each in OmegaConf.load(path)] if path and os.path.isfile(path) else [])]
+    loops: Any = OmegaConf.load(path) if path and os.path.isfile(path) else []
+    return [*names, *(str(each.name) for each in loops)]
 
 
 def _attention(cfg: DictConfig) -> Collection[str]:
