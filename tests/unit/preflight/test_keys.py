@@ -311,14 +311,8 @@ EVERYWHERE = frozenset(
         *("enable", "mode", "strategy", "strict", "rank", "alpha", "type", "dtype", "dropout", "tokenizer"),
         *("trust_remote_code", "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu", "total_training_steps"),
         *("target_modules", "exclude_modules", "use_remove_padding", "use_fused_kernels", "group_size"),
-        *(
-            "path",
-            "name",
-            "ignore_patterns",
-            "activation_observer",
-            "quantization_config_path",
-            "ulysses_sequence_parallel_size",
-        ),
+        *("ignore_patterns", "activation_observer", "quantization_config_path", "ulysses_sequence_parallel_size"),
+        *("path", "name", "enabled", "num_shards"),
     }
 )
 
