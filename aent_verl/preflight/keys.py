@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -59,8 +58,8 @@ def legacy(cfg: DictConfig) -> Iterator[Finding]:
     """Reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
     given = {
         key: found
-        for block in verl_file(LEGACY)
-        if isinstance(node(cfg, str(block)), DictConfig)
+        for block in map(str, verl_file(LEGACY))
+        if is_mapping(node(cfg, block))
         for key in leaves(cfg[block], f"{block}.")
         if (found := value(cfg, key)) is not None
     }
@@ -78,7 +77,7 @@ def legacy(cfg: DictConfig) -> Iterator[Finding]:
             )
             continue
         current = value(cfg, target)
-        hint = f"Type {override(target, found, exists=has(stock(cfg), target))} instead"
+        hint = f"Type {override(target, found, exists=has(stock(cfg), target))} instead{_managers(target, found)}"
         if current == found:
             yield PreflightWarning(key, found, f"verl no longer reads it; {target} says the same", hint=hint)
             continue
@@ -91,14 +90,23 @@ def legacy(cfg: DictConfig) -> Iterator[Finding]:
         yield PreflightError(key, found, f"verl no longer reads it: {effect}", hint=hint)
 
 
+def _managers(target: str, found: Any) -> str:
+    """What to add where the old name of a reward manager is gone, too."""
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+
+    gone = target == "reward.reward_manager.name" and found not in REWARD_MANAGER
+    return f", with a manager that verl 0.9.1 has: {', '.join(sorted(REWARD_MANAGER))}" if gone else ""
+
+
 def moves(cfg: DictConfig) -> dict[str, str]:
     """Where verl's own migration puts each key of the legacy reward blocks, those that a user added among them."""
     from verl.experimental.reward_loop.reward_loop import migrate_legacy_reward_impl
 
-    old = OmegaConf.merge(verl_file(LEGACY), {name: cfg[name] for name in verl_file(LEGACY) if has(cfg, str(name))})
+    blocks = [str(name) for name in verl_file(LEGACY)]
+    old = OmegaConf.merge(verl_file(LEGACY), {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))})
     assert isinstance(old, DictConfig)
     marks = {key: f"<{key}>" for key in leaves(old)}
-    probe = OmegaConf.create({**copy.deepcopy(OmegaConf.to_container(old)), "reward": stock(cfg).reward})  # type: ignore[dict-item]
+    probe = OmegaConf.merge(old, {"reward": stock(cfg).reward})
     for key, mark in marks.items():
         OmegaConf.update(probe, key, mark)
     with warnings.catch_warnings():

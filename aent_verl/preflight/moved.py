@@ -48,8 +48,9 @@ MOVED = {
     "actor_rollout_ref.rollout.skip": _TQ,
     **{
         f"algorithm.{name}": f"{_CORRECTION}.{name}"
-        for name in ("rollout_is", "rollout_is_threshold", "rollout_rs", "rollout_rs_threshold")
+        for name in ("rollout_is_threshold", "rollout_rs", "rollout_rs_threshold")
     },
+    "algorithm.rollout_is_level": f"{_CORRECTION}.rollout_is",
     "ray_init": "ray_kwargs.ray_init",
     "ray_init.timeline_json_file": "ray_kwargs.timeline_json_file",
     "reward_manager": "reward.reward_manager",
@@ -90,7 +91,7 @@ GONE = {
     "actor_rollout_ref.rollout.swap_space": "vLLM keeps no swap space any more",
     f"{_MULTI_TURN}.completion_callback": "write an agent loop, see actor_rollout_ref.rollout.agent",
     f"{_MULTI_TURN}.interaction_config_path": "write an agent loop, see actor_rollout_ref.rollout.agent",
-    "algorithm.rollout_is_level": f"see {_CORRECTION}.rollout_is, which is token or sequence",
+    "algorithm.rollout_is": f"{_CORRECTION}.rollout_is is on where it is token or sequence",
     "algorithm.rollout_is_mode": f"see {_CORRECTION}.rollout_is and rollout_rs",
     "algorithm.rollout_is_threshold_lower": f"see {_CORRECTION}.rollout_rs_threshold",
     "algorithm.rollout_is_veto_threshold": f"see {_CORRECTION}.rollout_rs",
@@ -126,7 +127,7 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
         An error for each that does not fit, and the remaining overrides in their order.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     parser = OverridesParser.create()
     findings: list[Finding] = []
@@ -134,7 +135,7 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
     for text in overrides:
         try:
             parsed = parser.parse_override(text)
-        except OverrideParseException as error:
+        except HydraException as error:
             problem = f"Hydra cannot read it: {str(error).splitlines()[0]}"
             findings.append(PreflightError(text, None, problem, hint="Write key=value, quoted for the shell"))
             continue

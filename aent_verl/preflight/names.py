@@ -133,7 +133,8 @@ def _loggers(cfg: DictConfig) -> Collection[str]:
 def _agent_loops(cfg: DictConfig) -> Collection[str]:
     names = registry("verl.experimental.agent_loop.agent_loop:_agent_loop_registry")(cfg)
     path = value(cfg, f"{ROLLOUT}.agent.agent_loop_config_path")
-    return [*names, *([str(each.name) for each in OmegaConf.load(path)] if path and os.path.isfile(path) else [])]
+    loops: Any = OmegaConf.load(path) if path and os.path.isfile(path) else []
+    return [*names, *(str(each.name) for each in loops)]
 
 
 def _attention(cfg: DictConfig) -> Collection[str]:
@@ -237,6 +238,14 @@ CHOICES = (
     ),
     Choice(f"{ROLLOUT}.multi_turn.format", registry("verl.experimental.agent_loop.tool_parser:ToolParser._registry")),
     Choice(
+        f"{ROLLOUT}.multi_turn.tool_response_truncate_side",
+        # Every other name counts as middle.
+        lambda cfg: [
+            *compared("verl.experimental.agent_loop.tool_agent_loop:ToolAgentLoop", "tool_response_truncate_side")(cfg),
+            "middle",
+        ],
+    ),
+    Choice(
         f"{ROLLOUT}.checkpoint_engine.backend", registry("verl.checkpoint_engine:CheckpointEngineRegistry._registry")
     ),
     Choice(f"{ROLLOUT}.trace.backend", compared("verl.utils.rollout_trace:RolloutTraceConfig.init", "backend")),
@@ -245,6 +254,12 @@ CHOICES = (
         "reward.reward_manager.name",
         registry("verl.experimental.reward_loop.reward_manager.registry:REWARD_MANAGER"),
         _is("reward.reward_manager.source", "register"),
+        training=False,
+    ),
+    Choice(
+        "reward.reward_model.rollout.name",
+        registry("verl.workers.rollout.replica:RolloutReplicaRegistry._registry"),
+        _is("reward.reward_model.enable"),
         training=False,
     ),
     Choice("trainer.logger", _loggers),
@@ -341,4 +356,6 @@ def _check_name(cfg: DictConfig, choice: Choice, name: str, *, unsure: bool) -> 
 
 
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    # transformers takes flash attention from the hub where the package kernels is there.
+    packages = (package, "kernels") if package.startswith("flash_attn") else (package,)
+    return any(importlib.util.find_spec(each) is not None for each in packages)

@@ -75,8 +75,8 @@ def is_default(cfg: DictConfig, key: str) -> bool:
 
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted keys of everything that is no mapping, and of empty mappings; ``_target_`` is left out."""
-    for name in cfg:
-        inner = cfg._get_node(name)
+    for name in map(str, cfg):
+        inner: Any = cfg._get_node(name)
         key = f"{prefix}{name}"
         if is_mapping(inner) and len(inner):
             yield from leaves(inner, f"{key}.")

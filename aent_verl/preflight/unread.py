@@ -41,11 +41,31 @@ _NO_SIZE = "the workers stop without the number of sequences per GPU"
 _HORIZON = "verl overwrites it with the number of updates of the run"
 _ENGINE = "the engine reads its own setting"
 _MEGATRON = "Megatron reads it, FSDP does not"
+_UNTILED = "FSDP does not tile the MLPs"
 _GONE = "what it switched is gone from the v1 trainers"
 _BALANCED = "batches are always balanced over the ranks"
 _DATA = "the data set returns the chat messages, and the agent loop makes tokens of them"
 _CRITIC_BUDGET = "the critic's micro-batches are always packed, up to a number of tokens"
 _POOL = "FSDP's process groups take verl's default timeout"
+
+
+def _model(model: str, without_rank: str) -> dict[str, Unread]:
+    """Entries for a model's block: LoRA settings of Megatron, where FSDP's stand beside them, and others."""
+    only_megatron = (
+        *("type", "dropout", "dropout_position", "lora_A_init_method", "lora_B_init_method", "a2a_experimental"),
+        *("dtype", "freeze_vision_model", "freeze_vision_projection", "freeze_language_model"),
+    )
+    return {
+        f"{model}.lora.rank": _stop(without_rank, f"{model}.lora_rank"),
+        f"{model}.lora.alpha": Unread(_MEGATRON, f"{model}.lora_alpha"),
+        f"{model}.lora.target_modules": Unread(_MEGATRON, f"{model}.target_modules"),
+        f"{model}.lora.exclude_modules": Unread(_MEGATRON, f"{model}.exclude_modules"),
+        f"{model}.tiled_mlp.enabled": Unread(_UNTILED),
+        f"{model}.tiled_mlp.num_shards": Unread(_UNTILED),
+        f"{model}.lora.adapter_path": _stop("a new adapter is trained, if any", f"{model}.lora_adapter_path"),
+        **{f"{model}.lora.{name}": Unread(_MEGATRON) for name in only_megatron},
+    }
+
 
 UNREAD: dict[str, Unread] = {
     f"{ACTOR}.grad_clip": _stop("gradients are clipped at another setting", f"{ACTOR}.optim.clip_grad"),
@@ -74,24 +94,11 @@ UNREAD: dict[str, Unread] = {
     f"{REF}.fsdp_config.strategy": Unread("verl overwrites it", f"{REF}.strategy"),
     f"{ACTOR}.use_prefix_grouper": Unread(_GONE),
     f"{ACTOR}.checkpoint.strict": Unread(_MEGATRON),
-    f"{MODEL}.lora.rank": _stop(
-        "all weights are trained, and the reference policy is taken for the actor without its adapter",
-        f"{MODEL}.lora_rank",
-    ),
-    f"{MODEL}.lora.alpha": Unread(_MEGATRON, f"{MODEL}.lora_alpha"),
-    f"{MODEL}.lora.target_modules": Unread(_MEGATRON, f"{MODEL}.target_modules"),
-    f"{MODEL}.lora.exclude_modules": Unread(_MEGATRON, f"{MODEL}.exclude_modules"),
-    f"{MODEL}.lora.adapter_path": _stop(
-        "the adapter is not loaded, and a new one is trained", f"{MODEL}.lora_adapter_path"
-    ),
-    **{
-        f"{MODEL}.lora.{name}": Unread(_MEGATRON)
-        for name in (
-            *("type", "dropout", "dropout_position", "lora_A_init_method", "lora_B_init_method", "a2a_experimental"),
-            *("dtype", "freeze_vision_model", "freeze_vision_projection", "freeze_language_model"),
-        )
-    },
+    **_model(MODEL, "all weights are trained, and the reference policy is taken for the actor without its adapter"),
+    **_model("critic.model", "all weights of the critic are trained"),
     f"{ROLLOUT}.do_sample": _stop("training always samples; only validation can be greedy", harmless=(True,)),
+    f"{ROLLOUT}.agent.custom_async_server.path": _stop("verl's own server runs; register a replica, see rollout.name"),
+    f"{ROLLOUT}.agent.custom_async_server.name": _stop("verl's own server runs; register a replica, see rollout.name"),
     f"{ROLLOUT}.over_sample_rate": Unread("every request is waited for"),
     f"{ROLLOUT}.multi_stage_wake_up": Unread(_GONE),
     "reward.reward_model.rollout.multi_stage_wake_up": Unread(_GONE),
@@ -108,7 +115,6 @@ UNREAD: dict[str, Unread] = {
         unless="data.filter_overlong_prompts",
         harmless=("left",),
     ),
-    "data.use_shm": Unread("data files are read where they are"),
     "data.trust_remote_code": Unread("the model's setting decides", f"{MODEL}.trust_remote_code"),
     "data.return_raw_input_ids": Unread(_DATA),
     "data.return_raw_chat": Unread(_DATA),
