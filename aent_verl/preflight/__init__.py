@@ -6,7 +6,7 @@ machine. Nothing here imports verl before one of them is called: by then the pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from omegaconf import DictConfig
@@ -47,28 +47,36 @@ __all__ = [
 ]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
-# What concerns an evaluation as well as a training run, and what one of them alone.
-EVERYWHERE: dict[str, Check] = {"keys": keys.check, "names": names.check}
+# In the order in which they speak of a key: those that know most of it first.
 TRAINING: dict[str, Check] = {
     "algorithm": algorithm.check,
     "sampling": sampling.check,
     "lengths": lengths.check,
     "LoRA": lora.check,
+    "names": names.check,
+    "keys": keys.check,
     "settings": settings.check,
 }
-EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation}
+EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation, "names": names.check, "keys": keys.check}
 
 
 def check_settings(cfg: DictConfig) -> Iterator[Row]:
     """All that can be said of a training run's settings, from its composed config; verl's platform must be decided."""
-    for name, check in {**EVERYWHERE, **TRAINING}.items():
-        yield from attempt(name, partial(check, cfg))
+    yield from _each_key_once(TRAINING, cfg)
 
 
 def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
     """The same of an evaluation's settings."""
-    for name, check in {**EVERYWHERE, **EVALUATION}.items():
-        yield from attempt(name, partial(check, cfg))
+    yield from _each_key_once(EVALUATION, cfg)
+
+
+def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row]:
+    """Rows of all checks; of a key that several have something to say about, those of the first."""
+    said: set[str | None] = set()
+    for name, check in checks.items():
+        rows = [row for row in attempt(name, partial(check, cfg)) if row.key is None or row.key not in said]
+        said |= {row.key for row in rows}
+        yield from rows
 
 
 def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | None = None) -> Iterator[Row]:

@@ -246,20 +246,13 @@ def _filter_groups(cfg: DictConfig) -> Iterator[Finding]:
             "groups are filtered as they are sampled, and a reward model that shares the actor's devices scores later",
             hint="Set reward.reward_model.enable_resource_pool=true",
         )
-    limit, batch = block.get("max_num_gen_batches", 0), cfg.data.get("gen_batch_size")
+    limit = block.get("max_num_gen_batches", 0)
     if limit > 0:
         yield PreflightWarning(
             f"{key}.max_num_gen_batches",
             limit,
             "verl's v1 trainers do not read it: prompts are drawn until the batch is full, however many that takes",
             hint=f"Leave it out; {key}.max_inflight_gen_batches bounds what is generated at one time",
-        )
-    if batch not in (None, 1):
-        yield PreflightWarning(
-            "data.gen_batch_size",
-            batch,
-            f"verl sets it to 1 with {key}.enable=true",
-            hint="Leave it out",
         )
     if OmegaConf.select(cfg, "actor_rollout_ref.rollout.n") == 1:
         yield PreflightWarning(

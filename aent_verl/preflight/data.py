@@ -88,9 +88,6 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str | Exception]]:
         return Sample(), [f"data: left to your data set class {cfg.data.custom_cls.path}"]
     rows: list[Mapping[str, Rows]] = []
     lines: list[str | Exception] = []
-    if cfg.data.reward_fn_key not in (None, SOURCE):
-        unread = f"data.reward_fn_key={cfg.data.reward_fn_key} has no effect: verl reads {SOURCE!r}"
-        lines.append(UserWarning(unread))
     for key in ("data.train_files", "data.val_files"):
         files = read_files(cfg, key)
         rows.append(files.sample)

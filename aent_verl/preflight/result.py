@@ -19,12 +19,14 @@ class Row:
         state: `OK`, `WARNING`, `FAILED` or `NOTE` for what could not be checked.
         detail: what was found, for people.
         error: what a failed check raised.
+        key: the setting that it is about, where it is about one.
     """
 
     check: str
     state: str
     detail: str
     error: Exception | None = None
+    key: str | None = None
 
 
 class PreflightFailed(ValueError):
@@ -36,9 +38,10 @@ def row_of(check: str, found: str | Exception) -> Row:
     if isinstance(found, str):
         return Row(check, OK, found)
     if isinstance(found, Warning):
-        return Row(check, WARNING, str(found))
+        return Row(check, WARNING, str(found), key=getattr(found, "key", None))
     named = isinstance(found, ValueError) and type(found).__module__.startswith("aent_verl")
-    return Row(check, FAILED, str(found) if named else f"{type(found).__name__}: {found}", found)
+    detail = str(found) if named else f"{type(found).__name__}: {found}"
+    return Row(check, FAILED, detail, found, key=getattr(found, "key", None))
 
 
 def attempt(check: str, function: Callable[[], Iterable[str | Exception]]) -> Iterator[Row]:

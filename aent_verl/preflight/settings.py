@@ -65,8 +65,8 @@ def _validate(cfg: DictConfig) -> str:
 
 
 def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
-    """Defaults of verl's that lose work or learn nothing."""
-    trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
+    """Settings, verl's defaults among them, that lose work."""
+    trainer = cfg.trainer
     if OmegaConf.select(cfg, "run.progress") and "file" not in trainer.logger:
         yield PreflightWarning(
             "trainer.logger",
@@ -81,11 +81,4 @@ def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
             trainer.save_freq,
             "saves no checkpoint: a killed run starts from the beginning, and there is nothing to evaluate",
             hint="Set trainer.save_freq=20, say",
-        )
-    if cfg.algorithm.adv_estimator == "grpo" and rollout.n == 1:
-        yield PreflightWarning(
-            "actor_rollout_ref.rollout.n",
-            1,
-            "GRPO compares the responses to one prompt, and one has nothing to be compared with",
-            hint="Set actor_rollout_ref.rollout.n=8, say",
         )

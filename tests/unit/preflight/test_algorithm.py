@@ -150,7 +150,6 @@ GROUPS = "algorithm.filter_groups"
     [
         ((f"{GROUPS}.enable=true",), set(), set()),
         ((f"{GROUPS}.enable=true", f"{GROUPS}.max_num_gen_batches=10"), set(), {f"{GROUPS}.max_num_gen_batches"}),
-        ((f"{GROUPS}.enable=true", "data.gen_batch_size=96"), set(), {"data.gen_batch_size"}),
         ((f"{GROUPS}.enable=true", f"{GROUPS}.metric=null"), {f"{GROUPS}.metric"}, set()),
         ((f"{GROUPS}.enable=true", "reward.reward_model.enable=true"), {f"{GROUPS}.enable"}, set()),
         ((f"{GROUPS}.metric=acc",), set(), {f"{GROUPS}.metric"}),

@@ -236,12 +236,6 @@ def test_extra_information_that_is_no_record(settings, tmp_path, extra):
         checked(settings, tmp_path / "rows.parquet", spoilt(slice(None), extra_info=extra))
 
 
-def test_a_key_that_verl_does_not_read(settings):
-    settings.data.reward_fn_key = "origin"
-    (warning,) = [line for line in data.check(settings)[1] if isinstance(line, Warning)]
-    assert str(warning).startswith("data.reward_fn_key=origin has no effect")
-
-
 @pytest.mark.parametrize("name", FORMATS[1:])
 def test_a_byte_order_mark(settings, tmp_path, name):
     assert "200 rows" in checked(settings, tmp_path / name, spoilt(slice(0)), mark=True)[1][0]
