@@ -2,6 +2,8 @@ import ast
 import copy
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -41,6 +43,18 @@ def test_our_own_configs_name_nothing_that_is_unknown(base):
     assert list(names.check(base)) == []
     for method in ("clip_cov", "kl_cov", "clip_higher"):
         assert list(names.check(composed_with("experiment=cpu_arithmetic", f"entropy_control={method}"))) == []
+
+
+@pytest.mark.slow
+def test_our_own_names_are_known_whatever_was_imported_before():
+    code = (
+        "from hydra import compose, initialize_config_module\n"
+        "from aent_verl.preflight import names\n"
+        "with initialize_config_module('aent_verl._config', version_base='1.3'):\n"
+        "    cfg = compose('aent_trainer', ['experiment=cpu_arithmetic', 'entropy_control=kl_cov'])\n"
+        "assert list(names.check(cfg)) == []\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_an_evaluation_does_not_ask_for_a_logger():
