@@ -120,9 +120,6 @@ UNREAD: dict[str, Unread] = {
     "data.return_raw_chat": Unread(_DATA),
     "data.return_full_prompt": Unread(_DATA),
     "data.return_multi_modal_inputs": Unread(_DATA),
-    "algorithm.use_pf_ppo": _stop("samples keep equal weights; no v1 trainer has PF-PPO"),
-    "algorithm.pf_ppo.reweight_method": Unread("no v1 trainer has PF-PPO"),
-    "algorithm.pf_ppo.weight_pow": Unread("no v1 trainer has PF-PPO"),
     "algorithm.filter_groups.max_num_gen_batches": Unread(
         "prompts are drawn until the batch is full; what bounds those in flight is another setting",
         "algorithm.filter_groups.max_inflight_gen_batches",
