@@ -113,11 +113,13 @@ def _not_ours(value: Any, config: Any) -> str:
             f"{BLOCK}={value.get('method')} is set, and trainer.v1.trainer_mode={mode!r} would train without it: leave "
             "trainer.v1.trainer_mode to the preset, which sets aent_sync, and trainer.use_v1 at true"
         )
+    word = isinstance(value, str)
+    what = "is the bare word and not a method's settings" if word else "names no method"
+    line = LINE.replace("=aent", f"={value}") if word else LINE
     return (
-        f"{BLOCK}={_short(value)} is no preset's settings but the bare word, because Hydra has not found our "
-        "configuration: the run would train without entropy control. Type\n  "
-        f"{LINE.replace('=aent', f'={_short(value)}')}\nand compare the search path letter by letter; or leave the key "
-        "out"
+        f"{BLOCK}={_short(value)} {what}, because Hydra has not found our configuration or was given no preset: the "
+        f"run would train without entropy control. Type\n  {line}\nand compare the search path letter by letter; or "
+        "leave the key out"
     )
 
 
