@@ -155,7 +155,7 @@ def check_problems(target: Target, problems: int) -> None:
 
 
 def _sum(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of two independent variance estimates and its inverse degrees of freedom, from those of each, ``[...]``.
+    """Add two independent variance estimates; the sum and its inverse degrees of freedom, from those of each, ``[...]``.
 
     With c and 1 - c their shares of the sum, f and g their degrees of freedom,
 
