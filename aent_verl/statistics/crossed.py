@@ -155,14 +155,14 @@ def check_problems(target: Target, problems: int) -> None:
 
 
 def _sum(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Add two independent variance estimates; the sum and its inverse degrees of freedom, from those of each, ``[...]``.
+    """Add two independent variance estimates, each with its inverse degrees of freedom; all are ``[...]``.
 
     With c and 1 - c their shares of the sum, f and g their degrees of freedom,
 
         1 / nu = c^2 / f + (1 - c)^2 / g + 2 c (1 - c) |1 / f^2 - 1 / g^2|.
 
     The squares are those of Welch (1938) and Satterthwaite (1946). They take the observed shares for the true ones: of
-    2 seeds against 10, the 2 agree by chance in one experiment of a few, their share is then near 0, nu near 9 instead
+    2 seeds against 10, the 2 agree closely by chance now and then, their share is then near 0, nu near 9 instead
     of near 1, and the interval far too narrow at the worst moment. The last term keeps nu low there. It is 0 at equal
     degrees of freedom, where such accidents on either side balance out and Welch's test holds its level, and is of
     the order 1 / f^2 of the first term that Welch's series leaves out (Aspin 1948). nu stays between the smaller of f
