@@ -74,7 +74,7 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
 
 
 def _over_validations(groups: Groups, asked: Target, confidence: float, notes: list[str]) -> Accuracy | None:
-    """Welch's test over the seeds: one number a run."""
+    """The verdicts over the seeds alone: one number a run."""
     finals = {method: final_validations(group) for method, group in groups.runs.items()}
     finals = {method: values for method, values in finals.items() if values}
     if not finals:

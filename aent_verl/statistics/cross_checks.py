@@ -18,8 +18,9 @@ class CrossChecks:
     """Other answers to the question of the verdict.
 
     Attributes:
-        welch_p: Welch's t-test over the means of the seeds: these problems, new seeds. None with one seed in either,
-            and where the seeds' means differ between the methods only.
+        welch_p: Welch's t-test over the means of the seeds: these problems, new seeds; with the verdict's degrees of
+            freedom where the numbers of seeds differ. None with one seed in either, and where the seeds' means differ
+            between the methods only.
         wilcoxon_p: Wilcoxon's signed-rank test over the problems' differences: these very runs, new problems. Says
             nothing about another training seed.
         bootstrap_low: lower end of `paired_bootstrap`.

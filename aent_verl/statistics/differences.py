@@ -51,6 +51,9 @@ def difference(
 ) -> Difference:
     """Difference of means, ``[S, P]`` or ``[S, P, n]`` less the same of a baseline, with another S if need be.
 
+    Unequal numbers of seeds cost degrees of freedom, the more the smaller number is below 5: see
+    `aent_verl.statistics.crossed.Variance.of_mean`.
+
     Methods share their problems, so these are paired. Seeds are not: two runs with one seed share the order of the
     data, but their samples part after the first step, and pairing would halve the degrees of freedom.
 

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 from scipy import stats
 
 from aent_verl.statistics.crossed import Target, Variance
@@ -55,12 +57,43 @@ def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
 
 
 def power_of(value: float, variance: Variance, target: Target, alpha: float) -> float:
-    """Chance that a two-sided t-test at level ``alpha`` finds a true difference of ``value``."""
-    total, degrees = variance.of_mean(target)
+    """Chance that a two-sided t-test at level ``alpha`` finds a true difference of ``value``, with its sign.
+
+    ``variance`` holds the true parts; the test will estimate each, and its degrees of freedom from them. So what it
+    divides by is no multiple of one chi-squared variable, and a noncentral t with the degrees of freedom of the true
+    parts promises too much: .80 where 3 seeds each find .69. But given the estimated parts, which are independent of
+    the difference, the test finds it with the chance Phi((value - critical * error) / true error). That is averaged
+    over the parts, each a chi-squared variable of its own degrees of freedom. Of a single part it is the noncentral t.
+    """
+    total, _ = variance.of_mean(target)
     if total == 0:
         return 1.0 if value else alpha
-    critical = stats.t.ppf(1 - alpha / 2, degrees)
-    return float(stats.nct.sf(critical, degrees, value / math.sqrt(total)))
+    draws, true_error = _draws(), math.sqrt(total)
+    estimated = replace(
+        variance,
+        seed_variances=tuple(
+            part * _chi_squared_mean(column, count - 1)
+            for part, count, column in zip(variance.seed_variances, variance.seeds, draws, strict=False)
+        ),
+        problem_excess=variance.problem_excess * _chi_squared_mean(draws[-1], variance.problems - 1),
+    )
+    totals, degrees = estimated.of_mean(target)
+    critical = stats.t.ppf(1 - alpha / 2, degrees) * np.sqrt(totals)
+    return float(stats.norm.cdf((value - critical) / true_error).mean())
+
+
+@cache
+def _draws() -> np.ndarray:
+    """Spread points evenly over the unit cube, ``[3, draws]``: two methods and the problems. Always the same.
+
+    512 of them give the power to within .0005.
+    """
+    return stats.qmc.Sobol(3, seed=0).random_base2(9).T
+
+
+def _chi_squared_mean(uniform: np.ndarray, degrees: float) -> np.ndarray:
+    """What an estimated variance is of the true one, at these quantiles."""
+    return np.ones_like(uniform) if math.isinf(degrees) else stats.chi2.ppf(uniform, degrees) / degrees
 
 
 def _fewest(enough: Callable[[int], bool], low: int, high: int) -> int | None:

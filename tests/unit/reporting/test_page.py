@@ -179,8 +179,8 @@ def test_text_of_others_is_only_text(tmp_path):
 
 
 def test_different_protocols_are_refused_or_said_first(tmp_path):
-    runs = make_runs(tmp_path / "runs", seeds=2)
-    runs.append(load_run(write_run(tmp_path / "x", AENT, 3, protocol=PROTOCOL | {"data.train_files": "other <b>"})))
+    runs = make_runs(tmp_path / "runs", seeds=3)
+    runs.append(load_run(write_run(tmp_path / "x", AENT, 4, protocol=PROTOCOL | {"data.train_files": "other <b>"})))
     with pytest.raises(ValueError, match="not made under the same protocol"):
         write_report(runs, tmp_path / "out", title="Test")
     assert not (tmp_path / "out").exists()
@@ -188,7 +188,8 @@ def test_different_protocols_are_refused_or_said_first(tmp_path):
     (line,) = numbers["differences_of_protocol"]
     assert line in page.text
     assert page.text.index("These runs were not made under the same protocol") < page.text.index("better than grpo")
-    assert "not recorded (grpo seed 1, grpo seed 2, aent seed 1, aent seed 2); other <b> (aent seed 3)" in page.text
+    recorded = ", ".join(f"{method} seed {seed}" for method in ("grpo", "aent") for seed in (1, 2, 3))
+    assert f"not recorded ({recorded}); other <b> (aent seed 4)" in page.text
 
 
 def test_one_seed_claims_nothing(tmp_path):

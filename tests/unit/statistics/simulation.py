@@ -1,19 +1,16 @@
-"""Experiments whose truth is known, and how often each interval holds it. Prints the tables of docs/statistics.md:
-
-    python -m tests.unit.statistics.simulation [experiments]
+"""Experiments whose truth is known, and how often each interval holds it: for the tests and `benchmarks.statistics`.
 
 The accuracy of seed s on problem p is b_p + 4 b_p (1 - b_p) (method + seed + method on problem + seed on problem), with
 b_p ~ Beta: problems that are always or never solved stay so, and the mean over seeds is known exactly.
 """
 
-import sys
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from aent_verl.statistics.cross_checks import paired_bootstrap
-from aent_verl.statistics.crossed import interval, variance_parts
+from aent_verl.statistics.crossed import Variance, interval, variance_parts
 from aent_verl.statistics.differences import holm
 
 
@@ -73,6 +70,42 @@ def p_value(ours, theirs, target):
     per_problem = ours.mean(axis=-2) - theirs.mean(axis=-2)
     total, degrees = variance_parts([ours, theirs], per_problem).of_mean(target)
     return 2 * stats.t.sf(np.abs(per_problem.mean(axis=-1)) / np.sqrt(total), degrees)
+
+
+def satterthwaite_p_value(ours, theirs, target):
+    """As `p_value`, with the degrees of freedom that Welch and Satterthwaite give, and nothing for unequal numbers."""
+    per_problem = ours.mean(axis=-2) - theirs.mean(axis=-2)
+    variance = variance_parts([ours, theirs], per_problem)
+    parts = [part / seeds for part, seeds in zip(variance.seed_variances, variance.seeds, strict=True)]
+    known = [seeds - 1 for seeds in variance.seeds]
+    if target == "problems like these":
+        parts.append(variance.problem_excess / variance.problems)
+        known.append(variance.problems - 1)
+    total = np.sum(parts, axis=0)
+    degrees = total**2 / np.sum([part**2 / each for part, each in zip(parts, known, strict=True)], axis=0)
+    return 2 * stats.t.sf(np.abs(per_problem.mean(axis=-1)) / np.sqrt(total), degrees)
+
+
+def share_found(value, variance: Variance, residual_sd, target, alpha, experiments, seed=0) -> float:
+    """Share of normal experiments that find a true difference of ``value`` with its sign, at the level ``alpha``.
+
+    Their variance has the given parts; ``residual_sd`` of a single score is contained in those of the seeds.
+    """
+    rng = np.random.default_rng(seed)
+    problem_sd = math.sqrt(variance.problem_excess) if target == "problems like these" else 0.0
+    # In parts: the scores of all would not fit into a small machine.
+    rounds, found = -(-experiments // 2000), 0
+    for count in (len(part) for part in np.array_split(np.arange(experiments), rounds)):
+        pair = []
+        for seeds, seed_variance in zip(map(int, variance.seeds), variance.seed_variances, strict=True):
+            seed_sd = math.sqrt(seed_variance - residual_sd**2 / variance.problems)
+            noise = residual_sd * rng.standard_normal((count, seeds, variance.problems))
+            pair.append(noise + seed_sd * rng.standard_normal((count, seeds, 1)))
+        ours, theirs = pair
+        ours += value + problem_sd * rng.standard_normal((count, 1, variance.problems))
+        above = ours.mean(axis=(1, 2)) > theirs.mean(axis=(1, 2))
+        found += int(((p_value(ours, theirs, target) < alpha) & above).sum())
+    return found / experiments
 
 
 def percentile_over_seeds(ours, theirs, reps=400, seed=0):
@@ -140,65 +173,6 @@ SETTINGS = {
 }
 
 
-def coverage_table(experiments: int) -> None:
-    """Ours for both targets, then the two that need no loop over experiments; for 3, 5 and 10 seeds each."""
-    print(f"{'coverage at 3, 5, 10 seeds':28s}{'these problems':24s}{'problems like these':24s}", end="")
-    print(f"{'runs taken as given':24s}percentile over seeds")
-    for name, setting in SETTINGS.items():
-        rows = np.zeros((4, 3))
-        for column, seeds in enumerate((3, 5, 10)):
-            made = simulate(replace(setting, seeds=(seeds, seeds)), experiments, seed=1)
-            here, like = made.these_problems[0] - made.these_problems[1], made.like_these[0] - made.like_these[1]
-            _, *fixed = crossed_interval(*made.scores, "these problems")
-            _, *general = crossed_interval(*made.scores, "problems like these")
-            rows[:, column] = (
-                covered(*fixed, here),
-                covered(*general, like),
-                covered(*problems_only(*made.scores), like),
-                covered(*percentile_over_seeds(*made.scores), here),
-            )
-        print(f"{name:28s}" + "".join(f"{' '.join(f'{share:.3f}' for share in row):24s}" for row in rows), flush=True)
-
-
-def bootstrap_table(experiments: int) -> None:
-    """The bootstraps that take one experiment at a time, and ours on the same experiments."""
-    print(f"\n{'coverage at 3, 5, 10 seeds':28s}{'problems as tasks':24s}{'two-level':24s}problems like these")
-    for name in ("reference", "large seed effect"):
-        rows = np.zeros((3, 3))
-        for column, seeds in enumerate((3, 5, 10)):
-            made = simulate(replace(SETTINGS[name], seeds=(seeds, seeds)), experiments, seed=1)
-            here, like = made.these_problems[0] - made.these_problems[1], made.like_these[0] - made.like_these[1]
-            pairs = list(zip(*made.scores, strict=True))
-            naive = np.array([problems_as_runs_bootstrap(*pair) for pair in pairs]).T
-            two_level = np.array([paired_bootstrap(*pair) for pair in pairs]).T
-            _, *general = crossed_interval(*made.scores, "problems like these")
-            rows[:, column] = covered(*naive, here), covered(*two_level, like), covered(*general, like)
-        print(f"{name:28s}" + "".join(f"{' '.join(f'{share:.3f}' for share in row):24s}" for row in rows), flush=True)
-
-
-def false_claims_table(experiments: int) -> None:
-    """Experiments in which any of four methods equal to the baseline is called different, at 5%."""
-    print("\nany of 4 equal methods called different, at 3, 5, 10 seeds")
-    rows: dict[str, list[float]] = {"ours with Holm": [], "ours without": [], "Wilcoxon over problems with Holm": []}
-    for seeds in (3, 5, 10):
-        setting = replace(REFERENCE, seeds=(seeds,) * 5, seed_sd=(0.02,) * 5, effects=(0.0,) * 5)
-        baseline, *others = simulate(setting, experiments, seed=2).scores
-        ours = np.array([p_value(each, baseline, "problems like these") for each in others])
-        wilcoxon = stats.wilcoxon(np.array([each.mean(axis=1) - baseline.mean(axis=1) for each in others]), axis=-1)
-        rows["ours with Holm"].append(any_claimed(ours))
-        rows["ours without"].append(float(np.mean(ours.min(axis=0) < 0.05)))
-        rows["Wilcoxon over problems with Holm"].append(any_claimed(wilcoxon.pvalue))
-    for name, shares in rows.items():
-        print(f"{name:36s}" + " ".join(f"{share:.3f}" for share in shares))
-
-
 def any_claimed(p_values: np.ndarray) -> float:
     """Share of experiments with a claim after Holm, [methods, experiments]."""
     return float(np.mean([min(holm(column)) < 0.05 for column in p_values.T]))
-
-
-if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    coverage_table(count)
-    bootstrap_table(count // 5)
-    false_claims_table(count)

@@ -1,16 +1,20 @@
 """On experiments whose truth is known: intervals hold it at their rate, equal methods are rarely called different.
 
-And the naive intervals do not. `python -m tests.unit.statistics.simulation` prints the whole table.
+And the naive intervals do not. `python -m benchmarks.statistics` prints the whole tables.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from aent_verl.statistics.cross_checks import paired_bootstrap, wilcoxon_over_problems
+from aent_verl.statistics.crossed import Variance
 from aent_verl.statistics.rliable_intervals import rliable_probability_of_improvement
 from aent_verl.statistics.verdict import verdicts
+from benchmarks.statistics import without_difference
 from tests.unit.statistics.simulation import (
     REFERENCE,
     SETTINGS,
@@ -21,6 +25,7 @@ from tests.unit.statistics.simulation import (
     percentile_over_seeds,
     problems_as_runs_bootstrap,
     problems_only,
+    satterthwaite_p_value,
     simulate,
 )
 
@@ -62,6 +67,81 @@ def test_intervals_hold_with_unequal_seeds_and_spreads(seeds):
     made = simulate(setting, 1000, seed=1)
     _, low, high = crossed_interval(*made.scores, "problems like these")
     assert covered(low, high, made.like_these[0] - made.like_these[1]) >= 0.93
+
+
+def level(seeds, spread, problem_share, alpha=0.05):
+    """False alarms of the test on normal scores, exact but for the average over the estimated variances.
+
+    ``spread``: the standard deviation of the first method's seeds, by that of the others. ``problem_share``: of the
+    variance. Given the estimates of the parts, the difference is normal with the true variance.
+    """
+    points = stats.qmc.Sobol(len(seeds) + 1, seed=0).random_base2(13).T
+    estimate = [stats.chi2.ppf(column, count - 1) / (count - 1) for column, count in zip(points, seeds, strict=False)]
+    true = [(spread if at == 0 else 1.0) ** 2 for at in range(len(seeds))]
+    of_seeds = sum(part / count for part, count in zip(true, seeds, strict=True))
+    excess = 128 * of_seeds * problem_share / (1 - problem_share)
+    variance = Variance(
+        tuple(part * each for part, each in zip(true, estimate, strict=True)),
+        excess * stats.chi2.ppf(points[-1], 127) / 127,
+        tuple(map(float, seeds)),
+        128,
+    )
+    total, degrees = variance.of_mean("problems like these")
+    half = stats.t.ppf(1 - alpha / 2, degrees) * np.sqrt(total)
+    return float(2 * stats.norm.sf(half / math.sqrt(of_seeds + excess / 128)).mean())
+
+
+# The worst of all ratios of the variances; the smaller number decides. Welch and Satterthwaite: .128, .078, .058.
+@pytest.mark.parametrize("problem_share", [0.0, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("spread", [0.1, 0.3, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize(
+    ("seeds", "at_most"),
+    [
+        ((2, 2), 0.078),
+        ((2, 3), 0.068),
+        ((2, 10), 0.068),
+        ((2, 30), 0.071),
+        ((3, 3), 0.064),
+        ((3, 5), 0.064),
+        ((3, 10), 0.064),
+        ((5, 5), 0.056),
+        ((5, 10), 0.056),
+    ],
+)
+def test_no_ratio_of_variances_makes_seeds_give_many_false_alarms(seeds, at_most, spread, problem_share):
+    assert level(seeds, spread, problem_share) <= at_most
+
+
+@pytest.mark.parametrize(("seeds", "at_most"), [(2, 0.070), (3, 0.060), (5, 0.053)])
+@pytest.mark.parametrize("problem_share", [0.0, 0.02, 0.05, 0.2, 0.5])
+def test_the_interval_of_a_single_mean_is_not_too_sure_either(seeds, at_most, problem_share):
+    """Its parts have unequal degrees of freedom too: few of the seeds, many of the problems."""
+    assert level((seeds,), 1.0, problem_share) <= at_most
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_with_equal_seeds_the_level_is_that_of_welch(seeds, spread):
+    """As it was; on these problems the very same."""
+    assert 0.03 < level((seeds, seeds), spread, 0.0) < 0.056
+    assert 0.038 < level((seeds, seeds), spread, 0.2) < 0.057
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("seeds", "at_most"), [((2, 10), 0.068), ((3, 10), 0.062), ((10, 2), 0.068)])
+def test_unequal_seeds_of_equal_methods_are_called_different_in_5_of_100_experiments(seeds, at_most, target):
+    """128 problems, 16 samples: 2 against 10 seeds were called different in .106 of them, by Welch's test."""
+    scores = without_difference(seeds, target, 2000)
+    assert np.mean(p_value(*scores, target) < 0.05) <= at_most
+    if 2 in seeds:
+        assert np.mean(satterthwaite_p_value(*scores, target) < 0.05) > 0.085
+
+
+@pytest.mark.parametrize("seeds", [(10, 2, 3, 5, 10), (3, 10, 10, 10, 10), (2, 10, 10, 10, 10)])
+def test_unequal_seeds_of_four_equal_methods(seeds):
+    baseline, *others = without_difference(seeds, "problems like these", 1000)
+    p_values = np.array([p_value(each, baseline, "problems like these") for each in others])
+    assert any_claimed(p_values) <= 0.065
 
 
 @pytest.mark.parametrize("target", TARGETS)

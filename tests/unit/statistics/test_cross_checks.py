@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from aent_verl.statistics.cross_checks import cross_checks, paired_bootstrap, wilcoxon_over_problems
+from aent_verl.statistics.differences import difference
 
 
 def draws(shift=0.0):
@@ -50,11 +51,18 @@ def test_wilcoxon_takes_rounding_for_no_difference():
 def test_all_of_them():
     ours, theirs = draws(0.2)
     found = cross_checks(ours, theirs)
-    welch = stats.ttest_ind(ours.mean(axis=(1, 2)), theirs.mean(axis=(1, 2)), equal_var=False)
-    assert found.welch_p == pytest.approx(welch.pvalue)
+    assert found.welch_p == difference(ours, theirs, target="these problems").p_value
     assert found.wilcoxon_p == wilcoxon_over_problems(ours, theirs)
     assert (found.bootstrap_low, found.bootstrap_high) == paired_bootstrap(ours, theirs)
     assert found.bootstrap_low > 0
+
+
+def test_with_equal_seeds_welch_is_scipys_and_else_more_careful():
+    ours, theirs = draws(0.2)
+    for of_ours in (ours, ours[:4]):
+        welch = stats.ttest_ind(of_ours.mean(axis=(1, 2)), theirs.mean(axis=(1, 2)), equal_var=False)
+        found = cross_checks(of_ours, theirs).welch_p
+        assert found > welch.pvalue if len(of_ours) == 5 else found == pytest.approx(welch.pvalue)
 
 
 def test_one_seed_has_no_welch_test():

@@ -15,14 +15,35 @@ def draws(seeds=(5, 4), problems=40, seed=0):
 
 
 def test_these_problems_is_welch_over_the_means_of_the_seeds():
-    ours, theirs = draws()
+    ours, theirs = draws(seeds=(5, 5))
     found = difference(ours, theirs, target="these problems", confidence=0.9)
     welch = stats.ttest_ind(ours.mean(axis=1), theirs.mean(axis=1), equal_var=False)
     low, high = welch.confidence_interval(0.9)
     assert found.p_value == pytest.approx(welch.pvalue)
     assert (found.estimate.low, found.estimate.high) == pytest.approx((low, high))
     assert found.estimate.degrees == pytest.approx(welch.df)
-    assert (found.seeds, found.problems) == ((5, 4), 40)
+    assert (found.seeds, found.problems) == ((5, 5), 40)
+
+
+def inverse_sum(part, degrees, other, other_degrees):
+    """One over the degrees of freedom of a sum of two variances, by hand."""
+    share = part / (part + other)
+    squares = share**2 / degrees + (1 - share) ** 2 / other_degrees
+    return squares + 2 * share * (1 - share) * abs(degrees**-2 - other_degrees**-2)
+
+
+def test_unequal_numbers_of_seeds_are_welch_with_fewer_degrees_of_freedom():
+    ours, theirs = draws(seeds=(2, 10))
+    found = difference(ours, theirs, target="these problems")
+    welch = stats.ttest_ind(ours.mean(axis=1), theirs.mean(axis=1), equal_var=False)
+    part, other = ours.mean(axis=1).var(ddof=1) / 2, theirs.mean(axis=1).var(ddof=1) / 10
+    assert found.estimate.standard_error**2 == pytest.approx(part + other)
+    assert found.estimate.degrees == pytest.approx(1 / inverse_sum(part, 1, other, 9))
+    assert 1 < found.estimate.degrees < welch.df
+    turned = difference(theirs, ours, target="these problems")
+    assert turned.estimate.degrees == pytest.approx(found.estimate.degrees)
+    assert found.p_value == pytest.approx(turned.p_value)
+    assert found.seeds == (2, 10)
 
 
 def test_problems_like_these_by_hand():
@@ -42,7 +63,8 @@ def test_problems_like_these_by_hand():
     excess = problem_part - sum(interaction_parts)
     assert excess > 0
     variance = sum(seed_parts) + excess
-    degrees = variance**2 / (seed_parts[0] ** 2 / 4 + seed_parts[1] ** 2 / 3 + excess**2 / 39)
+    of_seeds = 1 / inverse_sum(seed_parts[0], 4, seed_parts[1], 3)
+    degrees = 1 / inverse_sum(sum(seed_parts), of_seeds, excess, 39)
     half = stats.t.ppf(0.975, degrees) * variance**0.5
     assert found.estimate.value == pytest.approx(ours.mean() - theirs.mean())
     assert found.estimate.degrees == pytest.approx(degrees)

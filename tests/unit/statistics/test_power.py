@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from aent_verl.statistics.crossed import Estimate, Variance
 from aent_verl.statistics.differences import Difference
 from aent_verl.statistics.power import Plan, plan, power_of
-from tests.unit.statistics.simulation import p_value
+from benchmarks.statistics import RESIDUAL_SD, difference_of_power
+from tests.unit.statistics.simulation import p_value, share_found
 
 
 def measured(value, *, target="these problems", seed_sd=0.03, excess=0.0, seeds=(5, 5), problems=200):
@@ -27,14 +28,52 @@ def measured(value, *, target="these problems", seed_sd=0.03, excess=0.0, seeds=
 
 @pytest.mark.parametrize("value", [0.05, 0.03, -0.02])
 def test_more_seeds_are_the_fewest_that_a_t_test_needs(value):
-    """Against the equal-variance test's textbook power, of which Welch's is a case here."""
     more = plan(measured(value), alpha=0.05).more_seeds
 
     def power(seeds):
-        shift, degrees = abs(value) / (0.03 * math.sqrt(2 / seeds)), 2 * seeds - 2
-        return stats.nct.sf(stats.t.ppf(0.975, degrees), degrees, shift)
+        return power_of(abs(value), measured(value, seeds=(seeds, seeds)).variance, "these problems", 0.05)
 
     assert power(5 + more) >= 0.8 > power(5 + more - 1)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+@pytest.mark.parametrize("target", ["these problems", "problems like these"])
+@pytest.mark.parametrize("seeds", [(3, 3), (4, 4), (5, 5), (3, 10), (2, 5)])
+def test_of_a_difference_with_80_percent_power_4_experiments_in_5_find_it(seeds, target, alpha):
+    variance, value = difference_of_power(seeds, target, alpha)
+    assert power_of(value, variance, target, alpha) == pytest.approx(0.8, abs=1e-6)
+    share = share_found(value, variance, RESIDUAL_SD, target, alpha, 4000)
+    assert share == pytest.approx(0.8, abs=0.025)
+
+
+@pytest.mark.parametrize(("seeds", "found"), [(3, 0.693), (4, 0.758), (5, 0.778)])
+def test_where_a_noncentral_t_of_the_true_variances_says_80_percent_fewer_do(seeds, found):
+    """The numbers of the report that this was found by."""
+    degrees = 2 * seeds - 2
+    critical = stats.t.ppf(0.975, degrees)
+    shift = optimize.brentq(lambda shift: stats.nct.sf(critical, degrees, shift) - 0.8, 0, 50)
+    variance = measured(0.0, seeds=(seeds, seeds)).variance
+    value = shift * 0.03 * math.sqrt(2 / seeds)
+    assert power_of(value, variance, "these problems", 0.05) == pytest.approx(found, abs=0.02)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_the_power_of_a_test_with_one_part_is_the_noncentral_t(seeds):
+    """A method of many seeds: all uncertainty of the variance is that of the other's."""
+    variance = measured(0.0, seeds=(seeds, math.inf)).variance
+    shift = 0.05 / (0.03 / math.sqrt(seeds))
+    expected = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, shift)
+    assert power_of(0.05, variance, "these problems", 0.05) == pytest.approx(expected, abs=0.002)
+
+
+def test_the_planned_seeds_keep_the_promise_with_few_seeds_and_holm():
+    """Where a plan ends at few seeds, and at the level of three comparisons."""
+    for alpha in (0.05, 0.05 / 3):
+        found = measured(0.075, seed_sd=0.03, seeds=(2, 2))
+        seeds = 2 + plan(found, alpha=alpha).more_seeds
+        assert seeds < 10
+        variance = measured(0.075, seeds=(seeds, seeds)).variance
+        assert 0.78 < share_found(0.075, variance, 0.1, "these problems", alpha, 4000) < 0.95
 
 
 def test_a_stricter_level_needs_more_seeds():
@@ -82,7 +121,10 @@ def test_where_no_number_of_problems_helps_none_is_named():
 
 def test_power_at_its_ends():
     variance = measured(0.0).variance
-    assert power_of(0.0, variance, "these problems", 0.05) == pytest.approx(0.025, abs=1e-6)
+    # Half of the level that Welch's test really has with 5 seeds each: .044.
+    assert power_of(0.0, variance, "these problems", 0.05) == pytest.approx(0.022, abs=5e-4)
+    many = measured(0.0, seeds=(100, 100)).variance
+    assert power_of(0.0, many, "these problems", 0.05) == pytest.approx(0.025, abs=2e-4)
     assert power_of(100.0, variance, "these problems", 0.05) == 1
     certain = replace(variance, seed_variances=(np.float64(0),) * 2)
     assert power_of(0.01, certain, "these problems", 0.05) == 1
