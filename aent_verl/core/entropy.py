@@ -93,13 +93,18 @@ def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
 def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
     """Entropy in nats of the softmax over tokens weighted by ``keep``; ``[..., V], [..., V] -> [...]``.
 
-    With ``x = z - max z`` and ``S = sum_v keep_v exp(x_v)`` this is ``log S - (1/S) sum_v keep_v x_v exp(x_v)``, two
-    non-negative terms, so that nothing cancels on peaked rows. Differentiable in ``logits``.
+    With ``x = z - max z`` and ``S = 1 + R = sum_v keep_v exp(x_v)`` this is ``log(1 + R) - (1/S) sum_v keep_v x_v
+    exp(x_v)``, two non-negative terms. ``R`` is summed without the 1 of one largest token, so that nothing is lost on
+    peaked rows either. Differentiable in ``logits``.
     """
     z = at_least_fp32(logits)
-    x = z - z.detach().amax(-1, keepdim=True)
-    normaliser = (keep * x.exp()).sum(-1)
-    return normaliser.log() - (keep * x_exp_x(x)).sum(-1) / normaliser
+    maximum, top = z.max(-1, keepdim=True)
+    # The maximum is not detached: what reaches the largest logit is then minus the sum over the others. Its own terms
+    # would cancel.
+    x = z - maximum
+    terms = (keep * x.exp()).expand_as(x)
+    rest = terms.scatter_add(-1, top, torch.full_like(maximum, -1.0)).sum(-1)
+    return rest.log1p() - (keep * x_exp_x(x)).sum(-1) / (1.0 + rest)
 
 
 def removed_mass(logits: Tensor, keep: Tensor) -> Tensor:
