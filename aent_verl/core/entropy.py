@@ -84,7 +84,10 @@ def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
     check_top_p(top_p)
     z = at_least_fp32(logits.detach())
     ordered = z.sort(-1, descending=True).values
-    kept = (ordered.softmax(-1).cumsum(-1, dtype=torch.float64) < top_p).sum(-1, keepdim=True)
+    e = (ordered - ordered[..., :1]).exp()
+    normaliser = 1.0 + e[..., 1:].sum(-1, keepdim=True).double()
+    # Summed before it is divided: n of N equal tokens then have the fp64 number nearest n / N, no more and no less.
+    kept = (e.cumsum(-1, dtype=torch.float64) / normaliser < top_p).sum(-1, keepdim=True)
     kept = kept.clamp(max=NUCLEUS_MAX_TOKENS)
     share = _share_the_tied(z, ordered.gather(-1, (kept - 1).clamp(min=0)), kept)
     return share.masked_fill(kept == 0, 0.0)
