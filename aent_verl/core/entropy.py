@@ -112,8 +112,10 @@ def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
 
 def removed_mass(logits: Tensor, keep: Tensor) -> Tensor:
     """Probability under the full softmax of what ``keep`` leaves out; ``[..., V], [..., V] -> [...]``, no gradient."""
-    p = at_least_fp32(logits.detach()).softmax(-1)
-    return (p * (1.0 - keep)).sum(-1)
+    z = at_least_fp32(logits.detach())
+    # Not by softmax, whose own sum in fp32 loses small terms one by one.
+    e = (z - z.amax(-1, keepdim=True)).exp()
+    return (e * (1.0 - keep)).sum(-1) / e.sum(-1)
 
 
 def full_entropy(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Columns among which `largest` looks for one.
-_BLOCK = 1024
+_BLOCK = 512
 
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:

@@ -136,3 +136,100 @@ def test_small_numbers_keep_their_digits(
     expected = truth(logits, labels, share_of(logits, settings))
     assert (expected.log_probs[:5] < 0).all()
     assert_within_budget(run(worker, logits, labels, kernel, settings), expected)
+
+
+@pytest.mark.parametrize("rest", RESTS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_logits_in_bf16_are_no_excuse(worker: ProcessPoolExecutor, kernel: str, rest: float) -> None:
+    """The arithmetic is fp32 all the same; the gradient is rounded to bf16 once, at its end."""
+    logits, labels = peaked(rest, 5000, torch.bfloat16)
+    found, expected = run(worker, logits, labels, kernel, {}), truth(logits, labels, share_of(logits, {}))
+    assert_within_budget(Result(*found[:4], *expected[4:]), expected)
+    # The interpreter cuts off what a device rounds.
+    torch.testing.assert_close(found[4:], expected[4:], rtol=2**-7, atol=1e-25)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tied_and_nearly_tied_maxima(worker: ProcessPoolExecutor, kernel: str) -> None:
+    """Only one of them is left out of ``R``; and one that is 1e-7 lower has the exponential 1 in fp32."""
+    logits = torch.full((3, 5000), -20.0)
+    logits[:, 3000] = 1.0
+    logits[0, [7, 4999]] = 1.0
+    logits[1, 100] = 1.0 - 2**-24
+    logits[2, 3000:4999] = 1.0
+    labels = torch.tensor([7, 3000, 4000])
+    for settings in FUNCTIONALS[:3]:
+        expected = truth(logits, labels, share_of(logits, settings))
+        found = run(worker, logits, labels, kernel, settings)
+        torch.testing.assert_close(found[:5], expected[:5], rtol=BUDGET, atol=1e-25)
+        # At the maximum log q + H of its definition is 0 but for rounding.
+        torch.testing.assert_close(found.of_entropy, expected.of_entropy, rtol=BUDGET, atol=1e-7)
+
+
+@pytest.mark.parametrize("rest", RESTS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hidden_states(worker: ProcessPoolExecutor, kernel: str, rest: float) -> None:
+    """The op on hidden states, here the rows of a unit matrix: its gradients are those of the logits themselves."""
+    logits, labels = peaked(rest, 5000)
+    logits = logits.clamp(min=-100.0)
+    if kernel == "triton":
+        pytest.importorskip("triton")
+        found = worker.submit(on_hidden, logits, labels, kernel).result()
+    else:
+        found = on_hidden(logits, labels, kernel)
+    expected = truth(logits, labels, share_of(logits, {}))
+    of_both = expected.of_log_probs + expected.of_entropy
+    torch.testing.assert_close(found, (expected.log_probs, expected.entropy, of_both.T), rtol=BUDGET, atol=1e-25)
+
+
+def on_hidden(logits: Tensor, labels: Tensor, kernel: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weight = logits.T.clone().requires_grad_()
+    hidden = torch.eye(len(logits))
+    log_probs, entropy = linear_logprobs_and_entropy(hidden, weight, labels, temperature=TEMPERATURE, kernel=kernel)
+    (log_probs + entropy).sum().backward()
+    assert weight.grad is not None
+    return log_probs.detach().double(), entropy.detach().double(), weight.grad.double()
+
+
+@pytest.mark.parametrize("rest", RESTS)
+@pytest.mark.parametrize("clamp_p", [0.0, 0.33])
+def test_plain_functions_and_their_gradients(clamp_p: float, rest: float) -> None:
+    logits, labels = peaked(rest)
+    leaf = logits.requires_grad_()
+    entropy = plain.clamped_entropy(leaf, clamp_p) if clamp_p else plain.full_entropy(leaf)
+    entropy.sum().backward()
+    keep = plain.keep_share(logits, clamp_p)
+    expected = truth(logits.detach(), labels, keep.double(), temperature=1.0)
+    assert leaf.grad is not None
+    torch.testing.assert_close(entropy.detach().double(), expected.entropy, rtol=BUDGET, atol=0)
+    torch.testing.assert_close(leaf.grad.double(), expected.of_entropy, rtol=BUDGET, atol=1e-25)
+    mass = plain.removed_mass(logits, keep).double()
+    torch.testing.assert_close(mass, expected.removed_mass, rtol=BUDGET, atol=1e-25)
+
+
+def test_gradcheck_of_a_peaked_row() -> None:
+    logits = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logits[:, 4] += 12
+    logits.requires_grad_()
+    labels = torch.tensor([4, 0])
+    for settings in FUNCTIONALS[:2]:
+        assert torch.autograd.gradcheck(
+            lambda z, s=settings: logprobs_and_entropy(z, labels, temperature=TEMPERATURE, **s), logits, eps=1e-6, atol=1e-9
+        )
+    assert torch.autograd.gradcheck(plain.full_entropy, logits, eps=1e-6, atol=1e-9)
+    assert torch.autograd.gradgradcheck(plain.full_entropy, logits, eps=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("kind", ["random", "tied", "last", "nan", "inf", "-inf"])
+def test_the_largest_is_the_maximum_and_where_it_is(kind: str, vocabulary: int) -> None:
+    z = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    if kind == "tied":
+        z = z.round()
+    elif kind == "last":
+        z[:, -1] = 9.0
+    elif kind != "random":
+        z[1:3, vocabulary // 2 :: 7] = float(kind)
+    maximum, column = largest(z)
+    torch.testing.assert_close(maximum, z.amax(-1, keepdim=True), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(z.gather(-1, column), maximum, rtol=0, atol=0, equal_nan=True)
