@@ -55,7 +55,10 @@ class Rows(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Results of the forward pass, ``[N]`` each; the last two without gradient."""
+    """Results of the forward pass, ``[N]`` each; the last two without gradient.
+
+    All four are NaN for a row that is no distribution: one with NaN, ``+inf`` or nothing but ``-inf``.
+    """
 
     log_probs: Tensor
     entropy: Tensor

@@ -154,6 +154,7 @@ def test_triton_is_chosen_on_cuda_alone_and_can_be_turned_off(monkeypatch: pytes
     monkeypatch.setattr(backends, "_triton_runs", lambda logits: False)
     assert isinstance(backends.choose(logits, Everything(), False, None, "auto"), InChunks)
 
+
 BAD = ("nan", "-nan", "inf", "two inf", "nan and inf", "all -inf", "all nan")
 
 
@@ -174,7 +175,10 @@ def on_bad_rows(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Tenso
     of_log_probs, of_entropy = (torch.autograd.grad(x.sum(), leaf, retain_graph=True)[0] for x in (log_probs, entropy))
     plain = logprobs_and_entropy(leaf, labels, temperature=0.7, **settings)
     found = {"log_probs": log_probs, "entropy": entropy, **statistics, "without statistics": plain[1]}
-    return {key: value.detach() for key, value in found.items()} | {"of log_probs": of_log_probs, "of entropy": of_entropy}
+    return {key: value.detach() for key, value in found.items()} | {
+        "of log_probs": of_log_probs,
+        "of entropy": of_entropy,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -1,7 +1,8 @@
 r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits a program.
 
 Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
-follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy.
+follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy. One token
+of the largest logit is left out of the lanes: beside its 1, fp32 has no room for what the others add to a peaked row.
 
 *Exponentials.* ``x = (l - max l) * scale`` is floored where ``exp(x)`` is 0 in fp32, so that ``x exp(x)`` is 0 for a
 logit of ``-inf`` without a comparison. The floor lets NaN pass. Lanes beyond the vocabulary hold ``-inf``.
