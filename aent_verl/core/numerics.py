@@ -60,7 +60,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     whole = vocabulary // width
     # The last block overlaps the one before it where the width does not divide the vocabulary.
     maxima = torch.cat(
-        (x[:, : whole * width].unflatten(-1, (whole, width)).amax(-1), x[:, -width:].amax(-1, keepdim=True)), -1
+        (x[:, : whole * width].view(-1, whole, width).amax(-1), x[:, -width:].amax(-1, keepdim=True)), -1
     )
     first = (maxima.argmax(-1, keepdim=True) * width).clamp(max=vocabulary - width)
     columns = first + torch.arange(width, device=x.device)

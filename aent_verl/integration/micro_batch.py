@@ -108,7 +108,7 @@ class MicroBatch:
         mask, log_probs = self.data["response_mask"], self.all_log_probs
         kept = mask.values().bool()
         # The log-prob of a response's token stands one place before the token, behind those of the prompt.
-        ahead = (log_probs.offsets() - mask.offsets())[1:] - 1
+        ahead = (log_probs.offsets() - mask.offsets())[1:] - 1  # type: ignore[attr-defined]
         place = torch.arange(len(kept), device=kept.device)
         place += ahead.repeat_interleave(mask.offsets().diff(), output_size=len(kept))
         in_loss = torch.zeros(len(log_probs.values()), dtype=torch.bool, device=kept.device).index_copy(0, place, kept)
@@ -148,4 +148,5 @@ def _zero_unless(kept: Tensor, value: Tensor, longest: int | None = None) -> Ten
     ``longest`` is the width that it is padded to; without it torch takes the number of all tokens.
     """
     values = value.values().masked_fill(~kept, 0.0)
-    return torch.nested.nested_tensor_from_jagged(values, value.offsets(), max_seqlen=longest)
+    offsets: Tensor = value.offsets()  # type: ignore[attr-defined]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest)
