@@ -119,7 +119,8 @@ def peak_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
     ordered = h.masked_fill(~counted, torch.inf).sort(-1).values
     last = (counted.sum(-1, keepdim=True) - 1).clamp(min=0)
     # Between two order statistics there is no token: above the interpolated value means above the lower of the two.
-    below = (quantile * last.double()).long()
+    # A product that only rounding keeps from an integer counts as it: .29 of 100 is 28.999999999999996 in fp64.
+    below = (quantile * last.double() + 1e-9).long()
     return counted & (h > ordered.gather(-1, below))
 
 

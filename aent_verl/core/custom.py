@@ -41,7 +41,8 @@ def logprobs_and_custom_entropy(
         kernel: what computes log-probs and statistics, as in `fused.logprobs_and_entropy`.
 
     Returns:
-        Log-probs ``[N]``, the entropy ``[N]`` and ``{"entropy_full", "removed_mass"}``, the latter 0.
+        Log-probs ``[N]``, the entropy ``[N]`` and ``{"entropy_full", "removed_mass"}``, the latter 0; NaN of a
+        row that is no distribution.
 
     Raises:
         ValueError: as `fused.logprobs_and_entropy`, or a result of another shape.

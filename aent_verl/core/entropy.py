@@ -84,7 +84,10 @@ def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
     check_top_p(top_p)
     z = at_least_fp32(logits.detach())
     ordered = z.sort(-1, descending=True).values
-    kept = (ordered.softmax(-1).cumsum(-1, dtype=torch.float64) < top_p).sum(-1, keepdim=True)
+    e = (ordered - ordered[..., :1]).exp()
+    normaliser = 1.0 + e[..., 1:].sum(-1, keepdim=True).double()
+    # Summed before it is divided: n of N equal tokens then have the fp64 number nearest n / N, no more and no less.
+    kept = (e.cumsum(-1, dtype=torch.float64) / normaliser < top_p).sum(-1, keepdim=True)
     kept = kept.clamp(max=NUCLEUS_MAX_TOKENS)
     share = _share_the_tied(z, ordered.gather(-1, (kept - 1).clamp(min=0)), kept)
     return share.masked_fill(kept == 0, 0.0)
@@ -93,19 +96,26 @@ def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
 def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
     """Entropy in nats of the softmax over tokens weighted by ``keep``; ``[..., V], [..., V] -> [...]``.
 
-    With ``x = z - max z`` and ``S = sum_v keep_v exp(x_v)`` this is ``log S - (1/S) sum_v keep_v x_v exp(x_v)``, two
-    non-negative terms, so that nothing cancels on peaked rows. Differentiable in ``logits``.
+    With ``x = z - max z`` and ``S = 1 + R = sum_v keep_v exp(x_v)`` this is ``log(1 + R) - (1/S) sum_v keep_v x_v
+    exp(x_v)``, two non-negative terms. ``R`` is summed without the 1 of one largest token, so that nothing is lost on
+    peaked rows either. Differentiable in ``logits``.
     """
     z = at_least_fp32(logits)
-    x = z - z.detach().amax(-1, keepdim=True)
-    normaliser = (keep * x.exp()).sum(-1)
-    return normaliser.log() - (keep * x_exp_x(x)).sum(-1) / normaliser
+    maximum, top = z.max(-1, keepdim=True)
+    # The maximum is not detached: what reaches the largest logit is then minus the sum over the others. Its own terms
+    # would cancel.
+    x = z - maximum
+    terms = (keep * x.exp()).expand_as(x)
+    rest = terms.scatter_add(-1, top, torch.full_like(maximum, -1.0)).sum(-1)
+    return rest.log1p() - (keep * x_exp_x(x)).sum(-1) / (1.0 + rest)
 
 
 def removed_mass(logits: Tensor, keep: Tensor) -> Tensor:
     """Probability under the full softmax of what ``keep`` leaves out; ``[..., V], [..., V] -> [...]``, no gradient."""
-    p = at_least_fp32(logits.detach()).softmax(-1)
-    return (p * (1.0 - keep)).sum(-1)
+    z = at_least_fp32(logits.detach())
+    # Not by softmax, whose own sum in fp32 loses small terms one by one.
+    e = (z - z.amax(-1, keepdim=True)).exp()
+    return (e * (1.0 - keep)).sum(-1) / e.sum(-1)
 
 
 def full_entropy(logits: Tensor) -> Tensor:

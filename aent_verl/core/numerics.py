@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+# Columns among which `largest` looks for one.
+_BLOCK = 512
+
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
     """Type in which numbers of ``dtype`` are computed with: fp64 for fp64, fp32 for all others."""
@@ -44,6 +47,25 @@ def shift_and_exp_(x: Tensor, e: Tensor, maximum: Tensor, scale: Tensor | None) 
     x.clamp_(min=floor)
     torch.exp(x, out=e)
     torch.threshold_(e, math.exp(floor) * 1.001, 0.0)
+
+
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value of each row and the column of one token that has it; ``[C, V] -> [C, 1], [C, 1]``.
+
+    As ``x.max(-1)``, NaN included, which takes ten times as long as ``amax`` on a CPU: here ``amax`` finds the block of
+    columns, and only that block is searched for the column.
+    """
+    vocabulary = x.shape[-1]
+    width = min(_BLOCK, vocabulary)
+    whole = vocabulary // width
+    # The last block overlaps the one before it where the width does not divide the vocabulary.
+    maxima = torch.cat(
+        (x[:, : whole * width].view(-1, whole, width).amax(-1), x[:, -width:].amax(-1, keepdim=True)), -1
+    )
+    first = (maxima.argmax(-1, keepdim=True) * width).clamp(max=vocabulary - width)
+    columns = first + torch.arange(width, device=x.device)
+    values, place = x.gather(-1, columns).max(-1, keepdim=True)
+    return values, first + place
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ beforehand over the whole mini-batch, see `token_choice`, and arrives here as a 
 response tokens.
 
 Log-probabilities at places outside the response may be anything, NaN included: the clamp passes no gradient there.
-Advantages are constants and must be finite everywhere; Clip-Cov also takes the places outside the response as dropped.
+Advantages are constants and must be finite everywhere: the caller replaces what stands outside the response
+(`integration.micro_batch`).
 """
 
 import torch

@@ -3,17 +3,22 @@ r"""Log-prob and entropy of a few rows of logits in plain torch, forward and ana
 For a row of logits ``l`` with inverse temperature ``b``, ``z = b l``, ``x = z - max z`` and weights ``w`` of the kept
 tokens (1 above the boundary, a share on it, 0 below)::
 
-    S = sum_v exp(x_v)                          log p_y = x_y - log S
-    S~ = sum_v w_v exp(x_v)                     M~ = sum_v w_v x_v exp(x_v) / S~
-    H~ = log S~ - M~
+    S = 1 + R = sum_v exp(x_v)                  log p_y = x_y - log(1 + R)
+    S~ = 1 + R~ = sum_v w_v exp(x_v)            M~ = sum_v w_v x_v exp(x_v) / S~
+    H~ = log(1 + R~) - M~
+
+One token has ``x = 0`` and adds 1 to ``S``. ``R`` is summed without it and its logarithm taken by ``log1p``: of a row
+in which that token has nearly all probability, ``log p`` and ``H~`` are of the size of ``R``, which ``1 + R`` rounds
+away in fp32.
 
 With ``q_v = w_v exp(x_v) / S~`` and incoming gradients ``g`` of ``log p_y`` and ``h`` of ``H~``, what reaches the logit
 ``l_v`` is::
 
     b g (1[v = y] - exp(x_v) / S)  -  b h q_v (x_v - M~)
 
-The second term is ``q_v (log q_v + H~)`` of the definition without its two logarithms, which would cancel. So the
-backward pass needs six numbers of a row (`Rows`) beside the logits themselves.
+At the label the first bracket is ``(R + (1 - exp(x_y))) / S``, two terms that are not negative, because
+``1 - p_y`` would cancel. The second term is ``q_v (log q_v + H~)`` of the definition without its two logarithms,
+which would cancel, too. So the backward pass needs six numbers of a row (`Rows`) beside the logits themselves.
 """
 
 from typing import NamedTuple
@@ -21,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aent_verl.core.numerics import arithmetic_type, shift_, shift_and_exp_
+from aent_verl.core.numerics import arithmetic_type, largest, shift_, shift_and_exp_
 from aent_verl.core.selection import Boundary, Selector
 
 
@@ -30,16 +35,16 @@ class Rows(NamedTuple):
 
     Attributes:
         maximum: largest logit as it came, before the temperature.
-        normaliser: ``S``.
-        kept_normaliser: ``S~``; equal to ``S`` if every token is kept, 0 if none.
+        rest: ``R = S - 1``, the sum over all tokens but one of the largest.
+        kept_rest: ``R~ = S~ - 1``; equal to ``R`` if every token is kept, -1 if none.
         mean: ``M~``, 0 if no token is kept.
         threshold: boundary among the logits as they came; ``-inf``, where nothing has weight anyway, if all are kept.
         share: weight of the tokens tied at the boundary.
     """
 
     maximum: Tensor
-    normaliser: Tensor
-    kept_normaliser: Tensor
+    rest: Tensor
+    kept_rest: Tensor
     mean: Tensor
     threshold: Tensor
     share: Tensor
@@ -50,7 +55,10 @@ class Rows(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Results of the forward pass, ``[N]`` each; the last two without gradient."""
+    """Results of the forward pass, ``[N]`` each; the last two without gradient.
+
+    All four are NaN for a row that is no distribution: one with NaN, ``+inf`` or nothing but ``-inf``.
+    """
 
     log_probs: Tensor
     entropy: Tensor
@@ -112,45 +120,49 @@ def forward(
     x, e, w = buffers.first(logits.shape[0])
     x.copy_(logits)
     boundary = selector.boundary(x, scale, w, logits.dtype)
-    maximum = x.amax(-1, keepdim=True)
+    maximum, top = largest(x)
     label = x.gather(-1, labels.unsqueeze(-1))
     shift_(label, maximum, scale)
     if boundary is not None:
         torch.gt(x, boundary.threshold, out=w)
     shift_and_exp_(x, e, maximum, scale)
-    normaliser = _sum(e)
+    # The token left out of `R`. Its x is 0, or NaN beside a maximum of +inf or -inf, and then so is every result.
+    e.scatter_(-1, top, x.gather(-1, top))
+    rest = _sum(e)
     if boundary is None:
         moment = _sum(torch.mul(e, x, out=w))
-        kept, kept_moment, removed = normaliser, moment, torch.zeros_like(normaliser)
+        kept_rest, kept_moment, removed = rest, moment, torch.zeros_like(rest)
         threshold, share = torch.full_like(maximum, -torch.inf), torch.zeros_like(maximum)
     else:
-        kept, kept_moment, removed, moment = _restricted_sums(x, e, w, boundary, maximum, scale, statistics)
+        kept_rest, kept_moment, removed, moment = _restricted_sums(x, e, w, boundary, maximum, scale, statistics)
         threshold, share, _ = boundary
-    nothing = kept == 0
-    mean = (kept_moment / kept).masked_fill(nothing, 0.0)
-    entropy = (kept.log() - mean).masked_fill(nothing, 0.0)
-    full = normaliser.log() - moment / normaliser if statistics else entropy
-    results = label - normaliser.log(), entropy, full, removed / normaliser
-    rows = maximum, normaliser, kept, mean, threshold, share
+    nothing = kept_rest == -1.0
+    mean = (kept_moment / (1.0 + kept_rest)).masked_fill(nothing, 0.0)
+    entropy = (kept_rest.log1p() - mean).masked_fill(nothing, 0.0)
+    full = rest.log1p() - moment / (1.0 + rest) if statistics else entropy
+    results = label - rest.log1p(), entropy, full, removed / (1.0 + rest)
+    rows = maximum, rest, kept_rest, mean, threshold, share
     return Forward(*(r.to(x.dtype).squeeze(-1) for r in results)), Rows(*(r.to(x.dtype) for r in rows))
 
 
 def _restricted_sums(
     x: Tensor, e: Tensor, w: Tensor, boundary: Boundary, maximum: Tensor, scale: Tensor | None, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``S~``, ``S~ M~``, the removed part of ``S``, and the sum of ``x exp(x)`` over all; ``[C, 1]`` each, in fp64.
+    """``R~``, ``S~ M~``, the removed part of ``S``, and the sum of ``x exp(x)`` over all; ``[C, 1]`` each, in fp64.
 
-    Without ``statistics`` the third is 0 and the last of no use. On entry ``w`` is 1 above the boundary, 0 elsewhere;
-    ``e`` and ``w`` are overwritten.
+    Without ``statistics`` the third is 0 and the last of no use. On entry ``w`` is 1 above the boundary, 0 elsewhere,
+    and ``e`` leaves out the token that ``R`` does; ``e`` and ``w`` are overwritten.
     """
     at, at_moment = _at_boundary(boundary, maximum, scale)
-    kept = _sum(w.mul_(e)) + at
-    removed = rest = torch.zeros_like(kept)
+    # Where the boundary is the maximum itself, `at` counts all that is kept, the token that `e` leaves out with it.
+    top_at_boundary = (boundary.threshold >= maximum).double()
+    kept_rest = _sum(w.mul_(e)) + (at - top_at_boundary)
+    removed = rest = torch.zeros_like(kept_rest)
     if statistics:
-        removed = (_sum(e.sub_(w)) - at).clamp(min=0.0)
+        removed = (_sum(e.sub_(w)) - (at - top_at_boundary)).clamp(min=0.0)
         rest = _sum(e.mul_(x))
     above = _sum(w.mul_(x))
-    return kept, above + at_moment, removed, above + rest
+    return kept_rest, above + at_moment, removed, above + rest
 
 
 def _sum(terms: Tensor) -> Tensor:
@@ -208,19 +220,23 @@ def backward(
     if scale is not None:
         grad_log_probs = None if grad_log_probs is None else grad_log_probs * scale
         grad_entropy = None if grad_entropy is None else grad_entropy * scale
+    at = labels.unsqueeze(-1)
+    e_label = e.gather(-1, at)
     if grad_entropy is not None:
         # Where nothing is kept the weights are 0; the division must not make NaN of it.
-        kept = rows.kept_normaliser.masked_fill(rows.kept_normaliser == 0, 1.0)
+        kept = (1.0 + rows.kept_rest).masked_fill(rows.kept_rest == -1.0, 1.0)
         x.sub_(rows.mean).mul_(-grad_entropy / kept)
         if weighted:
             x.mul_(w)
     else:
         x.zero_()
     if grad_log_probs is not None:
-        x.sub_(grad_log_probs / rows.normaliser)
+        normaliser = 1.0 + rows.rest
+        at_label = x.gather(-1, at) * e_label + grad_log_probs * ((rows.rest + (1.0 - e_label)) / normaliser)
+        x.sub_(grad_log_probs / normaliser)
     x.mul_(e)
     if grad_log_probs is not None:
-        x.scatter_add_(-1, labels.unsqueeze(-1), grad_log_probs)
+        x.scatter_(-1, at, at_label)
     if bool(idle.any()):
         x[idle] = 0.0
     if x is not out:

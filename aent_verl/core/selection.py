@@ -100,13 +100,15 @@ class Nucleus:
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
         """A boundary at the smallest kept value; at the largest of all, with share 0, if none is kept."""
-        maximum = z.amax(-1, keepdim=True)
+        largest, places = z.topk(min(NUCLEUS_MAX_TOKENS, z.shape[-1]), -1)
+        maximum = largest[:, :1]
         shift_and_exp_(scratch.copy_(z), scratch, maximum, scale)
-        normaliser = scratch.sum(-1, keepdim=True)
-        largest = z.topk(min(NUCLEUS_MAX_TOKENS, z.shape[-1]), -1).values
+        # The largest adds 1, under which the others would be rounded away.
+        normaliser = 1.0 + scratch.scatter_(-1, places[:, :1], 0.0).sum(-1, keepdim=True).double()
         x = largest.clone()
         shift_(x, maximum, scale)
-        kept = ((x.exp() / normaliser).cumsum(-1, dtype=torch.float64) < self.top_p).sum(-1, keepdim=True)
+        # Summed before it is divided: n of N equal tokens then have the fp64 number nearest n / N, no more and no less.
+        kept = (x.exp().cumsum(-1, dtype=torch.float64) / normaliser < self.top_p).sum(-1, keepdim=True)
         threshold = largest.gather(-1, (kept - 1).clamp(min=0))
         return _boundary_at(z, threshold, kept, scratch)
 

@@ -24,6 +24,8 @@ def entropy_control_loss(
 ) -> tuple[Tensor, dict[str, Any]]:
     """``L = L_verl(shaped A) + agg(bonus)`` with verl's ``agg_loss``; for AEnt ``L_verl - lambda * agg(H)``.
 
+    Tokens outside the response mask have no part in it, whatever their numbers are: not even NaN.
+
     Args:
         config: the actor's config with the parsed axes; its ``loss_agg_mode`` holds for the bonus unless that has one.
         model_output: nested ``[B, j]`` tensors: ``log_probs``, and what our engine adds, ``aent_entropy`` (nats, with
@@ -44,14 +46,12 @@ def entropy_control_loss(
     batch = MicroBatch.of(model_output, data)
 
     shaped = control.advantages.shaping.shape(batch, step, whole)
-    if shaped is not batch.advantages:
-        data = data.copy()
-        data["advantages"] = batch.nested(shaped)
+    log_probs, data = batch.for_policy_loss(shaped)
     config.chosen_tokens.clear()
     if CHOSEN in data:
         config.chosen_tokens[policy_loss.CHOSEN] = batch.chosen
     # verl's own entropy term and metric would be of our functional.
-    policy_output = {key: value for key, value in model_output.items() if key != "entropy"}
+    policy_output = {key: value for key, value in model_output.items() if key != "entropy"} | {"log_probs": log_probs}
     loss, metrics = ppo_loss(config=config, model_output=policy_output, data=data, dp_group=dp_group)
 
     weigh = control.bonus.weigh(batch)

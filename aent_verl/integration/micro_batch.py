@@ -16,6 +16,8 @@ ENTROPY = "aent_entropy"
 ENTROPY_FULL = "aent_entropy_full"
 ENTROPY_SAMPLED = "aent_entropy_sampled"
 REMOVED_MASS = "aent_removed_mass"
+# What verl's policy and KL losses read of a batch beside the mask, nested [B, j] over the response.
+_READ_BY_LOSSES = ("old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,31 @@ class MicroBatch:
         """A padded per-token tensor in the layout of the batch's own; ``[B, T]`` to nested ``[B, j]``."""
         return response_to_nested(value, self.data["response_mask"])
 
+    def for_policy_loss(self, advantages: Tensor) -> tuple[Tensor, TensorDict]:
+        """Log-probs and batch for verl's losses, 0 at every token outside ``mask``; nested ``[B, j]`` as they came.
+
+        Two of verl's aggregations multiply the loss by the mask, and NaN times 0 is NaN. So whatever stands outside
+        the mask must not enter it; finite values there add 0 to loss and gradient, as these zeros do.
+
+        Args:
+            advantages: after shaping, ``[B, T]``.
+        """
+        mask, log_probs = self.data["response_mask"], self.all_log_probs
+        kept = mask.values().bool()
+        # The log-prob of a response's token stands one place before the token, behind those of the prompt.
+        ahead = (log_probs.offsets() - mask.offsets())[1:] - 1  # type: ignore[attr-defined]
+        place = torch.arange(len(kept), device=kept.device)
+        place += ahead.repeat_interleave(mask.offsets().diff(), output_size=len(kept))
+        in_loss = torch.zeros(len(log_probs.values()), dtype=torch.bool, device=kept.device).index_copy(0, place, kept)
+
+        data = self.data.copy()
+        if advantages is not self.advantages:
+            data["advantages"] = self.nested(advantages)
+        for key in _READ_BY_LOSSES:
+            if key in data:
+                data[key] = _zero_unless(kept, data[key], longest=self.mask.shape[1])
+        return _zero_unless(in_loss, log_probs), data
+
     def aggregate(self, term: Tensor, config: Any, mode: str | None = None, *, over: Tensor | None = None) -> Tensor:
         """This part of verl's ``agg_loss`` of a per-token ``term`` over the whole mini-batch, in ``mode`` or the run's.
 
@@ -122,3 +149,13 @@ class MicroBatch:
         if key not in self.data:
             raise RuntimeError(f"this batch carries no {key}: the driver does not run this version of aent_verl")
         return self.data[key]
+
+
+def _zero_unless(kept: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
+    """The nested tensor ``value`` with 0 where ``kept``, ``[total tokens]``, is false.
+
+    ``longest`` is the width that it is padded to; without it torch takes the number of all tokens.
+    """
+    values = value.values().masked_fill(~kept, 0.0)
+    offsets: Tensor = value.offsets()  # type: ignore[attr-defined]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest)

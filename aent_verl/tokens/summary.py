@@ -78,7 +78,8 @@ def mean(values: Sequence[float]) -> float:
 def percentile(values: Iterable[float], share: float) -> float:
     """The value that this share of the finite values does not exceed (nearest rank); 0 of nothing."""
     ordered = sorted(value for value in values if math.isfinite(value))
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+    # Less what rounding may add to a product that should be an integer: .07 of 100 is 7.000000000000001.
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)] if ordered else 0.0
 
 
 def _in_loss(record: TokenRecord) -> list[_Token]:

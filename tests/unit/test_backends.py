@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aent_verl.core import backends
+from aent_verl.core import backends, entropy
 from aent_verl.core.backends import ByTriton, InChunks
 from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
 from aent_verl.core.selection import Everything
@@ -153,3 +153,60 @@ def test_triton_is_chosen_on_cuda_alone_and_can_be_turned_off(monkeypatch: pytes
     assert isinstance(backends.choose(torch.zeros(1, 1), Everything(), False, None, "auto"), InChunks)
     monkeypatch.setattr(backends, "_triton_runs", lambda logits: False)
     assert isinstance(backends.choose(logits, Everything(), False, None, "auto"), InChunks)
+
+
+BAD = ("nan", "-nan", "inf", "two inf", "nan and inf", "all -inf", "all nan")
+
+
+def on_bad_rows(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Results and gradients of rows that are no distribution, each between two that are."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(2 * len(BAD) + 1, 2500, generator=generator) * 3
+    for row, kind in enumerate(BAD):
+        bad = z[2 * row + 1]
+        if kind.startswith("all"):
+            bad[:] = float(kind.removeprefix("all "))
+        else:
+            bad[2100] = float("inf") if "inf" in kind else float(kind)
+            bad[3] = float("inf") if kind == "two inf" else float("nan") if "and" in kind else bad[3]
+    leaf = z.to(dtype).requires_grad_()
+    labels = torch.full((len(z),), 2100)
+    log_probs, entropy, statistics = logprobs_and_entropy(leaf, labels, temperature=0.7, statistics=True, **settings)
+    of_log_probs, of_entropy = (torch.autograd.grad(x.sum(), leaf, retain_graph=True)[0] for x in (log_probs, entropy))
+    plain = logprobs_and_entropy(leaf, labels, temperature=0.7, **settings)
+    found = {"log_probs": log_probs, "entropy": entropy, **statistics, "without statistics": plain[1]}
+    return {key: value.detach() for key, value in found.items()} | {
+        "of log_probs": of_log_probs,
+        "of entropy": of_entropy,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("settings", FUNCTIONALS, ids=str)
+def test_a_row_that_is_no_distribution_is_nan_in_every_number_and_backend(
+    worker: ProcessPoolExecutor, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    both = {
+        "torch": on_bad_rows(settings, dtype),
+        "triton": worker.submit(on_bad_rows, {**settings, "kernel": "triton"}, dtype).result(),
+    }
+    tolerance = 2e-5 if dtype is torch.float32 else 2e-2
+    for key, values in both["torch"].items():
+        torch.testing.assert_close(both["triton"][key], values, atol=tolerance, rtol=tolerance, equal_nan=True)
+    for kernel, found in both.items():
+        for key, values in found.items():
+            bad = values[1::2].isnan()
+            assert bad.all(), (kernel, key, [BAD[i] for i in range(len(BAD)) if not bad[i].all()])
+            assert values[::2].isfinite().all(), (kernel, key)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_the_plain_functions_say_nan_too(kind: str) -> None:
+    z = torch.randn(40)
+    z[7] = float("inf") if "inf" in kind else float("nan")
+    z[3] = float("inf") if kind == "two inf" else float("nan") if "and" in kind else z[3]
+    z = torch.full_like(z, float(kind.removeprefix("all "))) if kind.startswith("all") else z
+    for keep in (entropy.keep_share(z, 0.33), entropy.nucleus_share(z, 0.8), torch.ones(())):
+        assert entropy.removed_mass(z, keep).isnan()
+    for value in (entropy.full_entropy(z), entropy.clamped_entropy(z, 0.33), entropy.nucleus_entropy(z, 0.8)):
+        assert value.isnan()

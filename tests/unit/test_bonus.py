@@ -171,6 +171,13 @@ def test_number_of_peaks_of_distinct_entropies(quantile: float) -> None:
     assert torch.equal(peak_mask(h.exp(), mask, quantile), peaks)
 
 
+@pytest.mark.parametrize("percent", range(100))
+def test_the_token_at_the_quantile_itself_is_no_peak(percent: int) -> None:
+    """Of the entropies 0, 1, ..., 100 the quantile of p % is p; .29 of 100 is less than 29 in fp64."""
+    h = torch.arange(101.0).unsqueeze(0)
+    assert peak_mask(h, torch.ones_like(h), percent / 100).sum() == 100 - percent
+
+
 def test_peaks_do_not_depend_on_other_responses() -> None:
     h, mask = entropies()
     rows = [peak_mask(h[i : i + 1], mask[i : i + 1], 0.8) for i in range(len(LENGTHS))]

@@ -148,6 +148,22 @@ def test_quantiles_by_hand() -> None:
     assert histogram_quantiles(scaled, [0.125, 0.625]) == pytest.approx([expected[0], expected[2]], rel=1e-12)
 
 
+@pytest.mark.parametrize("mini_batches", [1, 3, 7, 10])
+@pytest.mark.parametrize("low", range(1, 100))
+def test_rounding_moves_no_quantile_into_the_next_bin(low: int, mini_batches: int) -> None:
+    """Of 100 tokens ``low`` are at 0 nats, the others at 5: so is the quantile of that share, of averages too."""
+    counts = [count / mini_batches for count in (10 * count(torch.tensor([0.0] * low + [5.0] * (100 - low)))).tolist()]
+    at, above = histogram_quantiles(counts, [low / 100, low / 100 + 1e-9])
+    assert at == pytest.approx(edge(1), rel=1e-9)
+    assert above > 4
+
+
+def test_the_quantile_of_the_one_token_at_0_nats() -> None:
+    """1 token at 0 nats and 9 at 5, counts averaged over three mini-batches as verl does."""
+    counts = [count / 3 for count in count(torch.tensor([0.0] + [5.0] * 9)).tolist()]
+    assert 0 <= histogram_quantiles(counts, [0.1])[0] < 5e-5
+
+
 def test_quantiles_above_the_top_are_the_top() -> None:
     assert histogram_quantiles(count(torch.tensor([50.0, 60.0])).tolist(), [1.0]) == [12.5]
 

@@ -248,7 +248,7 @@ def test_what_is_no_distribution_is_nan_and_stays_in_its_row(
         torch.testing.assert_close(actual[others], clean[others], atol=0, rtol=0)
     assert output.forward.log_probs[2].isnan()
     assert output.forward.entropy[2].isnan()
-    assert output.rows.normaliser[2].isnan()
+    assert output.rows.rest[2].isnan()
     assert output.gradient is not None
     assert output.gradient[2].isnan().all()
 

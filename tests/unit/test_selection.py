@@ -130,6 +130,28 @@ def test_token_that_reaches_top_p_exactly_is_left_out() -> None:
     assert kept(z, boundary).tolist() == nucleus_share(z, 0.5).tolist() == [[0.25] * 4]
 
 
+@pytest.mark.parametrize("tokens", [7, 10, 40, 100, 1000])
+def test_of_equal_tokens_the_one_that_reaches_top_p_is_left_out(tokens: int) -> None:
+    """80 of 100 have the probability .8, which is not below .8; a sum of fp32 hundredths is."""
+    z = torch.full((1, tokens), 2.5)
+    for reaches in range(2, tokens, max(1, tokens // 25)):
+        top_p = reaches / tokens
+        boundary = Nucleus(top_p).boundary(z, None, torch.empty_like(z), z.dtype)
+        assert boundary is not None
+        assert boundary.tied.item() == reaches - 1
+        assert nucleus_share(z, top_p).sum().item() == pytest.approx(reaches - 1)
+
+
+def test_nucleus_of_a_peaked_row_in_the_last_digits() -> None:
+    """Three tokens share 3e-8: the first of them lies within, the second crosses."""
+    z = torch.full((1, 4), math.log(1e-8))
+    z[0, 2] = 0.0
+    boundary = Nucleus(1 - 1.5e-8).boundary(z, None, torch.empty_like(z), z.dtype)
+    assert boundary is not None
+    assert boundary.tied.item() == 1
+    assert nucleus_share(z, 1 - 1.5e-8).sum().item() == pytest.approx(2)
+
+
 def test_boundary_that_lies_at_an_end_of_the_sample() -> None:
     """Where the sample has nothing on one side of the boundary, there is one pivot less to begin with."""
     z = rows("random", 20011, torch.float32)

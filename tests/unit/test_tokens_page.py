@@ -109,6 +109,8 @@ def test_percentile():
     assert percentile(range(1, 101), 0.99) == 99
     assert percentile([3.0, math.nan, math.inf, 1.0], 0.99) == 3.0
     assert percentile([], 0.99) == 0
+    # 7.000000000000001 and 28.999999999999996 of 100 in fp64.
+    assert [percentile(range(1, 101), p / 100) for p in range(1, 101)] == list(range(1, 101))
 
 
 def test_summary_by_part_and_text():

@@ -1,7 +1,8 @@
 r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits a program.
 
 Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
-follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy.
+follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy. One token
+of the largest logit is left out of the lanes: beside its 1, fp32 has no room for what the others add to a peaked row.
 
 *Exponentials.* ``x = (l - max l) * scale`` is floored where ``exp(x)`` is 0 in fp32, so that ``x exp(x)`` is 0 for a
 logit of ``-inf`` without a comparison. The floor lets NaN pass. Lanes beyond the vocabulary hold ``-inf``.
@@ -78,40 +79,51 @@ def _next_digit(counts, bins, rank):
 
 
 @triton.jit
+def _log1p(x):
+    """``log(1 + x)`` in fp64, to its last bits also where ``1 + x`` rounds most of ``x`` away (Kahan's form)."""
+    one_and_x = 1.0 + x
+    rounded = one_and_x - 1.0
+    return tl.where(rounded == 0, x, tl.log(one_and_x) * (x / tl.where(rounded == 0, 1.0, rounded)))
+
+
+@triton.jit
 def _store_results(
-    results, count, row, label, logits, vocabulary, scale, maximum, kept, kept_moment, gone, gone_moment,
+    results, count, row, label, logits, vocabulary, scale, maximum, rest, kept_rest, kept_moment, gone, gone_moment,
     threshold, share, STATISTICS: tl.constexpr,
 ):  # fmt: skip
     """Write the six numbers of `rows.Rows` and the four of `rows.Forward` into column ``row`` of ``[10, count]``.
 
-    ``kept`` and ``gone`` are the sums of ``w exp(x)`` and ``(1 - w) exp(x)`` in fp64, their moments those with
-    ``x exp(x)``.
+    ``gone`` is the sum of ``(1 - w) exp(x)``, the moments are those of ``w x exp(x)`` and ``(1 - w) x exp(x)``, in
+    fp64. ``rest`` is NaN for a row that is no distribution; all results then are.
     """
-    # The sum over all is not 0 unless all logits are -inf, which is no distribution, as a row with NaN is none.
-    normaliser = kept + gone
-    normaliser = tl.where(normaliser > 0, normaliser, float("nan"))
-    nothing = (kept == 0) & (normaliser > 0)
-    kept = tl.where(normaliser > 0, kept, float("nan"))
-    mean = tl.where(nothing, 0.0, kept_moment / kept)
-    entropy = tl.where(nothing, 0.0, tl.log(kept) - mean)
+    nothing = (kept_rest == -1) & (rest >= 0)
+    kept_rest = tl.where(rest >= 0, kept_rest, float("nan"))
+    mean = tl.where(nothing, 0.0, kept_moment / tl.where(nothing, 1.0, 1.0 + kept_rest))
+    entropy = tl.where(nothing, 0.0, _log1p(tl.where(nothing, 0.0, kept_rest)) - mean)
     # A label outside the vocabulary must not read elsewhere: NaN.
     label_logit = tl.load(logits + label, mask=(label >= 0) & (label < vocabulary), other=float("nan")).to(tl.float32)
     column = results + row
     tl.store(column, maximum)
-    tl.store(column + count, normaliser.to(tl.float32))
-    tl.store(column + 2 * count, kept.to(tl.float32))
+    tl.store(column + count, rest.to(tl.float32))
+    tl.store(column + 2 * count, kept_rest.to(tl.float32))
     tl.store(column + 3 * count, mean.to(tl.float32))
     tl.store(column + 4 * count, threshold)
     tl.store(column + 5 * count, share)
-    tl.store(column + 6 * count, ((label_logit - maximum) * scale - tl.log(normaliser)).to(tl.float32))
+    tl.store(column + 6 * count, ((label_logit - maximum) * scale - _log1p(rest)).to(tl.float32))
     tl.store(column + 7 * count, entropy.to(tl.float32))
     if STATISTICS:
-        full = tl.log(normaliser) - (kept_moment + gone_moment) / normaliser
+        full = _log1p(rest) - (kept_moment + gone_moment) / (1.0 + rest)
         tl.store(column + 8 * count, full.to(tl.float32))
-        tl.store(column + 9 * count, (gone / normaliser).to(tl.float32))
+        tl.store(column + 9 * count, (gone / (1.0 + rest)).to(tl.float32))
     else:
         tl.store(column + 8 * count, entropy.to(tl.float32))
-        tl.store(column + 9 * count, 0.0)
+        tl.store(column + 9 * count, tl.where(rest >= 0, 0.0, float("nan")))
+
+
+@triton.jit
+def _exp_without(x, top):
+    """``exp(x)``, but 0 at the row's largest token: ``x`` is 0 there, or NaN, which stays, if its logit is infinite."""
+    return tl.where(top, x, tl.exp(x))
 
 
 @triton.jit
@@ -141,23 +153,30 @@ def forward_in_one_read(
         threshold, share = tl.load(thresholds + row), tl.load(shares + row)
     # Finite, so that blocks of only -inf do not make NaN of -inf - -inf.
     maximum = _LOWEST_FP32
+    # Column of a token that has it, left out of the sums; none yet.
+    top = -1
+    lanes = tl.arange(0, BLOCK)
     kept = tl.zeros([BLOCK], tl.float32)
     kept_moment = tl.zeros([BLOCK], tl.float32)
     gone = tl.zeros([BLOCK], tl.float32)
     gone_moment = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+        columns = start + lanes
         values = tl.load(logits + columns, mask=columns < vocabulary, other=-float("inf")).to(tl.float32)
         # A NaN may get lost in the maximum, but not in the sums.
         block_maximum = tl.max(values, 0)
-        if block_maximum > maximum:
+        if (block_maximum > maximum) | ((top < 0) & (block_maximum == maximum)):
+            # The token left out so far is one of the sums from now on; its x was 0.
+            former = tl.where((lanes == 0) & (top >= 0), 1.0, 0.0)
+            former_kept = former * _weights(maximum, threshold, share)
             shift = tl.maximum((maximum - block_maximum) * factor, _FLOOR)
-            maximum = block_maximum
-            kept, kept_moment = _rescaled(kept, kept_moment, shift)
+            kept, kept_moment = _rescaled(kept + former_kept, kept_moment, shift)
             if thresholds is not None:
-                gone, gone_moment = _rescaled(gone, gone_moment, shift)
+                gone, gone_moment = _rescaled(gone + (former - former_kept), gone_moment, shift)
+            maximum = block_maximum
+            top = tl.max(tl.where(values == maximum, columns, -1), 0)
         x = _floored((values - maximum) * factor)
-        e = tl.exp(x)
+        e = _exp_without(x, columns == top)
         if thresholds is None:
             kept += e
             kept_moment += e * x
@@ -167,26 +186,33 @@ def forward_in_one_read(
             kept_moment += kept_e * x
             gone += e - kept_e
             gone_moment += (e - kept_e) * x
+    # A row of NaN or -inf alone has no largest token, and is no distribution.
+    rest = tl.where(top >= 0, _total(kept) + _total(gone), float("nan"))
+    weight = _weights(maximum, threshold, share)
     _store_results(
         results, count, row, tl.load(labels + row), logits, vocabulary, factor, maximum,
-        _total(kept), _total(kept_moment), _total(gone), _total(gone_moment), threshold, share, STATISTICS,
+        rest, _total(kept) + (weight - 1.0), _total(kept_moment),
+        _total(gone) + (1.0 - weight), _total(gone_moment), threshold, share, STATISTICS,
     )  # fmt: skip
 
 
 @triton.jit
 def _top_digit_and_maximum(logits, vocabulary, bins, rank, DIGITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Highest digit of the boundary, its rank there, and the largest logit, in one read."""
+    """Highest digit of the boundary, its rank there, the largest logit and the last column that has it, in one read."""
     counts = tl.zeros([256], tl.int32)
     maxima = tl.full([BLOCK], -float("inf"), tl.float32)
+    places = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocabulary, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < vocabulary
         values = tl.load(logits + columns, mask=inside, other=-float("inf"), eviction_policy="evict_last")
+        places = tl.where(values.to(tl.float32) >= maxima, columns, places)
         maxima = tl.maximum(maxima, values.to(tl.float32))
         digits = (_keys(values) >> (8 * DIGITS - 8)).to(tl.int32)
         counts += tl.histogram(digits, 256, mask=inside)
     digit, rank = _next_digit(counts, bins, rank)
-    return digit, rank, tl.max(maxima, 0)
+    maximum = tl.max(maxima, 0)
+    return digit, rank, maximum, tl.max(tl.where(maxima == maximum, places, -1), 0)
 
 
 @triton.jit
@@ -212,7 +238,7 @@ def forward_without_smallest(
     logits += row * row_stride
     factor = _scale_of(scale, row)
     bins = tl.arange(0, 256)
-    digit, rank, maximum = _top_digit_and_maximum(logits, vocabulary, bins, removed, DIGITS, BLOCK)
+    digit, rank, maximum, top = _top_digit_and_maximum(logits, vocabulary, bins, removed, DIGITS, BLOCK)
     prefix = digit.to(tl.uint32)
     for i in tl.static_range(DIGITS - 2):
         digit, rank = _middle_digit(logits, vocabulary, bins, prefix, rank, 8 * (DIGITS - 2 - i), BLOCK)
@@ -230,7 +256,7 @@ def forward_without_smallest(
         keys = _keys(values)
         counts += tl.histogram((keys & 255).to(tl.int32), 256, mask=inside & (keys >> 8 == prefix))
         x = _floored((values.to(tl.float32) - maximum) * factor)
-        e = tl.exp(x)
+        e = _exp_without(x, columns == top)
         kept_e = tl.where(keys >> 8 > prefix, e, 0.0)
         gone_e = tl.where(keys >> 8 < prefix, e, 0.0)
         kept += kept_e
@@ -246,12 +272,15 @@ def forward_without_smallest(
     # Empty bins may stand for NaN or for values above the maximum.
     x = tl.where(counts > 0, _floored((near_values - maximum) * factor), 0.0)
     e = tl.exp(x)
-    kept_e = kept_counts.to(tl.float32) * e
+    # The token left out, if it is one of these; the largest is never removed alone.
+    kept_e = (kept_counts - (near_values == maximum).to(tl.int32)).to(tl.float32) * e
     gone_e = (counts - kept_counts).to(tl.float32) * e
+    kept_rest = _total(kept) + _total(kept_e)
+    gone_sum = _total(gone) + _total(gone_e)
     _store_results(
         results, count, row, tl.load(labels + row), logits, vocabulary, factor, maximum,
-        _total(kept) + _total(kept_e), _total(kept_moment) + _total(kept_e * x),
-        _total(gone) + _total(gone_e), _total(gone_moment) + _total(gone_e * x),
+        kept_rest + gone_sum, kept_rest, _total(kept_moment) + _total(kept_e * x),
+        gone_sum, _total(gone_moment) + _total(gone_e * x),
         tl.sum(tl.where(bins == digit, near_values, 0.0), 0),
         tl.div_rn((tied - rank).to(tl.float32), tied.to(tl.float32)), STATISTICS,
     )  # fmt: skip
@@ -260,7 +289,7 @@ def forward_without_smallest(
 @triton.jit
 def backward(
     logits, row_stride, vocabulary, labels, scale,
-    maximum, normaliser, kept_normaliser, mean, threshold, share,
+    maximum, rest, kept_rest, mean, threshold, share,
     grad_log_probs, grad_entropy, out, out_stride,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -284,17 +313,17 @@ def backward(
             logits + row * row_stride + columns, mask=inside, other=-float("inf"), eviction_policy="evict_first"
         ).to(tl.float32)
         x = _floored((values - tl.load(maximum + row)) * factor)
+        e = tl.exp(x)
         if grad_entropy is not None:
             # Where nothing is kept all weights are 0; the division must not make NaN of it.
-            kept = tl.load(kept_normaliser + row)
+            kept = 1.0 + tl.load(kept_rest + row)
             kept = tl.where(kept == 0, 1.0, kept)
             weights = _weights(values, tl.load(threshold + row), tl.load(share + row))
-            gradient = weights * (x - tl.load(mean + row)) * (-h * factor / kept)
+            gradient = weights * (x - tl.load(mean + row)) * (-h * factor / kept) * e
         if grad_log_probs is not None:
-            gradient -= g * factor / tl.load(normaliser + row)
-        gradient *= tl.exp(x)
-        if grad_log_probs is not None:
-            gradient += tl.where(columns == tl.load(labels + row), g * factor, 0.0)
+            others = tl.load(rest + row)
+            label = columns == tl.load(labels + row)
+            gradient += tl.where(label, others + (1.0 - e), -e) * (g * factor / (1.0 + others))
     tl.store(out + row * out_stride + columns, gradient.to(out.dtype.element_ty), mask=inside)
 
 

@@ -80,7 +80,7 @@ def forward(
         statistics: compute ``entropy_full`` and ``removed_mass``; else they repeat ``entropy`` and 0.
 
     Returns:
-        All in fp32. A row with NaN, ``+inf`` or nothing but ``-inf`` has NaN as log-prob and entropy.
+        All in fp32. A row with NaN, ``+inf`` or nothing but ``-inf`` has NaN in every result.
     """
     programs = _programs()
     assert programs is not None
