@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from aent_verl import __version__, command_line, extras, preflight
 from aent_verl.command_line import CommandLine
-from aent_verl.integration import platform_cpu
 from aent_verl.integration.guard import BLOCK
 from aent_verl.preflight.errors import PreflightError
 from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, Row, row_of
@@ -168,6 +167,8 @@ def first_version(*names: str) -> str | None:
 
 def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     """Compose the config of a command, with what the command lacks for entropy control; None where that fails."""
+    from aent_verl.integration import platform_cpu
+
     if line.is_ours and not line.overrides and platform_cpu.detect_platform() == platform_cpu.PLATFORM_NAME:
         line = replace(line, overrides=(DEFAULT_ON_CPU,))
     if lacks := line.lacks():
@@ -199,6 +200,7 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
 def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, None, bool]:
     """Decide the platform as a run would, and say why; sets the environment as the run would."""
     from aent_verl import train
+    from aent_verl.integration import platform_cpu
 
     try:
         train.make_paths_absolute(cfg)
@@ -236,7 +238,7 @@ def check_plugin() -> Iterator[Row]:
         from verl.workers.engine import EngineRegistry
 
         import aent_verl.integration.trainer  # noqa: F401  fails here with its reason, if it does
-        from aent_verl.integration import engine
+        from aent_verl.integration import engine, platform_cpu
 
         found = {
             f"trainer mode {TRAINER_MODE}": TRAINER_REGISTRY.get(TRAINER_MODE),
@@ -277,6 +279,7 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     import ray
 
     from aent_verl import train
+    from aent_verl.integration import platform_cpu
 
     platform = platform_cpu.PLATFORM_NAME if platform_cpu.is_selected() else None
     try:

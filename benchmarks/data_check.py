@@ -41,7 +41,7 @@ def _measure(cfg: DictConfig, kind: str) -> dict[str, tuple[float, float]]:
     from aent_verl.preflight import data, model, scan  # noqa: F401  importing Arrow is not what is measured
 
     times = [_now()]
-    sample, _ = data.check_files(cfg, "data.train_files")
+    sample = data.read_files(cfg, "data.train_files").sample
     times.append(_now())
     model.check(cfg, data.Sample(sample))
     times.append(_now())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WIDTH = 6
 
@@ -36,7 +36,7 @@ class Trial:
 
     def same_as(self, other: Trial) -> bool:
         """Whether both give the same advantages but for rounding and the epsilons of a division."""
-        return torch.allclose(self.advantages, other.advantages, rtol=0.0, atol=1e-4)
+        return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -68,6 +68,8 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
     Raises:
         Exception: whatever the estimator raises.
     """
+    import numpy as np
+    import torch
     from tensordict import TensorDict
     from verl.protocol import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -118,7 +120,7 @@ def fault(cfg: DictConfig, name: str, *, values: bool) -> str | None:
     except Exception as error:
         return f"verl's v1 trainers do not give it what it needs ({type(error).__name__}: {error})"
     wrong, right = tried.mean(0.0), tried.mean(1.0)
-    if not (torch.isfinite(tried.advantages).all() and right - wrong > 1e-4):
+    if not (tried.advantages.isfinite().all() and right - wrong > 1e-4):
         return f"answers that score 1 and 0 get the advantages {right:.3g} and {wrong:.3g}"
     return None
 
