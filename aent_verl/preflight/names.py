@@ -295,6 +295,10 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     failures = list(import_external(cfg))
     yield from failures
     trains = "evaluation" not in cfg
+    if OmegaConf.is_missing(cfg.actor_rollout_ref.rollout, "name"):
+        yield PreflightError(
+            f"{ROLLOUT}.name", "???", "verl's config names no rollout engine", hint=f"Set {ROLLOUT}.name=vllm"
+        )
     for choice in CHOICES:
         if (choice.training and not trains) or not has(cfg, choice.key) or not choice.when(cfg):
             continue

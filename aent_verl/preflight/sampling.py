@@ -195,7 +195,7 @@ def _mode(cfg: DictConfig) -> str:
 
 def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
     rollout, mode = cfg.actor_rollout_ref.rollout, _mode(cfg)
-    if rollout.name != "vllm" or not rollout.calculate_log_probs:
+    if OmegaConf.select(cfg, f"{ROLLOUT}.name") != "vllm" or not rollout.calculate_log_probs:
         return
     key = f"{ENGINE}.logprobs_mode" if OmegaConf.select(cfg, f"{ENGINE}.logprobs_mode") else f"{ROLLOUT}.logprobs_mode"
     if mode.endswith("logits"):

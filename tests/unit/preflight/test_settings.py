@@ -6,7 +6,7 @@ import warnings
 import pytest
 from omegaconf import open_dict
 
-from aent_verl import preflight
+from aent_verl import command_line, preflight
 from aent_verl.preflight import FAILED, OK, WARNING, PreflightError, PreflightFailed, Row
 from tests.config.composing import MICRO_BATCHES, composed
 
@@ -99,3 +99,13 @@ def test_a_key_is_named_by_one_check() -> None:
     found = [row.key for row in preflight.check_settings(cfg) if row.key is not None]
     assert len(found) == len(set(found))
     assert set(keys) - {"trainer.save_freq", "algorithm.use_kl_in_reward"} <= set(found)
+
+
+def test_verls_bare_defaults_get_findings_and_no_exception_of_another_kind() -> None:
+    """verl's own command needs a rollout engine and micro-batch sizes: each is named with its key."""
+    cfg = command_line.parse(["python", "-m", "verl.trainer.main_ppo"]).completed().compose()
+    failed = [row for row in preflight.check_settings(cfg) if row.state == FAILED and row.check != "settings"]
+    assert all(isinstance(row.error, PreflightError) for row in failed)
+    assert {"actor_rollout_ref.rollout.name", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"} <= {
+        row.key for row in failed
+    }
