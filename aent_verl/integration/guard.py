@@ -8,14 +8,16 @@ own absence. So the actor's config asks `require`, which stops where the plug-in
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import importlib.resources
 import logging
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ BLOCK = "entropy_control"
 DISABLE_ENV = "AENT_VERL_DISABLE"
 PLUGIN = "aent_verl.integration.plugin"
 LINE = "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent"
+# Top-level blocks that Hydra's composing and our commands add to verl's.
+OWN_BLOCKS = ("run", "recommended", "evaluation", "model_engine", "hydra")
 # Every trainer of verl's starts in one of these constructors, whose argument `config` is the whole config.
 TRAINERS = {
     "verl.trainer.ppo.v1.trainer_base": "PPOTrainer",
@@ -85,25 +89,37 @@ def require() -> None:
     raise PlugInNotActiveError(f"verl has not loaded aent_verl's plug-in in this process; {cure}")
 
 
-def check_config(config: Any) -> None:
-    """Stop a trainer that is not ours where the config asks for entropy control.
+def check_config(config: Any, *, ours: bool = False) -> None:
+    """Stop a trainer that is not ours where the config asks for entropy control, and name blocks that nothing reads.
 
     Args:
         config: verl's whole config.
+        ours: whether the trainer is ours.
 
     Raises:
         PlugInNotActiveError: with the key, its value, and the line to type.
     """
     if not isinstance(config, Mapping | DictConfig):
         return
-    for key in config:
+    for key in map(str, config):
         if key == BLOCK:
-            raise PlugInNotActiveError(_not_ours(config[key], config))
-        if difflib.get_close_matches(str(key), [BLOCK], cutoff=0.8):
+            if not ours:
+                raise PlugInNotActiveError(_not_ours(config[key], config))
+        elif difflib.get_close_matches(key, [BLOCK], cutoff=0.8):
+            effect = "" if ours else ", and the run would train without entropy control"
             raise PlugInNotActiveError(
-                f"{key}={_short(config[key])}: nothing reads it, and the run would train without entropy control; did "
-                f"you mean {BLOCK}? Type\n  {LINE}\nor leave it out"
+                f"{key}={_short(config[key])}: nothing reads it{effect}; did you mean {BLOCK}? Type\n  {LINE}\n"
+                "or leave it out"
             )
+        elif key not in OWN_BLOCKS and key not in _verls_blocks():
+            logger.warning("%s=%s: nothing in verl or aent_verl reads this block", key, _short(config[key]))
+
+
+@functools.cache
+def _verls_blocks() -> frozenset[str]:
+    """Top-level blocks of verl's config."""
+    file = importlib.resources.files("verl.trainer.config") / "_generated_ppo_trainer.yaml"
+    return frozenset(map(str, OmegaConf.create(file.read_text(encoding="utf-8"))))
 
 
 def _not_ours(value: Any, config: Any) -> str:
@@ -140,6 +156,6 @@ def _watch(module: Any) -> None:
 
 
 def _ask_first(build: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not hasattr(trainer, "use_entropy_control"):
-        check_config(kwargs["config"] if "config" in kwargs else args[0])
+    config = kwargs.get("config", args[0] if args else None)
+    check_config(config, ours=hasattr(trainer, "use_entropy_control"))
     build(*args, **kwargs)

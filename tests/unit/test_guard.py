@@ -60,6 +60,23 @@ def test_a_config_that_asks_for_entropy_control_stops_a_trainer_that_is_not_ours
         check_config(OmegaConf.create(STOCK | asked))
 
 
+def test_our_own_trainer_is_asked_about_blocks_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
+    config = OmegaConf.create(STOCK | {"entropy_control": {"method": "aent"}, "aent": {"clamp_p": 0.3}, "run": {}})
+    check_config(config, ours=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "aent={'clamp_p': 0.3}: nothing in verl or aent_verl reads this block"
+    ]
+    with pytest.raises(
+        PlugInNotActiveError, match=r"entropy_contrl=.*: nothing reads it; did you mean entropy_control"
+    ):
+        check_config(OmegaConf.create(STOCK | {"entropy_contrl": {"bonus": 1}}), ours=True)
+
+
+def test_no_block_of_our_own_configs_is_unread(caplog: pytest.LogCaptureFixture) -> None:
+    check_config(composed("experiment=cpu_arithmetic"), ours=True)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("module", guard.TRAINERS)
 def test_each_of_verls_trainers_asks_before_it_is_built(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
