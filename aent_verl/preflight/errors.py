@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-class PreflightError(ValueError):
-    """A setting does not fit what it points to; nothing was started.
+class _AboutSetting(Exception):
+    """What is wrong with a setting.
 
     Args:
         key: the setting.
@@ -17,34 +17,21 @@ class PreflightError(ValueError):
     """
 
     def __init__(self, key: str, value: Any, problem: str, *, expected: str | None = None, hint: str) -> None:
-        super().__init__(_message(key, value, problem, expected, hint))
+        super().__init__(f"{key}={value!r}: {problem}{f'; expected {expected}' if expected else ''}. {hint}")
         self.key = key
         self.value = value
 
 
-class PreflightWarning(UserWarning):
-    """A setting does less than one may think, or something else; the run is still what was asked for.
+class PreflightError(_AboutSetting, ValueError):
+    """A setting does not fit what it points to; nothing was started."""
 
-    Args:
-        key: the setting.
-        value: what it is set to.
-        problem: what it does, or does not do.
-        expected: what would be right, where there is one answer.
-        hint: what to do next.
-    """
 
-    def __init__(self, key: str, value: Any, problem: str, *, expected: str | None = None, hint: str) -> None:
-        super().__init__(_message(key, value, problem, expected, hint))
-        self.key = key
-        self.value = value
+class PreflightWarning(_AboutSetting, UserWarning):
+    """A setting does less than one may think, or something else; the run is still what was asked for."""
 
 
 # A check of settings yields all that it finds, so that one look at a config names every key.
 Finding = PreflightError | PreflightWarning
-
-
-def _message(key: str, value: Any, problem: str, expected: str | None, hint: str) -> str:
-    return f"{key}={value!r}: {problem}{f'; expected {expected}' if expected else ''}. {hint}"
 
 
 def root_cause(error: Exception) -> Exception:
