@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = tiny_model.build_tokenizer()
     tiny_model.save(tiny_model.build_model(tokenizer, hidden_size=64, layers=2, seed=0), tokenizer, folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def single_rank_group() -> Iterator[None]:
+    """A process group of this process alone, and our policy losses in verl's registry."""
+    import torch
+
+    from aent_verl.integration import policy_loss
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    policy_loss.register()
+    yield
+    torch.distributed.destroy_process_group()

@@ -1,7 +1,6 @@
 """One token with a number that is not finite leaves what is done to all others as it is."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,17 +11,9 @@ from tests import preset_harness as harness
 from tests import reference_presets
 from tests.preset_harness import Sequence, shipped
 
+pytestmark = pytest.mark.usefixtures("single_rank_group")
+
 OFF = StepValues(step=3, total_steps=10, bonus=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    from aent_verl.integration import policy_loss
-
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_loss.register()
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """NaN at tokens outside the response mask: in no preset and no aggregation does it reach loss or gradient."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,22 +10,14 @@ from aent_verl.integration.step import StepValues
 from tests import preset_harness as harness
 from tests.preset_harness import COMBINED, Sequence, stock
 
+pytestmark = pytest.mark.usefixtures("single_rank_group")
+
 ON = StepValues(step=3, total_steps=10, bonus=0.3, advantages=0.3, initial_entropy=1.1, entropy_mean=0.6)
 OFF = replace(ON, bonus=0.0)
 PARTS = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 # Every policy loss of ours, every shaping, a pre-pass of each kind, and a loss of verl's that averages over responses.
 TOUCHED = ("grpo", "clip_cov", "kl_cov", "siren", "steer", "entropy_adv", "progrpo", "aent+gspo")
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    from aent_verl.integration import policy_loss
-
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_loss.register()
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Statistics of a mini-batch: what they are by definition, and the same on one rank and on two, however it is split."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +17,8 @@ from aent_verl.integration.step import CHOSEN, StepValues, WholeBatch, whole_bat
 from tests import preset_harness as harness
 from tests import reference, reference_presets
 from tests.preset_harness import Sequence
+
+pytestmark = pytest.mark.usefixtures("single_rank_group")
 
 STEP = StepValues(step=3, total_steps=10, bonus=0.3, initial_entropy=1.1)
 PRESETS = ("siren", "siren+difficulty", "steer", "clip_cov", "kl_cov")
@@ -83,18 +84,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, Any])
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    from aent_verl.integration import policy_loss
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    policy_loss.register()
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def one_rank(configs: dict[str, Any]) -> dict[str, Found]:
+def one_rank(configs: dict[str, Any], single_rank_group: None) -> dict[str, Found]:
     batch = harness.batch()
     return {preset: find(config, batch, batch, 1) for preset, config in configs.items()}
 

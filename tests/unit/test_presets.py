@@ -3,7 +3,6 @@
 import functools
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,8 @@ from tests import reference_presets as reference
 from tests.preset_harness import COMBINED, Outcome, Sequence, shipped, stock
 from tests.reference import choose_random
 
+pytestmark = pytest.mark.usefixtures("single_rank_group")
+
 # Twice the mean of past entropies cuts through the batch's entropies; the anchor lies below the average of its peaks.
 ON = StepValues(step=3, total_steps=10, bonus=0.3, advantages=0.3, initial_entropy=1.1, entropy_mean=0.6)
 OFF = replace(ON, bonus=0.0)
@@ -29,16 +30,6 @@ PARTS = {
     "12": [list(range(12))],
     "dynamic": [[11, 4, 0, 7, 2], [9], [3, 1, 10, 8], [5, 6]],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    from aent_verl.integration import policy_loss
-
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_loss.register()
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """SIREN's term by the authors' formula in plain Python, on entropies that can be worked out by hand."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,8 @@ from aent_verl.integration.step import StepValues
 from tests import preset_harness as harness
 from tests.preset_harness import Sequence
 
+pytestmark = pytest.mark.usefixtures("single_rank_group")
+
 # How many of the eleven tokens are equally likely, the others being impossible, and how many of them SIREN's nucleus
 # of .8 keeps: 2/3, 3/4, 4/6, 5/7 and 8/11 are below .8, one more each time is not. The entropy is the logarithm.
 KEPT = {1: 0, 3: 2, 4: 3, 6: 4, 7: 5, 11: 8}
@@ -20,13 +21,6 @@ BEFORE = [[3, 1, 1, 1, 1]]
 # Two peaks in the first response (log 5, log 8), one in the second (log 5), none in the third.
 NOW = [[1, 1, 1, 7, 1, 1, 1, 3, 3, 11], [3, 3, 7, 1, 6], [4, 4]]
 COEFFICIENT = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def entropies(responses: list[list[int]]) -> list[list[float]]:
