@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.preflight.schema import verl_file
+
 _ABSENT = object()
 
 
-@functools.cache
 def shipped() -> DictConfig:
-    """Load verl's whole trainer config with its defaults, interpolations not resolved."""
-    import verl.trainer.config
-
+    """Load verl's whole trainer config with its defaults, interpolations not resolved; do not change what you get."""
     # verl keeps this flat copy of ppo_trainer.yaml for reference. Composing again would disturb Hydra's global state.
-    folder = Path(verl.trainer.config.__path__[0])
-    config = OmegaConf.load(folder / "_generated_ppo_trainer.yaml")
-    assert isinstance(config, DictConfig)
-    return config
+    return verl_file("_generated_ppo_trainer.yaml")
 
 
 def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
@@ -30,7 +25,7 @@ def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
 
     A default that is an interpolation follows ``cfg``: what verl derives from other settings counts as unchanged.
     """
-    default = dict(_leaves(_raw(shipped(), key), key))
+    default = _shipped_leaves(key)
     found = {}
     for name, raw in _leaves(_raw(cfg, key), key):
         if raw == default.get(name, _ABSENT):
@@ -40,6 +35,11 @@ def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
         if value != _resolved(cfg, name, default.get(name, _ABSENT)):
             found[name] = value
     return found
+
+
+@functools.cache
+def _shipped_leaves(key: str) -> dict[str, Any]:
+    return dict(_leaves(_raw(shipped(), key), key))
 
 
 def _raw(cfg: DictConfig, key: str) -> Any:
