@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import glob
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
     """Check a Ray cluster that was joined.
 
     Args:
-        resources: ``ray.cluster_resources()``.
+        resources: ``ray.cluster_resources()``; infinitely many CPU slots are not looked at.
         cfg: the composed config.
 
     Raises:
@@ -105,7 +106,8 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
             expected=f"at most the {slots:g} that the Ray cluster has",
             hint="Start its nodes with a higher `ray start --num-cpus`; slots are logical",
         )
-    return [f"Ray cluster: {found:g} {name}, {needed} needed; {slots:g} CPU slots, {needed_slots} needed"]
+    counted = "CPU slots not looked at" if math.isinf(slots) else f"{slots:g} CPU slots"
+    return [f"Ray cluster: {found:g} {name}, {needed} needed; {counted}, {needed_slots} needed"]
 
 
 def gpus(cfg: DictConfig) -> int:
