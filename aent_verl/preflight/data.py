@@ -63,15 +63,17 @@ class Files:
 
     Attributes:
         sample: rows to look at closely, by file.
-        count: all rows; None where a file is not on this machine.
+        count: all rows that were looked at; None where a file is not on this machine.
         content: what every row has, in words.
-        warnings: what some rows lack that the run can do without.
+        warnings: what some rows lack that the run can do without, and files of which only a part was looked at.
+        whole: whether those rows are all.
     """
 
     sample: Mapping[str, Rows]
     count: int | None
     content: str = ""
     warnings: tuple[Warning, ...] = ()
+    whole: bool = True
 
 
 def check(cfg: DictConfig) -> tuple[Sample, list[str | Exception]]:
@@ -94,8 +96,9 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str | Exception]]:
         if files.count is None:
             lines.append(f"{key}: remote, left to verl")
             continue
-        lines += [f"{key}: {files.count} rows with {files.content}", *files.warnings]
-        if key == "data.train_files":
+        count = files.count if files.whole else f"the first {files.count}"
+        lines += [f"{key}: {count} rows with {files.content}", *files.warnings]
+        if key == "data.train_files" and files.whole:
             lines += _check_batch(cfg, files.count)
     return Sample(*rows), lines
 
@@ -106,6 +109,8 @@ def read_files(cfg: DictConfig, key: str) -> Files:
     Raises:
         PreflightError: see `check`.
     """
+    from aent_verl.preflight import rows
+
     paths = named_files(cfg, key)
     if any("://" in path for path in paths):
         return Files({}, None)
@@ -124,7 +129,8 @@ def read_files(cfg: DictConfig, key: str) -> Files:
     }
     names = [name for name, holds in complete.items() if holds]
     content = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return Files(sample, sum(found.count for found in scans), content, tuple(warnings))
+    whole = not any(rows.read_in_part(path) for path in paths)
+    return Files(sample, sum(found.count for found in scans), content, tuple(warnings), whole)
 
 
 def named_files(cfg: DictConfig, key: str) -> list[str]:
@@ -191,7 +197,7 @@ class File:
         self._check_columns()
         self._check_prompts()
         self._check_records()
-        return [*self._check_truths(), *self._check_sources()]
+        return [*self._check_whole(), *self._check_truths(), *self._check_sources()]
 
     @property
     def _hint(self) -> str:
@@ -209,6 +215,17 @@ class File:
         if not path.endswith(FORMATS):
             expected = f"a name that ends in {', '.join(FORMATS)}"
             raise self._error("verl does not know this format", expected=expected, hint=self._hint)
+
+    def _check_whole(self) -> list[Warning]:
+        from aent_verl.preflight import rows
+
+        if not rows.read_in_part(self.path):
+            return []
+        text = (
+            f"{self.key}: {self.path} is a JSON array of {os.path.getsize(self.path) >> 20} MiB, of which the first "
+            f"{self.scan.count} rows are checked; as parquet or JSON lines all are"
+        )
+        return [UserWarning(text)]
 
     def _check_columns(self) -> None:
         needed = {self.prompt_key: "data.prompt_key"}

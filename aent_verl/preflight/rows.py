@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,10 @@ import pyarrow.parquet as pq
 _TYPED_BY = 64
 _CHUNK_ROWS = 20_000
 _BLOCK_BYTES = 8 << 20
+# A JSON array is parsed whole, in Python, in over a second for 64 MiB; of a larger one only so much is read.
+_ARRAY_BYTES = 16 << 20
+_BEGINNING = 4 << 20
+_BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 Rows = list[dict[str, Any]]
 
@@ -27,6 +33,11 @@ def columns(path: str) -> set[str]:
     if path.endswith(".parquet"):
         return set(pq.read_schema(path).names)
     return set().union(*itertools.islice(_json_rows(path), _TYPED_BY))
+
+
+def read_in_part(path: str) -> bool:
+    """Whether only the beginning of this file is read: of a large JSON array, which cannot be read in pieces."""
+    return not path.endswith(".parquet") and os.path.getsize(path) > _ARRAY_BYTES and _is_array(path)
 
 
 def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[pa.RecordBatch]:
@@ -132,18 +143,32 @@ def _take_json(path: str, names: Sequence[str], wanted: Sequence[int]) -> dict[i
 
 def _is_array(path: str) -> bool:
     with open(path, encoding="utf-8-sig") as file:
-        return next(filter(str.strip, file), "").lstrip().startswith("[")
+        return file.read(4096).lstrip().startswith("[")
 
 
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, or one array of objects."""
+    """JSON lines, or one array of objects, see `read_in_part`."""
     # verl's reader takes a byte-order mark, too.
     with open(path, encoding="utf-8-sig") as file:
-        rows = json.load(file) if _is_array(path) else map(json.loads, filter(str.strip, file))
+        if read_in_part(path):
+            rows: Iterable[Any] = _first_items(file.read(_BEGINNING))
+        else:
+            rows = json.load(file) if _is_array(path) else map(json.loads, filter(str.strip, file))
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is not an object")
             yield row
+
+
+def _first_items(text: str) -> Iterator[Any]:
+    """Items of the JSON array whose beginning this is; the last one, which may be cut off, is left out."""
+    decoder, position = json.JSONDecoder(), text.index("[") + 1
+    while True:
+        try:
+            item, position = decoder.raw_decode(text, _BETWEEN_ITEMS.match(text, position).end())  # type: ignore[union-attr]
+        except json.JSONDecodeError:
+            return
+        yield item
 
 
 def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:

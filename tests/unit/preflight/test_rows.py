@@ -3,11 +3,12 @@
 import copy
 import inspect
 import json
+import re
 
 import pytest
 from omegaconf import OmegaConf
 
-from aent_verl.preflight import PreflightError, data, scan
+from aent_verl.preflight import PreflightError, data, rows, scan
 from tests.unit.preflight.rows import row, write
 
 RECORD = {"style": "rule", "ground_truth": "5"}
@@ -265,3 +266,21 @@ def test_the_names_that_verl_uses_itself():
         "kwargs",
         "_ray_trace_ctx",
     } == data.RESERVED
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_of_a_large_array_the_first_rows_are_checked_and_the_warning_says_so(settings, tmp_path, monkeypatch, indent):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(spoilt(slice(150, None), reward_model={}), indent=indent))
+    settings.data.train_files = str(file)
+    settings.data.train_batch_size = 199
+    with pytest.raises(PreflightError, match="'reward_model' of rows 150, 151"):
+        data.check(settings)
+    monkeypatch.setattr(rows, "_ARRAY_BYTES", 1000)
+    monkeypatch.setattr(rows, "_BEGINNING", len(file.read_text()) // 2)
+    lines = data.check(settings)[1]
+    (warning,) = [line for line in lines if isinstance(line, Warning)]
+    assert re.search(r"is a JSON array of 0 MiB, of which the first (9\d|1\d\d) rows are checked", str(warning))
+    file.write_text(json.dumps(spoilt(slice(3, 4), reward_model={}), indent=indent))
+    with pytest.raises(PreflightError, match="'reward_model' of row 3 is"):
+        data.check(settings)
