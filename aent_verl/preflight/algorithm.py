@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from aent_verl.preflight import estimators, rollout_correction
 from aent_verl.preflight.defaults import changed, listed, shipped
 from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
+from aent_verl.preflight.schema import has_critic
 
 ACTOR = "actor_rollout_ref.actor"
 ESTIMATOR = "algorithm.adv_estimator"
@@ -28,14 +28,6 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     yield from _kl(cfg)
     yield from _filter_groups(cfg)
     yield from _clip_ratio(cfg)
-
-
-def _critic_is_used(cfg: DictConfig) -> bool:
-    from verl.trainer.ppo.utils import need_critic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return need_critic(cfg)
 
 
 def _resampling(cfg: DictConfig) -> Iterator[Finding]:
@@ -57,7 +49,7 @@ def _resampling(cfg: DictConfig) -> Iterator[Finding]:
 def _estimator(cfg: DictConfig) -> Iterator[Finding]:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
-    name, values = cfg.algorithm.adv_estimator, _critic_is_used(cfg)
+    name, values = cfg.algorithm.adv_estimator, has_critic(cfg)
     if name not in ADV_ESTIMATOR_REGISTRY:
         return  # a misspelt name is another check's finding
     fault = estimators.fault(cfg, name, values=values)
@@ -108,7 +100,7 @@ def _of_estimator(cfg: DictConfig, name: str, setting: str, *, values: bool) -> 
 def _critic(cfg: DictConfig) -> Iterator[Finding]:
     key, warm_up = "trainer.critic_warmup", cfg.trainer.critic_warmup
     name, steps = cfg.algorithm.adv_estimator, cfg.trainer.total_training_steps
-    if not _critic_is_used(cfg):
+    if not has_critic(cfg):
         if warm_up > 1:
             yield PreflightError(
                 key,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
 from aent_verl.preflight.schema import (
     has,
+    has_critic,
     is_default,
     is_mapping,
     leaves,
@@ -120,7 +121,7 @@ def unread(cfg: DictConfig) -> Iterator[Finding]:
     """Keys of verl's config that nothing reads under FSDP."""
     if not str(value(cfg, "actor_rollout_ref.actor.strategy")).startswith("fsdp"):
         return
-    critic = _has_critic(cfg)
+    critic = has_critic(cfg)
     for key, entry in UNREAD.items():
         if not has(cfg, key) or is_default(cfg, key) or (key.startswith("critic.") and not critic):
             continue
@@ -143,14 +144,6 @@ def _no_reader(cfg: DictConfig, key: str, found: Any, entry: Unread) -> Finding:
         current = f", which is {value(cfg, entry.instead)!r}" if exists else ""
         hint = f"The key that is read is {'' if exists else '+'}{entry.instead}{current}; set that and remove this one"
     return (PreflightError if stops else PreflightWarning)(key, found, problem, hint=hint)
-
-
-def _has_critic(cfg: DictConfig) -> bool:
-    from verl.trainer.ppo.utils import need_critic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return bool(need_critic(cfg))
 
 
 def unknown(cfg: DictConfig) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aent_verl.preflight.defaults import changed
 from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
+from aent_verl.preflight.schema import has_critic
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 REF, CRITIC = "actor_rollout_ref.ref", "critic"
@@ -96,18 +96,10 @@ def rows(cfg: DictConfig) -> tuple[int, int]:
     """Responses of a step, and those with the rows that verl adds until whole mini-batches come out."""
     n = cfg.actor_rollout_ref.rollout.n
     multiple = math.lcm(ranks(cfg, ACTOR), cfg.actor_rollout_ref.actor.ppo_mini_batch_size * n)
-    if _has_critic(cfg):
+    if has_critic(cfg):
         multiple = math.lcm(multiple, cfg.critic.ppo_mini_batch_size * n)
     real = cfg.data.train_batch_size * n
     return real, -(-real // multiple) * multiple
-
-
-def _has_critic(cfg: DictConfig) -> bool:
-    from verl.trainer.ppo.utils import need_critic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return need_critic(cfg)
 
 
 def _passes(cfg: DictConfig) -> Iterator[Pass]:
@@ -148,7 +140,7 @@ def _passes(cfg: DictConfig) -> Iterator[Pass]:
             ulysses(cfg, REF),
             rows(cfg)[1] // ranks(cfg, REF),
         )
-    if _has_critic(cfg):
+    if has_critic(cfg):
         key = f"{CRITIC}.ppo_infer_max_token_len_per_gpu"
         if OmegaConf.select(cfg, key) is None:
             key = f"+{key}" if longest(cfg) > CriticConfig.ppo_infer_max_token_len_per_gpu else key

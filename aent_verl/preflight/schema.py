@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,3 +89,12 @@ def override(key: str, given: Any, *, exists: bool = True) -> str:
     """What to type for a setting, in Hydra's grammar."""
     text = {None: "null", True: "true", False: "false"}[given] if given is None or isinstance(given, bool) else given
     return f"{'' if exists else '+'}{key}={text}"
+
+
+def has_critic(cfg: DictConfig) -> bool:
+    """Whether verl trains a critic; its warning that none is needed is not repeated."""
+    from verl.trainer.ppo.utils import need_critic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(need_critic(cfg))

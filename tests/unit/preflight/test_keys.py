@@ -12,13 +12,9 @@ from aent_verl.preflight import keys, moved, schema
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from aent_verl.preflight.unread import UNREAD
 from tests.unit.preflight import verl_source
+from tests.unit.preflight.spoiling import composed_with, put
 
 SCRIPTS = sorted(Path(__file__).parent.joinpath("scripts").glob("*.yaml"))
-
-
-def composed_with(*overrides, name="aent_trainer"):
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        return compose(name, list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +25,6 @@ def base():
 @pytest.fixture
 def cfg(base):
     return copy.deepcopy(base)
-
-
-def put(cfg, key, value):
-    with open_dict(cfg):
-        OmegaConf.update(cfg, key, value, force_add=True)
-    return cfg
 
 
 def found(cfg):

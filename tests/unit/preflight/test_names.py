@@ -6,19 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf, open_dict
 
 from aent_verl.preflight import names
 from aent_verl.preflight.errors import PreflightError, PreflightWarning
 from tests.unit.preflight import verl_source
+from tests.unit.preflight.spoiling import composed_with, put
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
-
-
-def composed_with(*overrides, name="aent_trainer"):
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        return compose(name, list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +25,6 @@ def base():
 @pytest.fixture
 def cfg(base):
     return copy.deepcopy(base)
-
-
-def put(cfg, key, value):
-    with open_dict(cfg):
-        OmegaConf.update(cfg, key, value, force_add=True)
-    return cfg
 
 
 def test_our_own_configs_name_nothing_that_is_unknown(base):
