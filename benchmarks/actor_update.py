@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from aent_verl.terminal import everything_else_in
+from aent_verl.launch.terminal import redirected_output
 from benchmarks.measure import Quantiles
 from benchmarks.report import Report, add_output_options, milliseconds, progress, ratio, stamp
 
@@ -49,9 +49,9 @@ def worker(kind: str, config: Any) -> Any:
     from verl.workers.config import TrainingWorkerConfig
     from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.integration.loss import entropy_control_loss
-    from aent_verl.integration.pre_pass import PrePass
-    from aent_verl.integration.worker import CpuReadyTrainingWorker, EntropyControlTrainingWorker
+    from aent_verl.plugin.loss import entropy_control_loss
+    from aent_verl.plugin.minibatch_stats import PrePass
+    from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlTrainingWorker
 
     settings = config.actor_rollout_ref.actor
     actor = omega_conf_to_dataclass(settings)
@@ -112,7 +112,7 @@ def batch(kind: str, fields: dict[str, list[torch.Tensor]], config: Any, pad_tok
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.integration.step import STEP, StepValues
+    from aent_verl.plugin.step import STEP, StepValues
 
     settings, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     data = TensorDict(
@@ -152,10 +152,10 @@ def paired(prepare: dict[str, Callable[[], Callable[[], Any]]], rounds: int, war
 
 def run(rounds: int, warm_up: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds by kind, and the size of the batch."""
-    from aent_verl.integration import platform_cpu
-    from aent_verl.tasks import tiny_model
+    from aent_verl.data.tasks import tiny_model
+    from aent_verl.platforms import cpu
 
-    platform_cpu.initialize_gloo()
+    cpu.initialize_gloo()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_model.build_tokenizer()
         # The sizes that `arithmetic.prepare` has by default.
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = stamp("cpu", experiment=EXPERIMENT, rounds=options.rounds)
     progress("building both workers, updating in turns")
     # verl and its libraries print on every step.
-    with tempfile.TemporaryDirectory() as folder, everything_else_in(Path(folder) / "log"):
+    with tempfile.TemporaryDirectory() as folder, redirected_output(Path(folder) / "log"):
         prepare_process(folder)
         taken, sizes = run(options.rounds, options.warm_up)
         torch.distributed.destroy_process_group()

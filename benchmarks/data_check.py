@@ -56,7 +56,7 @@ def _now() -> tuple[float, float]:
 def _config(folder: Path) -> DictConfig:
     from hydra import compose, initialize_config_module
 
-    from aent_verl.tasks import tiny_model
+    from aent_verl.data.tasks import tiny_model
 
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         cfg = compose("aent_trainer", ["experiment=cpu_arithmetic", "run.task=null", "data.max_prompt_length=1000"])

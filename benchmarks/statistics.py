@@ -2,7 +2,7 @@
 
     python -m benchmarks.statistics --markdown
 
-The experiments are those of the tests (`tests.unit.statistics.simulation`), only more of them. All are seeded.
+The experiments are those of the tests (`tests.unit.comparison.stats.simulation`), only more of them. All are seeded.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from functools import partial
 import numpy as np
 from scipy import optimize, stats
 
-from aent_verl.statistics.cross_checks import paired_bootstrap
-from aent_verl.statistics.crossed import Target, Variance
-from aent_verl.statistics.power import POWER, power_of
+from aent_verl.comparison.stats.cross_checks import paired_bootstrap
+from aent_verl.comparison.stats.crossed import Target, Variance
+from aent_verl.comparison.stats.power import POWER, power_of
 from benchmarks.report import Report, add_output_options, progress, stamp
-from tests.unit.statistics.simulation import (
+from tests.unit.comparison.stats.simulation import (
     REFERENCE,
     SETTINGS,
     Setting,

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random two-layer Qwen2 model with a byte tokenizer."""
-    from aent_verl.tasks import tiny_model
+    from aent_verl.data.tasks import tiny_model
 
     folder: Path = tmp_path_factory.mktemp("model")
     tokenizer = tiny_model.build_tokenizer()
@@ -22,9 +22,9 @@ def single_rank_group() -> Iterator[None]:
     """A process group of this process alone, and our policy losses in verl's registry."""
     import torch
 
-    from aent_verl.integration import policy_loss
+    from aent_verl.plugin import policy_losses
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_loss.register()
+    policy_losses.register()
     yield
     torch.distributed.destroy_process_group()

@@ -66,12 +66,13 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     os.environ.update(
         VERL_PLATFORM="cpu", RANK=str(rank), WORLD_SIZE=str(world_size), DIST_INIT_METHOD=f"file://{folder}/store"
     )
-    from aent_verl.integration import engine, platform_cpu, policy_loss
+    from aent_verl.platforms import cpu
+    from aent_verl.plugin import engine, policy_losses
 
-    platform_cpu.initialize_gloo()
-    platform_cpu.register_engines()
+    cpu.initialize_gloo()
+    cpu.register_engines()
     engine.register()
-    policy_loss.register()
+    policy_losses.register()
     engines: dict[Any, Any] = {}
     results = []
     for case in cases:
@@ -93,7 +94,7 @@ def _build(case: Case, model: str) -> Any:
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
     from verl.workers.engine import EngineRegistry
 
-    from aent_verl.integration.engine import MODEL_TYPE
+    from aent_verl.plugin.engine import MODEL_TYPE
 
     built = EngineRegistry.new(
         model_type=MODEL_TYPE if case.engine == "ours" else "language_model",
@@ -158,8 +159,8 @@ def _actor_config(case: Case) -> Any:
     from verl.workers.config import FSDPEngineConfig
 
     from aent_verl.core.controllers import ConstantController
-    from aent_verl.integration.axes import Linear
-    from aent_verl.integration.config import BonusConfig, EntropyControlActorConfig, EntropyControlConfig
+    from aent_verl.methods.axes import Linear
+    from aent_verl.methods.settings import BonusConfig, EntropyControlActorConfig, EntropyControlConfig
 
     if case.preset:
         overrides = ["experiment=cpu_arithmetic", f"actor_rollout_ref.actor.loss_agg_mode={case.loss_agg_mode}"]
@@ -182,14 +183,14 @@ def _actor_config(case: Case) -> Any:
 
 
 def functional(case: Case) -> Any:
-    from aent_verl.integration.functional import FunctionalConfig
+    from aent_verl.methods.functional import FunctionalConfig
 
     return FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
 
 
 def step(case: Case) -> Any:
     """What the driver sends with the batch of a case."""
-    from aent_verl.integration.step import StepValues
+    from aent_verl.plugin.step import StepValues
 
     return StepValues(
         step=3, total_steps=10, bonus=case.coefficient, advantages=case.mu, initial_entropy=5.0, entropy_mean=2.5
@@ -202,9 +203,9 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     from verl.utils.torch_functional import allgather_dict_into_dict
     from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.integration.loss import entropy_control_loss
-    from aent_verl.integration.pre_pass import PrePass
-    from aent_verl.integration.step import MEASURE_INITIAL, STEP
+    from aent_verl.plugin.loss import entropy_control_loss
+    from aent_verl.plugin.minibatch_stats import PrePass
+    from aent_verl.plugin.step import MEASURE_INITIAL, STEP
 
     data = batch(rank, world_size)
     settings: dict[str, Any] = {

@@ -144,7 +144,7 @@ def to_verl(sequences: list[Sequence], step: Any, whole: list[Sequence] | None =
     """A rank's mini-batch as verl hands it to the engine; ``whole`` is that of all ranks."""
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.integration.step import ACCURACY, SAMPLE, STEP
+    from aent_verl.plugin.step import ACCURACY, SAMPLE, STEP
 
     rows = {
         "input_ids": [torch.tensor(s.tokens) for s in sequences],
@@ -172,7 +172,7 @@ def to_verl(sequences: list[Sequence], step: Any, whole: list[Sequence] | None =
 def model_output(config: Any, data: TensorDict, logits: Tensor) -> dict[str, Tensor]:
     """What our engine returns for logits ``[total tokens, V]`` of ``data``."""
     from aent_verl.core.fused import logprobs_and_entropy
-    from aent_verl.integration.micro_batch import ENTROPY, ENTROPY_FULL, REMOVED_MASS
+    from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, REMOVED_MASS
 
     ids = data["input_ids"]
     labels = torch.roll(ids.values(), -1)
@@ -185,7 +185,7 @@ def model_output(config: Any, data: TensorDict, logits: Tensor) -> dict[str, Ten
 
 def run_pre_pass(config: Any, sequences: list[Sequence], data: TensorDict) -> None:
     """The pass over all of a rank's ``data``, if the configuration needs one."""
-    from aent_verl.integration.pre_pass import PrePass
+    from aent_verl.plugin.minibatch_stats import PrePass
 
     pre_pass = PrePass(config)
     if pre_pass.needed:
@@ -213,7 +213,7 @@ def run_loss(config: Any, sequences: list[Sequence], data: TensorDict, parts: li
     """The same on a rank's ``data`` after its pre-pass."""
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.integration.loss import entropy_control_loss
+    from aent_verl.plugin.loss import entropy_control_loss
 
     leaves = [s.logits.detach().clone().requires_grad_() for s in sequences]
     loss, metrics = 0.0, []

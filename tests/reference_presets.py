@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aent_verl.integration.step import StepValues
+from aent_verl.plugin.step import StepValues
 from tests import reference
 from tests.preset_harness import Sequence
 

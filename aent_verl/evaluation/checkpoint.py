@@ -12,10 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent_verl.locking import locked
+from aent_verl._util import locked
 from aent_verl.preflight.errors import PreflightError
 from aent_verl.preflight.model import WEIGHTS
-from aent_verl.results.run import CONFIGS
+from aent_verl.runs.run import CONFIGS
 
 # Beside verl's own `huggingface`, which has config and tokenizer and no weights.
 MERGED = "huggingface_merged"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from aent_verl._util import atomic_path
 
 FORMAT = 1
 SUMMARY = "evaluation.json"
@@ -183,12 +184,6 @@ def write(folder: Path, summary: Mapping[str, Any], answered: Sequence[Answered]
 
 
 def _write(file: Path, lines: Iterable[str]) -> None:
-    """A reader sees the whole file or none."""
-    partial = file.with_name(f"{file.name}.partial")
     # A response may hold half of a surrogate pair, which UTF-8 cannot.
-    with partial.open("w", encoding="utf-8", errors="replace") as stream:
-        for line in lines:
-            stream.write(line + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+    with atomic_path(file) as partial, partial.open("w", encoding="utf-8", errors="replace") as stream:
+        stream.writelines(line + "\n" for line in lines)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent_verl.evaluation.majority import calibration_error, majority_vote
+from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.evaluation.records import Answered, Response
-from aent_verl.statistics.majority import calibration_error, majority_vote
-from aent_verl.statistics.pass_at_k import pass_at_all_k
 
 if TYPE_CHECKING:
     from rich.table import Table

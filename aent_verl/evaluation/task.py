@@ -47,7 +47,7 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
         PreflightError, ValueError: something does not fit.
     """
     from aent_verl import preflight
-    from aent_verl.integration import generation
+    from aent_verl.evaluation import generation
     from aent_verl.preflight import data, reward
 
     preflight.say(settings.check(cfg), terminal)
@@ -98,7 +98,7 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
 
 
 def _check_servers(cfg: DictConfig) -> None:
-    from aent_verl.integration import generation
+    from aent_verl.evaluation import generation
 
     count, each = generation.replicas(cfg)
     if count < 1:

@@ -112,7 +112,7 @@ def check_api() -> Iterator[Row]:
 
 
 def _check_contract() -> Iterator[str]:
-    from aent_verl.integration import compat, contract
+    from aent_verl.verl_api import contract, versions
 
-    compat.check_contract()
+    versions.check_contract()
     yield f"{len(contract.CONTRACT)} facts that our code relies on hold"

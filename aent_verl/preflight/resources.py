@@ -33,7 +33,7 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     Raises:
         PreflightError: something is short.
     """
-    from aent_verl.integration.platform_cpu import joined_cluster_resources
+    from aent_verl.platforms.cpu import joined_cluster_resources
 
     ray_init = cfg.ray_kwargs.ray_init
     cluster = joined_cluster_resources(ray_init.get("address"))
@@ -60,7 +60,7 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
 
 
 def _found_by_chance(address: str | None) -> list[PreflightWarning]:
-    from aent_verl.integration.platform_cpu import cluster_to_join
+    from aent_verl.platforms.cpu import cluster_to_join
 
     named = os.environ.get("RAY_ADDRESS") or address
     if named not in (None, "", "auto"):
@@ -224,7 +224,7 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
     Activations are not in it: they depend on micro-batch sizes. Weights on the hub count as nothing.
     """
-    from aent_verl.integration.platform_cpu import runtime_env_vars
+    from aent_verl.platforms.cpu import runtime_env_vars
 
     weights = weight_gib(cfg.actor_rollout_ref.model.path)
     reference = cfg.actor_rollout_ref.actor.use_kl_loss or cfg.algorithm.use_kl_in_reward

@@ -155,7 +155,7 @@ def _load(cfg: DictConfig, key: str, settings: Mapping[str, Any]) -> Callable[..
 
 def _needs_accuracy(cfg: DictConfig) -> bool:
     """Whether the method weighs samples by the accuracy of their group."""
-    from aent_verl.integration.axes import ADVANTAGES, SAMPLE_WEIGHTS
+    from aent_verl.methods.axes import ADVANTAGES, SAMPLE_WEIGHTS
 
     weight = OmegaConf.select(cfg, "entropy_control.bonus.sample_weight.name", default="uniform")
     shaping = OmegaConf.select(cfg, "entropy_control.advantages.name", default="none")
@@ -165,7 +165,7 @@ def _needs_accuracy(cfg: DictConfig) -> bool:
 def _judge(
     key: str, path: Any, function: Callable[..., Any], where: str, row: dict[str, Any], truth: str, *, accuracy: bool
 ) -> Verdict:
-    from aent_verl.integration import groups
+    from aent_verl.plugin import samples
 
     def score(text: str) -> float:
         arguments = {
@@ -181,7 +181,7 @@ def _judge(
             if not math.isfinite(value):
                 raise ValueError(f"the score is {value}")
             if accuracy:
-                groups.accuracy_of({groups.EXTRA: result}, value)
+                samples.accuracy_of({samples.EXTRA: result}, value)
             return value
         except Exception as error:
             unknown = isinstance(error, NotImplementedError)

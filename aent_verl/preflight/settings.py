@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from aent_verl.preflight.errors import PreflightWarning, root_cause
 
 if TYPE_CHECKING:
-    from aent_verl.integration.config import EntropyControlConfig
+    from aent_verl.methods.settings import EntropyControlConfig
 
 
 def check(cfg: DictConfig) -> Iterator[str | Exception]:
@@ -20,7 +20,7 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     Returns:
         What has no effect or loses work, and then what is illegal, or a line on the method.
     """
-    from aent_verl.integration.parsing import NoEffectWarning
+    from aent_verl.methods.blocks import NoEffectWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -45,7 +45,7 @@ def control_of(cfg: DictConfig) -> EntropyControlConfig:
     """
     from verl.utils.config import omega_conf_to_dataclass
 
-    from aent_verl.integration.guard import LINE, PlugInNotActiveError, check_config
+    from aent_verl.plugin.guard import LINE, PlugInNotActiveError, check_config
 
     actor = omega_conf_to_dataclass(cfg.actor_rollout_ref.actor)
     control: EntropyControlConfig | None = getattr(actor, "entropy_control", None)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from aent_verl.plot import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
+from aent_verl.viewing.plot import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
 from examples.synthetic_mdp.experiment import AENT_INIT, CLAMP_P, COEFFICIENT, COEFFICIENTS
 from examples.synthetic_mdp.mdp import ACTIONS, largest_useful_coefficient
 from examples.synthetic_mdp.tables import interval

@@ -19,7 +19,7 @@ from aent_verl.core.controllers import (
     StageController,
     StepToTargetController,
 )
-from aent_verl.integration.axes import (
+from aent_verl.methods.axes import (
     Anchored,
     EntropyAdvantage,
     Linear,
@@ -31,9 +31,9 @@ from aent_verl.integration.axes import (
     Steer,
     Unchanged,
 )
-from aent_verl.integration.config import EntropyControlConfig
-from aent_verl.integration.functional import FunctionalConfig
-from aent_verl.integration.parsing import NoEffectWarning
+from aent_verl.methods.blocks import NoEffectWarning
+from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.methods.settings import EntropyControlConfig
 from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 CONFIG = Path(__file__).parents[2] / "config"

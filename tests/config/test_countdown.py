@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.compare import plan
-from aent_verl.compare.settings import Settings, parse
+from aent_verl.comparison.grid import plan
+from aent_verl.comparison.grid.settings import Settings, parse
 
 FOLDER = Path("examples/countdown")
 

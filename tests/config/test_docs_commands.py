@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.compare import plan, settings
+from aent_verl.comparison.grid import plan, settings
 from tests.config.composing import actor_config, composed
 from tests.unit.test_docs import PAGES, ROOT
 

@@ -8,13 +8,13 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from aent_verl import preflight
-from aent_verl.cli import main
-from aent_verl.compare import plan
-from aent_verl.compare.settings import parse
+from aent_verl.commands.main import main
+from aent_verl.comparison.grid import plan
+from aent_verl.comparison.grid.settings import parse
 from aent_verl.evaluation.settings import long_form, sampling_of
-from aent_verl.integration import platform_cpu
+from aent_verl.platforms import cpu
 from aent_verl.preflight import resources
-from tests.unit.prepare import native
+from tests.unit.data.prepare import native
 
 GRIDS = sorted(Path("examples/paper").glob("*.yaml"))
 # Published: responses in an evaluation, temperature, top_p, top_k, longest response.
@@ -32,7 +32,7 @@ def grid(file: Path, *overrides: str):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a context long enough for the published lengths."""
-    from aent_verl.tasks import tiny_model
+    from aent_verl.data.tasks import tiny_model
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = tiny_model.build_tokenizer()
@@ -92,7 +92,7 @@ def test_models_are_evaluated_as_published(file: Path, tmp_path: Path):
 def test_each_method_passes_the_checks_before_a_start(
     file: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address=None: None)
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
     monkeypatch.setattr(resources, "available_gib", lambda: 1e6)
     chosen = grid(file.absolute(), "platform=cpu", f"actor_rollout_ref.model.path={model}", f"results={data}/results")
     monkeypatch.chdir(data)
@@ -101,5 +101,5 @@ def test_each_method_passes_the_checks_before_a_start(
         cell.config.actor_rollout_ref.rollout.max_model_len = longest
         checked = "\n".join(row.detail for row in preflight.check_run(cell.config) if row.state == preflight.OK)
         assert "600 rows with prompt, data source and ground truth" in checked
-        assert "reward: pkg://aent_verl.tasks.math_reward scores right answers 1" in checked
+        assert "reward: pkg://aent_verl.data.tasks.math_reward scores right answers 1" in checked
     assert all(Path(file).is_file() for file in chosen.evaluation["data"])

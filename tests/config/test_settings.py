@@ -11,12 +11,8 @@ from aent_verl.core.controllers import (
     LinearDecayController,
     StageController,
 )
-from aent_verl.integration.axes import (
-    Linear,
-    PeakTokens,
-    ThresholdDifficulty,
-)
-from aent_verl.integration.parsing import NoEffectWarning
+from aent_verl.methods.axes import Linear, PeakTokens, ThresholdDifficulty
+from aent_verl.methods.blocks import NoEffectWarning
 from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 KEY = "entropy_control.bonus.controller"

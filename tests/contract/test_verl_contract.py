@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from aent_verl.integration import compat, contract, facts
+from aent_verl.verl_api import contract, facts, versions
 
 TRAINER = "verl.trainer.ppo.v1.trainer_base"
 
@@ -18,8 +18,8 @@ def broken(name: str) -> list[str]:
 
 
 def test_the_installed_verl_keeps_the_contract():
-    assert compat.violations() == []
-    compat.check_contract()
+    assert versions.violations() == []
+    versions.check_contract()
 
 
 @pytest.mark.parametrize("model", ["dense_common", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v"])
@@ -32,7 +32,7 @@ def test_no_fact_holds_where_nothing_can_be_imported(monkeypatch):
         raise ImportError(f"no module {name}")
 
     monkeypatch.setattr(facts.importlib, "import_module", fail)
-    assert len(compat.violations()) == len(contract.CONTRACT)
+    assert len(versions.violations()) == len(contract.CONTRACT)
 
 
 def test_every_fact_is_there_once():
@@ -143,16 +143,16 @@ def test_workers_without_the_seam(monkeypatch):
 
 
 def test_a_platform_that_must_do_more(monkeypatch):
-    from aent_verl.integration import platform_cpu
+    from aent_verl.platforms import cpu
 
-    monkeypatch.setattr(platform_cpu.platform_class(), "__abstractmethods__", frozenset({"new_duty"}))
+    monkeypatch.setattr(cpu.platform_class(), "__abstractmethods__", frozenset({"new_duty"}))
     assert "also asks for new_duty" in broken("PlatformBase")[0]
 
 
 def test_the_error_lists_every_violation_and_what_to_install(monkeypatch):
     monkeypatch.delattr(importlib.import_module("verl.utils.tensordict_utils"), "get_non_tensor_data")
     monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
-    with pytest.raises(compat.ContractError, match=r"verl 0\.9\.\d+ differs in 2 point") as error:
-        compat.check_contract()
+    with pytest.raises(versions.ContractError, match=r"verl 0\.9\.\d+ differs in 2 point") as error:
+        versions.check_contract()
     assert "pip install" in str(error.value)
     assert len(str(error.value).splitlines()) == 3

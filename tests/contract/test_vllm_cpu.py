@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aent_verl.integration import vllm_cpu, vllm_plugin
+from aent_verl.platforms import vllm_cpu, vllm_plugin
 
 NAME = "dispatch_cpu_unquantized_gemm"
 
@@ -65,7 +65,7 @@ def imports(nodes) -> bool:
 
 def test_vllm_is_told_of_the_plugin():
     plugins = [p for p in importlib.metadata.entry_points(group="vllm.general_plugins") if p.name == "aent_verl"]
-    assert [plugin.value for plugin in plugins] == ["aent_verl.integration.vllm_plugin:register"]
+    assert [plugin.value for plugin in plugins] == ["aent_verl.platforms.vllm_plugin:register"]
     assert plugins[0].load() is vllm_plugin.register
 
 
@@ -246,11 +246,11 @@ def test_verl_finds_vllm_although_it_was_imported_before_the_platform_was_chosen
     code = f"""
 import sys
 from hydra import compose, initialize_config_module
-from aent_verl import train
+from aent_verl.launch import environment
 with initialize_config_module("aent_verl._config", version_base="1.3"):
     cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic", "{lora}"])
 assert "verl" in sys.modules
-train.choose_platform(cfg)
+environment.choose_platform(cfg)
 from verl.utils.config import validate_config
 validate_config(config=cfg, use_reference_policy=False, use_critic=False)
 """

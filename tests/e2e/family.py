@@ -15,8 +15,8 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.utils.config import omega_conf_to_dataclass
 
-from aent_verl.integration.trainer import EntropyControlTrainerSync
-from aent_verl.integration.worker import EntropyControlWorker
+from aent_verl.plugin.trainer import EntropyControlTrainerSync
+from aent_verl.plugin.worker import EntropyControlWorker
 
 # One training step each, in this order.
 FAMILY = """
@@ -83,14 +83,14 @@ trainer_base.TRAINER_REGISTRY["aent_sync"] = FamilyTrainer
 def main() -> None:
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-    from aent_verl import train
+    from aent_verl.launch import compose, environment
 
     os.environ[OVERRIDES] = "\n".join(sys.argv[1:])
     os.environ["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.family_plugin"
     cfg: Any = config(f"trainer.total_training_steps={len(STEPS)}")
-    train.make_paths_absolute(cfg)
-    platform = train.choose_platform(cfg)
-    train.hand_to_workers(cfg, platform)
+    compose.make_paths_absolute(cfg)
+    platform = environment.choose_platform(cfg)
+    environment.hand_to_workers(cfg, platform)
     with open_dict(cfg):
         cfg.ray_kwargs.ray_init.runtime_env.env_vars[OVERRIDES] = os.environ[OVERRIDES]
     run_ppo(cfg, task_runner_class=TaskRunnerV1)

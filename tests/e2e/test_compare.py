@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.metrics import read_run
-from aent_verl.results.run import Run, load_run
+from aent_verl.runs.metrics import read_run
+from aent_verl.runs.run import Run, load_run
 from tests.e2e.stack import finish, kill, start
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ PROBLEMS = 24
 
 def command(task: Path, results: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "aent_verl.cli", "compare"),
+        *(sys.executable, "-m", "aent_verl.commands.main", "compare"),
         *("experiment=cpu_arithmetic", "methods=[grpo,aent]", "seeds=[1]", f"results={results}"),
         *("run.task=null", f"data.train_files={task}/train.parquet", f"data.val_files={task}/validation.parquet"),
         *(f"actor_rollout_ref.model.path={task}/model", "data.train_batch_size=8"),
@@ -44,7 +44,7 @@ def killed_at_the_first_step(arguments: list[str], log: Path, metrics: Path) -> 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from aent_verl.tasks import arithmetic
+    from aent_verl.data.tasks import arithmetic
 
     task = tmp_path_factory.mktemp("task") / "arithmetic"
     arithmetic.prepare(str(task), train_size=32, validation_size=PROBLEMS, warm_start_max_steps=200)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aent_verl.integration import measurements
+from aent_verl.plugin import measurements
 from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run, step
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aent_verl.results.problems import ProblemScores, read_evaluation, read_responses
+from aent_verl.runs.problems import ProblemScores, read_evaluation, read_responses
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from aent_verl.tasks import arithmetic
+    from aent_verl.data.tasks import arithmetic
 
     folder = tmp_path_factory.mktemp("task") / "arithmetic"
     arithmetic.prepare(str(folder), train_size=8, validation_size=PROBLEMS, warm_start_max_steps=300)
@@ -78,7 +78,7 @@ def run(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "max_prompt_length": 64,
             "max_response_length": LONGEST,
         },
-        "reward": {"custom_reward_function": {"path": "pkg://aent_verl.tasks.reward", "name": "compute_score"}},
+        "reward": {"custom_reward_function": {"path": "pkg://aent_verl.data.tasks.reward", "name": "compute_score"}},
     }
     (run / "config.yaml").write_text(json.dumps(settings))
     return run
@@ -90,8 +90,8 @@ def sample(task: Path, samples: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from aent_verl.tasks.reward import compute_score
-    from aent_verl.tasks.sampling import prompt_ids
+    from aent_verl.data.tasks.reward import compute_score
+    from aent_verl.data.tasks.sampling import prompt_ids
 
     model, tokenizer = (kind.from_pretrained(task / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     rows = pq.read_table(task / "validation.parquet").to_pylist()
@@ -123,7 +123,7 @@ def evaluated(task: Path, run: Path) -> Evaluated:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray:
         command = [
             "-m",
-            "aent_verl.evaluation",
+            "aent_verl.commands.evaluate",
             f"model={run}/checkpoints/global_step_3",
             "platform=cpu",
             f"n={SAMPLES}",
@@ -191,7 +191,7 @@ def test_the_checkpoint_was_put_together_and_evaluated_as_its_run_says(evaluated
     assert "as in " in evaluated.terminal
     assert "reward.custom_reward_function" in evaluated.terminal
     assert evaluated.summary["sampling"]["max_tokens"] == LONGEST
-    assert evaluated.summary["reward"] == "pkg://aent_verl.tasks.reward:compute_score"
+    assert evaluated.summary["reward"] == "pkg://aent_verl.data.tasks.reward:compute_score"
     for part in (f"mean@{SAMPLES}", "reasoning_gym", f"{PROBLEMS * SAMPLES} of {PROBLEMS * SAMPLES} responses"):
         assert part in evaluated.terminal
     assert "Traceback" not in evaluated.terminal

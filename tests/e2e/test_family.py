@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl import metrics, tokens
+from aent_verl.runs import metrics
+from aent_verl.viewing import tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ SHAPES = {"par_stage", "par_epoch", "par_entropy", "steer", "entropy_adv"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that used preset after preset, one step each."""
-    from aent_verl.tasks import arithmetic
+    from aent_verl.data.tasks import arithmetic
 
     task = tmp_path_factory.mktemp("task") / "arithmetic"
     # Right about four times in ten: a model that is hardly ever right, or nearly always, has batches without any

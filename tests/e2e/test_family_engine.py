@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from aent_verl.integration import measurements
+from aent_verl.plugin import measurements
 from tests.e2e.family import COMBINATIONS, PRESETS
 from tests.engine_harness import SEQUENCES, Case, Result, run, step
 

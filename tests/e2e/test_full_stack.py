@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from aent_verl import metrics, tokens
 from aent_verl.core.controllers import BandController, ControllerState, EntropyGuidedController
-from aent_verl.integration import state_file, weight_sockets
+from aent_verl.platforms import weight_sockets
+from aent_verl.plugin import saved_state
+from aent_verl.runs import metrics
+from aent_verl.viewing import tokens
 from tests.e2e.stack import finish, kill, start
 
 pytestmark = pytest.mark.slow
@@ -57,7 +59,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small task whose model has hardly been warm-started: its entropy is far from its band."""
-    from aent_verl.tasks import arithmetic
+    from aent_verl.data.tasks import arithmetic
 
     folder = tmp_path_factory.mktemp("task") / "arithmetic"
     arithmetic.prepare(str(folder), train_size=64, validation_size=8, warm_start_max_steps=40, warm_start_loss=1e-6)
@@ -68,7 +70,7 @@ def command(cache: str, folder: Path, *overrides: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "aent_verl.train",
+        "aent_verl.commands.train",
         "experiment=cpu_arithmetic",
         f"run.dir={folder}",
         "run.task=null",
@@ -98,7 +100,7 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     killed = metrics.read_run(folder)
     step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
     assert step == 2
-    saved = saved_state(checkpoints / "global_step_2")
+    saved = saved_states(checkpoints / "global_step_2")
 
     resumed_process = start(command(cache, folder, "trainer.total_training_steps=4"), folder / "resumed.out")
     terminal = finish(resumed_process, folder / "resumed.out", START_SECONDS)
@@ -107,15 +109,15 @@ def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         killed=killed,
         resumed=metrics.read_run(folder),
         saved=saved,
-        final=saved_state(checkpoints / "global_step_4"),
+        final=saved_states(checkpoints / "global_step_4"),
         reports=json.loads((checkpoints / "entropy_control_report.json").read_text()),
         terminal=terminal,
         folder=folder,
     )
 
 
-def saved_state(folder: Path) -> dict[str, ControllerState]:
-    content = json.loads((folder / state_file.NAME).read_text())
+def saved_states(folder: Path) -> dict[str, ControllerState]:
+    content = json.loads((folder / saved_state.NAME).read_text())
     assert content["bonus"]["controller"] == "band"
     assert content["advantages"]["controller"] == "entropy_guided"
     return {axis: ControllerState.from_dict(content[axis]["state"]) for axis in ("bonus", "advantages")}
@@ -244,7 +246,7 @@ def test_finished_run_is_not_started_again(runs: Runs, cache: str) -> None:
 def test_resume_without_a_usable_state_stops_before_ray_and_names_the_way_out(
     runs: Runs, cache: str, content: str | None, message: str
 ) -> None:
-    path = runs.folder / "checkpoints" / "global_step_4" / state_file.NAME
+    path = runs.folder / "checkpoints" / "global_step_4" / saved_state.NAME
     original = path.read_text()
     try:
         path.unlink()
@@ -265,7 +267,7 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
 
     One rank, GRPO with a LoRA adapter and a KL penalty.
     """
-    from aent_verl.integration import platform_cpu
+    from aent_verl.platforms import cpu
 
     folder = tmp_path_factory.mktemp("own_script")
     # This model is hardly ever right, and without a difference in a group there is nothing to learn.
@@ -300,7 +302,7 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
         "trainer.val_before_train=false",
         "trainer.logger=[console,file]",
     ]
-    environment = platform_cpu.runtime_env_vars() | {"VERL_FILE_LOGGER_PATH": str(folder / metrics.METRICS_FILE)}
+    environment = cpu.runtime_env_vars() | {"VERL_FILE_LOGGER_PATH": str(folder / metrics.METRICS_FILE)}
     finish(start(arguments, folder / "out", **environment), folder / "out", START_SECONDS)
     return metrics.read_run(folder)
 
@@ -331,7 +333,7 @@ def test_an_adapter_trains_and_vllm_generates_with_it(own_script: dict[int, dict
 
 def test_entropy_control_that_hydra_has_not_found_stops_verls_own_entry(tmp_path: Path) -> None:
     """Without our search path the key is a bare word: verl's own trainer asks us, in Ray's task runner, and stops."""
-    from aent_verl.integration import platform_cpu
+    from aent_verl.platforms import cpu
 
     arguments = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "+entropy_control=aent"),
@@ -342,7 +344,7 @@ def test_entropy_control_that_hydra_has_not_found_stops_verls_own_entry(tmp_path
             "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
         ),
     ]
-    run = start(arguments, tmp_path / "out", **platform_cpu.runtime_env_vars())
+    run = start(arguments, tmp_path / "out", **cpu.runtime_env_vars())
     try:
         assert run.wait(timeout=START_SECONDS) != 0
     finally:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from aent_verl.integration import measurements
+from aent_verl.plugin import measurements
 from tests.e2e.test_engine import assert_same
 from tests.engine_harness import Case, Result, batch, run, step
 

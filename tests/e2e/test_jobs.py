@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.compare.schedule import Schedule
-from aent_verl.integration.jobs import RayJobs
-from tests.unit.compare.grid import cell
-from tests.unit.compare.test_schedule import starts
+from aent_verl.comparison.grid.scheduler import Schedule
+from aent_verl.launch.ray_jobs import RayJobs
+from tests.unit.comparison.grid.grid import cell
+from tests.unit.comparison.grid.test_schedule import starts
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def jobs(cluster: str, monkeypatch: pytest.MonkeyPatch) -> RayJobs:
 
 
 def stand_in(arguments: list[str]) -> list[str]:
-    return ["-m", "tests.unit.compare.trainer", *arguments[1:]]
+    return ["-m", "tests.unit.comparison.grid.trainer", *arguments[1:]]
 
 
 def test_a_grid_runs_as_jobs_and_a_failure_is_named(jobs: RayJobs, tmp_path: Path):

@@ -31,8 +31,8 @@ def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.
     """Our engine's outputs from this rank's share, and the gradient of their sum in its logits."""
     from tensordict import TensorDict
 
-    from aent_verl.integration.engine import EntropyControlEngine
-    from aent_verl.integration.functional import FunctionalConfig
+    from aent_verl.methods.functional import FunctionalConfig
+    from aent_verl.plugin.engine import EntropyControlEngine
 
     engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)
     engine.mode = "train"
@@ -64,9 +64,9 @@ def _rank(rank: int, world_size: int, folder: str) -> None:
     os.environ.update(VERL_PLATFORM="cpu", RANK=str(rank), WORLD_SIZE="2", DIST_INIT_METHOD=f"file://{folder}/store")
     from verl.utils.ulysses import set_ulysses_sequence_parallel_group
 
-    from aent_verl.integration import platform_cpu
+    from aent_verl.platforms import cpu
 
-    platform_cpu.initialize_gloo()
+    cpu.initialize_gloo()
     set_ulysses_sequence_parallel_group(torch.distributed.group.WORLD)
     torch.save(outputs(rank, world_size), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
-from aent_verl.locking import locked
+from aent_verl._util import locked
 
 HOLDER = """
 import signal, sys
 from pathlib import Path
-from aent_verl.locking import locked
+from aent_verl._util import locked
 
 signal.alarm(30)
 with locked(Path(sys.argv[1])):
@@ -27,7 +28,7 @@ def test_a_lock_is_held_against_other_processes_and_ends_with_its_holder(tmp_pat
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BlockingIOError), locked(file, wait=False):
+        with pytest.raises(Timeout), locked(file, wait=False):
             pass
         os.kill(holder.pid, signal.SIGKILL)
     with locked(file, wait=False):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl import extras
-from aent_verl.cli import main
+from aent_verl import _util
+from aent_verl.commands.main import main
 from tests.unit.test_docs import PAGES, ROOT
 
 if sys.version_info >= (3, 11):
@@ -24,15 +24,16 @@ OURS = "aent_verl"
 IMPORTED_AS = {"hydra_core": "hydra", "pyyaml": "yaml", "pyzmq": "zmq", "transferqueue": "transfer_queue"}
 # The extras that a part of the package may count on; the most exact path holds. All others import torch alone.
 ROOMS = {
-    **dict.fromkeys(("integration", "preflight", "evaluation", "train", "doctor", "progress", "earlier_start"), "verl"),
-    "command_line": "verl",
-    **dict.fromkeys(("tasks", "prepare"), "data"),
-    **dict.fromkeys(("statistics", "reporting", "compare", "plot", "tokens", "results"), "compare"),
-    "tasks.math_reward": "math",
-    "tasks.smollm2": "smollm2",
+    **dict.fromkeys(("evaluation", "launch", "methods", "platforms", "plugin", "preflight", "verl_api"), "verl"),
+    **dict.fromkeys(("commands.train", "commands.evaluate", "commands.doctor"), "verl"),
+    **dict.fromkeys(("commands.prepare", "data"), "data"),
+    **dict.fromkeys(("commands.compare", "comparison", "runs", "viewing"), "compare"),
+    **dict.fromkeys(("runs.last_start", "viewing.progress"), "verl"),
+    "data.tasks.math_reward": "math",
+    "data.tasks.smollm2": "smollm2",
 }
-# What no extra can bring: CUDA builds of torch come with Triton; vLLM has a distribution for each platform.
-FOUND_OR_NOT = {"core.kernels.programs": {"triton"}, "integration.vllm_cpu": {"vllm"}}
+# What no extra has to bring: torch requires filelock, its CUDA builds Triton; vLLM has a distribution for each platform.
+FOUND_OR_NOT = {"_util": {"filelock"}, "core.kernels.programs": {"triton"}, "platforms.vllm_cpu": {"vllm"}}
 TEXTS = sorted(
     {*PAGES, ROOT / "Makefile", *ROOT.glob("docker/*"), *ROOT.glob(f"{OURS}/**/*.py"), *ROOT.glob("config/**/*.yaml")}
 )
@@ -126,10 +127,10 @@ def test_the_core_imports_nothing_else_of_ours() -> None:
             assert {name for name in own(imports(module)) if name.split(".")[0] not in ("", "core")} == set(), module
 
 
-@pytest.mark.parametrize("extra", extras.MODULES)
+@pytest.mark.parametrize("extra", _util.EXTRAS)
 def test_an_extra_brings_what_is_asked_for(extra: str) -> None:
-    assert set(extras.MODULES[extra]) <= modules_of(extra)
-    assert modules_of(extra) - set(extras.MODULES[extra]) <= modules_of("data")
+    assert set(_util.EXTRAS[extra]) <= modules_of(extra)
+    assert modules_of(extra) - set(_util.EXTRAS[extra]) <= modules_of("data")
 
 
 def test_the_plain_installation_is_torch() -> None:
@@ -183,17 +184,19 @@ def test_the_command_fits_how_it_was_installed(
     built.mkdir(parents=True)
     (built / "PKG-INFO").write_text((installed / "METADATA").read_text())
     monkeypatch.setattr(sys, "path", [str(tmp_path / "clone"), str(tmp_path / "site")])
-    assert extras.command("math") == command.format(folder=tmp_path, wheel=wheel)
+    assert _util.install_command("math") == command.format(folder=tmp_path, wheel=wheel)
 
 
 def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "rliable", None)
     with pytest.raises(ImportError, match=r"the report needs rliable, matplotlib: pip install .*\[compare\]"):
-        extras.require("compare", "the report", "numpy", "rliable", "matplotlib")
+        _util.require("compare", "the report", "numpy", "rliable", "matplotlib")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "doctor", "compare", "prepare math", "tokens x", "plot x"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "doctor", "compare --from x", "prepare math", "tokens x", "plot x"]
+)
 def test_a_command_without_its_extra_names_it(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from aent_verl.evaluation import checkpoint, command
-from aent_verl.integration import generation
+from aent_verl.commands import evaluate as command
+from aent_verl.evaluation import checkpoint, generation, settings
+from aent_verl.evaluation import evaluate as evaluation
 from aent_verl.preflight import PreflightError
-from aent_verl.results.problems import read_evaluation
+from aent_verl.runs.problems import read_evaluation
 
 LOG_PROBS = {"0": -0.5, "1": -1.0, "2": -2.0}
 
@@ -58,15 +59,15 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> type[FakeServers]:
     monkeypatch.setattr(generation, "start_ray", lambda cfg: None)
     monkeypatch.setattr(generation, "stop_ray", lambda: None)
     monkeypatch.setattr(generation, "accelerators", lambda needed: needed)
-    monkeypatch.setattr(command, "choose_platform", lambda cfg: "cpu")
-    monkeypatch.setattr("aent_verl.integration.platform_cpu.cluster_to_join", lambda address=None: None)
+    monkeypatch.setattr(evaluation, "choose_platform", lambda cfg: "cpu")
+    monkeypatch.setattr("aent_verl.platforms.cpu.cluster_to_join", lambda address=None: None)
     return Fake
 
 
 def evaluate(cfg: DictConfig) -> str:
     terminal = io.StringIO()
     cfg = cfg.copy()
-    command.evaluate(cfg, checkpoint.locate(cfg.actor_rollout_ref.model.path), set(), terminal)
+    evaluation.evaluate(cfg, checkpoint.locate(cfg.actor_rollout_ref.model.path), set(), terminal)
     return terminal.getvalue()
 
 
@@ -173,7 +174,7 @@ def test_scorers_that_fail_are_counted_and_named(cfg: DictConfig, servers: Any, 
 def test_help_is_shown_without_loading_anything(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for key in command.settings.SHORT_KEYS:
+    for key in settings.SHORT_KEYS:
         assert key in shown
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -182,7 +183,7 @@ def test_an_error_is_one_line_in_the_users_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("aent_verl.integration.platform_cpu.joined_cluster_resources", lambda address=None: None)
+    monkeypatch.setattr("aent_verl.platforms.cpu.joined_cluster_resources", lambda address=None: None)
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     with pytest.raises(SystemExit) as raised:
         command.main(["model=some/model", "data=nowhere.parquet", "platform=cpu"])

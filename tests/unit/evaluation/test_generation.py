@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from aent_verl.integration import generation
+from aent_verl.evaluation import generation
 
 END, LONGEST = 9, 8
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from aent_verl.tasks import math_reward
+from aent_verl.data.tasks import math_reward
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from aent_verl.evaluation import records, summary
 from aent_verl.evaluation.records import Answered, Problem, Response
-from aent_verl.results.problems import read_evaluation, read_responses
+from aent_verl.runs.problems import read_evaluation, read_responses
 
 
 def problem(question: str = "2 + 3", truth: object = "5", source: str = "sums") -> Problem:

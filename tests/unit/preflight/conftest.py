@@ -6,7 +6,7 @@ import shutil
 import pytest
 from hydra import compose, initialize_config_module
 
-from aent_verl.integration import platform_cpu
+from aent_verl.platforms import cpu
 from aent_verl.preflight import resources
 from tests.unit.preflight.rows import ROWS, write
 
@@ -26,7 +26,7 @@ def composed():
 def settings(composed, tiny_model_folder, tmp_path, monkeypatch):
     """A config that passes every check; a test spoils one thing."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address=None: None)
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
     monkeypatch.setattr(resources, "available_gib", lambda: 64.0)
     cfg = copy.deepcopy(composed)
     (tmp_path / "score.py").write_text(RIGHT)

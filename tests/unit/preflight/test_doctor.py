@@ -6,14 +6,17 @@ import pytest
 from omegaconf import OmegaConf
 
 import aent_verl
-from aent_verl import command_line, doctor, preflight, train
-from aent_verl.integration import compat, guard
+from aent_verl import preflight
+from aent_verl.commands import doctor as command
+from aent_verl.launch import command_line, doctor, environment
+from aent_verl.plugin import guard
+from aent_verl.verl_api import versions
 
 
 @pytest.fixture
 def overrides(settings, monkeypatch):
     """What a user would type for ``settings``; the platform is decided without touching the environment."""
-    monkeypatch.setattr("aent_verl.train.choose_platform", lambda cfg: "cpu")
+    monkeypatch.setattr("aent_verl.launch.environment.choose_platform", lambda cfg: "cpu")
     return [
         "experiment=cpu_arithmetic",
         "run.task=null",
@@ -37,7 +40,7 @@ def failed(arguments):
 
 
 def test_doctor_reports_every_check_and_returns_0(overrides, capsys):
-    assert doctor.main(overrides) == 0
+    assert command.main(overrides) == 0
     report = capsys.readouterr().out
     for check in ("verl", "torch", "ray", "vllm", "config", "platform", "plug-in", "verl API", "settings"):
         assert check in report
@@ -49,17 +52,20 @@ def test_doctor_reports_every_check_and_returns_0(overrides, capsys):
 
 def test_doctor_returns_1_where_preflight_fails(overrides, capsys):
     arguments = [*overrides, "data.val_files=/no/such/file.parquet"]
-    assert doctor.main(arguments) == 1
+    assert command.main(arguments) == 1
     assert "1 of " in capsys.readouterr().out
     assert "data.val_files='/no/such/file.parquet'" in failed(arguments)["data"]
 
 
 def test_doctor_does_not_miss_data_that_the_run_would_build(overrides, tmp_path):
-    task = ["run.task={_target_: aent_verl.tasks.arithmetic.prepare}", f"data.train_files={tmp_path}/later.parquet"]
+    task = [
+        "run.task={_target_: aent_verl.data.tasks.arithmetic.prepare}",
+        f"data.train_files={tmp_path}/later.parquet",
+    ]
     rows = list(doctor.examine([item for item in overrides if item != "run.task=null"] + task))
     assert not [row for row in rows if row.state == doctor.FAILED]
     assert (
-        "will be built by aent_verl.tasks.arithmetic.prepare"
+        "will be built by aent_verl.data.tasks.arithmetic.prepare"
         in [row for row in rows if row.state == doctor.NOTE][-1].detail
     )
     assert {"data", "model", "reward"}.isdisjoint(row.check for row in rows)
@@ -81,18 +87,18 @@ def test_doctor_reports_a_config_that_does_not_compose_or_validate(overrides, ov
 
 def test_doctor_reports_a_platform_that_does_not_fit(overrides, monkeypatch):
     def refuse(cfg):
-        raise train.TrainingError("there is no accelerator here")
+        raise environment.LaunchError("there is no accelerator here")
 
-    monkeypatch.setattr(train, "choose_platform", refuse)
+    monkeypatch.setattr(environment, "choose_platform", refuse)
     last = list(doctor.examine(overrides))[-1]
     assert (last.check, last.state) == ("platform", doctor.FAILED)
 
 
 def test_doctor_stops_at_a_wrong_version(monkeypatch):
     def refuse():
-        raise compat.VersionError("verl 0.8 is installed")
+        raise versions.VersionError("verl 0.8 is installed")
 
-    monkeypatch.setattr(compat, "check_versions", refuse)
+    monkeypatch.setattr(versions, "check_versions", refuse)
     rows = list(doctor.examine([]))
     assert [(row.check, row.detail) for row in rows if row.state == doctor.FAILED] == [
         ("versions", "VersionError: verl 0.8 is installed")
@@ -108,7 +114,7 @@ def test_doctor_reports_a_plug_in_that_is_not_registered(overrides, monkeypatch)
 
 
 def test_doctor_reports_each_broken_fact(overrides, monkeypatch):
-    monkeypatch.setattr(compat, "violations", lambda: ["expected: this; found: that", "expected: one; found: none"])
+    monkeypatch.setattr(versions, "violations", lambda: ["expected: this; found: that", "expected: one; found: none"])
     (detail,) = failed(overrides).values()
     assert detail.splitlines()[1:] == ["  expected: this; found: that", "  expected: one; found: none"]
 
@@ -193,7 +199,9 @@ def test_doctor_says_what_a_command_of_verls_lacks_and_checks_the_rest(overrides
     ],
 )
 def test_doctor_checks_for_machines_that_are_not_there(overrides, monkeypatch, assume, failures):
-    monkeypatch.setattr("aent_verl.train.choose_platform", lambda cfg: pytest.fail("this machine was looked at"))
+    monkeypatch.setattr(
+        "aent_verl.launch.environment.choose_platform", lambda cfg: pytest.fail("this machine was looked at")
+    )
     cluster = ["trainer.device=cuda", "trainer.nnodes=2", "trainer.n_gpus_per_node=8", "data.train_batch_size=16"]
     rows = list(doctor.examine([*overrides, *cluster], assume=doctor.Machines.parse(assume)))
     assert [row.check for row in rows if row.state == doctor.FAILED] == failures

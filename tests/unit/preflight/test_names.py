@@ -17,7 +17,7 @@ ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", 
 
 @pytest.fixture(scope="module")
 def base():
-    import aent_verl.integration.trainer  # noqa: F401  registers our trainers, as the entry does
+    import aent_verl.plugin.trainer  # noqa: F401  registers our trainers, as the entry does
 
     return composed_with("experiment=cpu_arithmetic")
 
@@ -220,7 +220,7 @@ NOT_ASKED = {
         "Megatron's, by the model's architecture",
     ),
     "verl.single_controller.base.decorator:DISPATCH_MODE_FN_REGISTRY": "dispatch modes of worker methods, in code",
-    "verl.plugin.platform.platform_manager:PlatformRegistry": "chosen before any check, see platform_cpu",
+    "verl.plugin.platform.platform_manager:PlatformRegistry": "chosen before any check, see platforms/cpu.py",
     "verl.experimental.fully_async_policy.dynamic_schedule.base:_policy_registry": "not a v1 trainer",
     "verl.workers.reward_manager.registry:REWARD_MANAGER_REGISTRY": "the old trainer's reward managers",
     "verl.trainer.distillation.losses:DISTILLATION_SETTINGS_REGISTRY": "has the keys of DISTILLATION_LOSS_REGISTRY",

@@ -2,7 +2,7 @@ import pytest
 from omegaconf import open_dict
 
 from aent_verl import preflight
-from aent_verl.integration import platform_cpu
+from aent_verl.platforms import cpu
 from aent_verl.preflight import PreflightError, PreflightWarning, resources
 from tests.unit.preflight.rows import edit
 
@@ -56,7 +56,7 @@ def test_too_few_gpus(settings, monkeypatch):
 
 
 def test_a_cluster_that_is_joined_is_checked_instead_of_this_machine(settings, monkeypatch):
-    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address=None: {"CPU": 9.0, "GPU": 2.0})
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: {"CPU": 9.0, "GPU": 2.0})
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     settings.ray_kwargs.ray_init.num_cpus = 1
     assert resources.check(settings) == ["Ray cluster: 2 GPU, 1 needed; 9 CPU slots, 6 needed"]
@@ -142,8 +142,8 @@ def test_memory_is_not_checked_on_gpus(settings, monkeypatch):
 )
 def test_a_cluster_that_nobody_named_is_joined_with_a_warning(settings, monkeypatch, variable, setting, warns):
     monkeypatch.setenv("RAY_ADDRESS", variable)
-    monkeypatch.setattr(platform_cpu, "joined_cluster_resources", lambda address: {"GPU": 9.0, "CPU": 99.0})
-    monkeypatch.setattr(platform_cpu, "cluster_to_join", lambda address: "10.0.0.9:6379")
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address: {"GPU": 9.0, "CPU": 99.0})
+    monkeypatch.setattr(cpu, "cluster_to_join", lambda address: "10.0.0.9:6379")
     with open_dict(settings):
         settings.ray_kwargs.ray_init.address = setting
     found = [item for item in resources.check(settings) if isinstance(item, PreflightWarning)]

@@ -208,7 +208,7 @@ def test_a_method_that_needs_accuracies_needs_a_reward_that_has_them(settings, t
 
 
 def test_our_own_reward(settings, tmp_path):
-    settings.reward.custom_reward_function.path = "pkg://aent_verl.tasks.reward"
+    settings.reward.custom_reward_function.path = "pkg://aent_verl.data.tasks.reward"
     rows = [one | {"data_source": "reasoning_gym/chain_sum"} for one in ROWS]
     settings.data.train_files = settings.data.val_files = write(tmp_path / "known.parquet", rows)
     assert "3 of 3 rows" in check_reward(settings)[0]

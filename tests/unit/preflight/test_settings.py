@@ -6,7 +6,8 @@ import warnings
 import pytest
 from omegaconf import open_dict
 
-from aent_verl import command_line, preflight
+from aent_verl import preflight
+from aent_verl.launch import command_line
 from aent_verl.preflight import FAILED, OK, WARNING, PreflightError, PreflightFailed, Row
 from tests.config.composing import MICRO_BATCHES, composed
 

@@ -5,8 +5,8 @@ import string
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from aent_verl.data.tasks import tiny_model
 from aent_verl.preflight import text
-from aent_verl.tasks import tiny_model
 
 TEXTS = [
     "How many Ω is 5 \u2126?",  # OHM SIGN becomes GREEK CAPITAL LETTER OMEGA

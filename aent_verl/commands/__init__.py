@@ -1,0 +1,1 @@
+"""The commands of ``aent-verl``, one file each: parse, call, print."""

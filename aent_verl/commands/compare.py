@@ -1,0 +1,76 @@
+"""``aent-verl compare``: every method with every seed from the same start, and a report of what can be told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from aent_verl import _util
+
+HELP = """\
+usage: aent-verl compare [key=value ...]
+       aent-verl compare --from RUN [RUN ...] [--output FOLDER] [--baseline METHOD] [--target TARGET] [--title TEXT]
+                          [--allow-different]
+
+Train every method with every seed from the same start, evaluate the final models, and write a report that says what
+can be told from the results and what cannot. Run it again after a kill: finished runs are not repeated, and the others
+go on from their last checkpoint; with a higher trainer.total_training_steps, all of them do.
+
+  aent-verl compare experiment=cpu_arithmetic methods=[grpo,entreg,aent] seeds=[1,2,3]
+  aent-verl compare experiment=cpu_arithmetic methods=[grpo,aent] seeds=[1,2,3,4,5] evaluation.data=test.parquet \\
+      evaluation.n=16 results=outputs/mine
+  aent-verl compare grid=mine.yaml launcher=ray parallel=4         as jobs on the cluster at RAY_ADDRESS
+
+Its own keys; all others go to every run, as with aent-verl train:
+  methods=[...]        presets; or "methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']"
+  seeds=[...]          one run a method for each; three at least tell anything, five are better        [1,2,3]
+  baseline=METHOD      what the others are compared with                                               grpo
+  results=FOLDER       all runs and the report                                     outputs/compare/<experiment>
+  evaluation.KEY=...   settings of aent-verl evaluate for the final models, as evaluation.data=test.parquet
+                       evaluation.n=16; without any the last validation counts
+  parallel=N           runs at the same time; on GPUs with launcher=ray, which gives each its own      1
+  launcher=local|ray   processes here, or Ray jobs; every node needs the results folder at the same path
+  stall_minutes=N      stop a run that logs nothing for so long; 0: never                              60
+  target='these problems'    what the verdicts are about; the default is 'problems like these', of which 20 are needed
+  title=TEXT           heading of the report
+  grid=FILE            these keys in a YAML file, and the overrides of every run as the list `overrides`
+
+--from builds the report from runs that are there: folders of compare or of aent-verl train, a results folder, stock
+verl's metrics .jsonl files or folders with TensorBoard files. METHOD:SEED=PATH names a run that does not say its own.
+The page goes to --output; by default into the results folder, or for other runs to outputs/compare/report.
+--allow-different compares runs whose protocol, model or data differ or are not known; the report then says so.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the comparison; returns the process's exit status."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(HELP, end="")
+        return 0
+    _util.require("compare", "aent-verl compare")
+    from aent_verl.comparison import compare
+    from aent_verl.comparison.grid import settings
+
+    try:
+        if any(text.startswith("--") for text in arguments):
+            return compare.report_of(_parser(settings.TARGETS).parse_args(arguments), arguments)
+        _util.require("verl", "a comparison that trains")
+        return compare.run(settings.parse(arguments), arguments)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser(targets: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aent-verl compare", usage=HELP.split("\n\n")[0].removeprefix("usage: "))
+    parser.add_argument("--from", dest="runs", nargs="+", metavar="RUN", required=True)
+    parser.add_argument("-o", "--output")
+    parser.add_argument("--baseline")
+    parser.add_argument("--target", choices=targets)
+    parser.add_argument("--title")
+    parser.add_argument("--allow-different", action="store_true")
+    return parser

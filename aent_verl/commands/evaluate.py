@@ -1,0 +1,98 @@
+"""``aent-verl evaluate key=value ...``: sampled answers of a model to problems, scored, summed up and kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aent_verl import _util
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+usage: aent-verl evaluate model=MODEL data=FILE [key=value ...]
+
+Sample n responses to each problem through verl's vLLM servers and score them: mean@n, pass@k, maj@n, length, entropy.
+
+  aent-verl evaluate model=outputs/aent_verl/cpu_arithmetic_aent/checkpoints/global_step_40 platform=cpu
+  aent-verl evaluate experiment=qwen2.5_math_1.5b_math model=Qwen/Qwen2.5-Math-1.5B \\
+      data=[math500.parquet,aime24.parquet] n=32          lengths, sampling and reward of that experiment
+  aent-verl evaluate model=... data=gsm8k.parquet n=32 temperature=0.6 top_p=0.95 max_response_length=3072
+
+  model                a model folder, a name on the hub, or a checkpoint of verl's (global_step_N)
+  data                 a file, or [several,files], in verl's format: prompt, data_source, reward_model.ground_truth
+  n                    responses a problem (16)
+  temperature, top_p, top_k                  how they are sampled (1.0, 1.0, -1); temperature=0: the likeliest token
+  max_prompt_length, max_response_length     in tokens (512, 512)
+  seed                 of the servers' random state (42); equal up to timing, not bit for bit
+  gpus                 on each of trainer.nnodes nodes (8); one server takes rollout.tensor_model_parallel_size (1)
+  output               folder of the results (evaluation/ in the checkpoint's run, else outputs/evaluation/<model>)
+  overwrite=true       replace the results of another evaluation there
+  scorers, score_timeout                     processes that score (one a core, up to 16), seconds a response (30)
+  reward.custom_reward_function.path, .name  the reward function (verl's own for its data sources)
+
+For a checkpoint the defaults are those of its run; every other key of verl's can be set as in `aent-verl train`.
+Results: evaluation.json (summary), scores.jsonl (a line a problem), responses.jsonl, evaluation.log
+Show the composed config without running: --cfg job [--resolve]
+"""
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Evaluate; returns the process's exit status."""
+    if list(overrides) in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return 0
+    _util.require("verl", "aent-verl evaluate")
+    import hydra
+
+    from aent_verl.evaluation.settings import long_form
+    from aent_verl.launch import compose
+    from aent_verl.launch.environment import check_installation
+
+    if (problem := check_installation()) is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    # Hydra reads the command line itself.
+    sys.argv = ["aent-verl evaluate", *long_form(overrides)]
+    hydra.main(version_base="1.3", config_path=f"pkg://{compose.MODULE}", config_name=compose.EVALUATION)(run)()
+    return 0
+
+
+def run(cfg: DictConfig) -> None:
+    """Evaluate on the config that Hydra composed from the command line; ends the process where that fails."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from aent_verl.evaluation import checkpoint, settings
+    from aent_verl.evaluation.evaluate import LOG, evaluate
+    from aent_verl.launch.terminal import redirected_output
+    from aent_verl.preflight.errors import root_cause
+
+    typed = settings.typed_keys(HydraConfig.get().overrides.task)
+    where = ""
+    try:
+        model = checkpoint.locate(cfg.actor_rollout_ref.model.path)
+        output = Path(os.path.abspath(cfg.evaluation.output or model.output))
+        cfg.evaluation.output = str(output)
+        if not cfg.run.progress:
+            evaluate(cfg, model, typed, sys.stdout)
+            return
+        where = f"; the full log is {output / LOG}"
+        with redirected_output(output / LOG) as terminal:
+            try:
+                evaluate(cfg, model, typed, terminal)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as error:
+        cause = root_cause(error)
+        print(f"error: {settings.short_form(str(cause))}\n({type(cause).__name__}{where})", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

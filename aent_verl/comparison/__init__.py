@@ -1,0 +1,1 @@
+"""Methods compared: the grid of runs, the statistics, the report."""

@@ -1,0 +1,263 @@
+"""What the user asked for: methods, seeds, and the overrides that go to every run.
+
+Settings are Hydra overrides. The keys of `Settings` are the comparison's own, everything else goes to ``train``::
+
+    aent-verl compare experiment=cpu_arithmetic methods=[grpo,aent] seeds=[1,2,3] trainer.total_training_steps=60
+
+``grid=FILE.yaml`` holds the same keys, with the overrides for ``train`` as the list ``overrides``; what the command
+line says comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from aent_verl.runs.protocol import SEED_KEYS
+
+LOCAL, RAY = "local", "ray"
+LAUNCHERS = (LOCAL, RAY)
+Target = Literal["problems like these", "these problems"]
+Choice = TypeVar("Choice")
+TARGETS: tuple[Target, ...] = get_args(Target)
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_FILE = "grid"
+# What the comparison sets itself, for each run.
+_RESERVED = (
+    *("run.dir", "trainer.experiment_name", "trainer.validation_data_dir", "trainer.default_local_dir"),
+    *("trainer.resume_", "hydra.", *SEED_KEYS),
+)
+_RESERVED_FOR_EVALUATION = (
+    *("model", "output", "overwrite", "run.dir"),
+    *("actor_rollout_ref.model.path", "evaluation.output", "evaluation.overwrite"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A comparison.
+
+    Attributes:
+        methods: overrides of each method by its label. A label that is a preset needs none: ``aent`` means
+            ``entropy_control=aent``.
+        seeds: one run a method for each.
+        baseline: the method that the others are compared with.
+        results: folder of all runs and of the report.
+        overrides: what every run gets.
+        evaluation: settings of ``aent-verl evaluate`` for the final checkpoint of each run; empty: none, and the last
+            validation counts.
+        parallel: runs at the same time.
+        launcher: ``local``, as processes here, or ``ray``, as jobs on the cluster of RAY_ADDRESS.
+        stall_minutes: a run that logs nothing for so long is stopped and counts as failed; 0: wait for ever.
+        target: what the verdicts are about: ``problems like these``, or ``these problems`` alone.
+        title: heading of the report.
+    """
+
+    methods: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    baseline: str
+    results: Path
+    overrides: tuple[str, ...] = ()
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    parallel: int = 1
+    launcher: str = LOCAL
+    stall_minutes: float = 60.0
+    target: Target = TARGETS[0]
+    title: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, in the form of a grid file."""
+        return {
+            "overrides": list(self.overrides),
+            "methods": {label: list(overrides) for label, overrides in self.methods.items()},
+            "seeds": list(self.seeds),
+            "baseline": self.baseline,
+            "results": str(self.results),
+            "evaluation": dict(self.evaluation),
+            "parallel": self.parallel,
+            "launcher": self.launcher,
+            "stall_minutes": self.stall_minutes,
+            "target": self.target,
+            "title": self.title,
+        }
+
+
+_KEYS = {item.name for item in fields(Settings)}
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Read the command line.
+
+    Args:
+        arguments: Hydra overrides.
+
+    Raises:
+        ValueError: what is not one; the message names key, value and what is allowed.
+    """
+    parsed = list(_parsed(arguments))
+    given: dict[str, Any] = {}
+    for _, key, value in parsed:
+        if key == _FILE:
+            given |= _read_file(Path(str(value)))
+    parts: dict[str, dict[str, Any]] = {"evaluation": {}, "methods": {}}
+    overrides: list[str] = []
+    for text, key, value in parsed:
+        name, _, rest = key.partition(".")
+        if name == _FILE:
+            continue
+        if name not in _KEYS or name == "overrides":
+            overrides.append(text)
+        elif name in parts and rest:
+            parts[name][rest] = value
+        elif rest:
+            raise ValueError(f"{key}={value}: {name} has no part {rest!r}")
+        else:
+            given[name] = value
+    for name, more in parts.items():
+        if more:
+            given[name] = {**_by_label(given.get(name) or {}), **more}
+    return _settings(given, overrides)
+
+
+def _by_label(value: Any) -> Mapping[str, Any]:
+    """A list of labels as a mapping to nothing."""
+    if isinstance(value, list):
+        if len(set(map(str, value))) < len(value):
+            raise ValueError(f"methods={value}: names one twice")
+        return dict.fromkeys(value)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for text in arguments:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            lost = "[" in text and "'" not in text
+            hint = """, or "methods.mine=['entropy_control=aent']" with all quotes""" if lost else ""
+            raise ValueError(
+                f"{text!r} is no setting ({error}): write key=value{hint}; aent-verl compare --help"
+            ) from None
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ValueError(
+                f"{text}: one value a key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
+            )
+        yield text, key, override.value()
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not path.is_file():
+        raise ValueError(
+            f"{_FILE}={path}: no such file ({path.resolve()}); give a YAML file with keys of a comparison, such as the "
+            "grid.yaml that each one writes into its results folder"
+        )
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{_FILE}={path} is no readable YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{_FILE}={path}: expected keys of {', '.join(sorted(_KEYS))}")
+    unknown = sorted(set(map(str, content)) - _KEYS)
+    if unknown:
+        raise ValueError(f"{_FILE}={path}: has {', '.join(unknown)}; allowed are {', '.join(sorted(_KEYS))}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
+    every = (*_strings("overrides", given.get("overrides") or []), *overrides)
+    methods = _methods(given.get("methods", ["grpo", "entreg", "aent"]))
+    for text in (*every, *(text for own in methods.values() for text in own)):
+        _check_free(text)
+    baseline = str(given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods))))
+    if baseline not in methods:
+        raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
+    evaluation = given.get("evaluation") or {}
+    if not isinstance(evaluation, Mapping):
+        raise ValueError(
+            f"evaluation={evaluation!r}: give settings of aent-verl evaluate, as in evaluation.data=test.parquet"
+        )
+    for key in evaluation:
+        if key in _RESERVED_FOR_EVALUATION:
+            raise ValueError(f"evaluation.{key}: compare sets it, to the final checkpoint and the folder of each run")
+    name = _experiment(every) or "runs"
+    return Settings(
+        methods=methods,
+        seeds=_seeds(given.get("seeds", [1, 2, 3])),
+        baseline=baseline,
+        # A folder named by its date is a number to Hydra.
+        results=Path(str(given.get("results") or f"outputs/compare/{name}")),
+        overrides=every,
+        evaluation={str(key): value for key, value in evaluation.items()},
+        parallel=_integer("parallel", given.get("parallel", 1), lowest=1),
+        launcher=_choice("launcher", given.get("launcher", LOCAL), LAUNCHERS),
+        stall_minutes=_not_negative("stall_minutes", given.get("stall_minutes", 60.0)),
+        target=_choice("target", given.get("target", TARGETS[0]), TARGETS),
+        title=str(given.get("title") or name),
+    )
+
+
+def _check_free(text: str) -> None:
+    key = text.partition("=")[0].lstrip("+~")
+    if key in SEED_KEYS:
+        raise ValueError(f"{text}: compare sets {key} for each run; seeds=[1,2,3] says to what")
+    if key.startswith(_RESERVED):
+        raise ValueError(f"{text}: compare sets {key} for each run; results=FOLDER says where all of them go")
+
+
+def _methods(value: Any) -> dict[str, tuple[str, ...]]:
+    given = _by_label(value)
+    methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in given.items()}
+    if not methods:
+        raise ValueError(f"methods={value!r}: give a list of presets, methods=[grpo,aent], or overrides by label")
+    for label in methods:
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"methods: {label!r} names folders, so it must be letters, digits and _ . + - only")
+    return methods
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = value if isinstance(value, list) else [value]
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={value!r}: give different whole numbers from 0, as in seeds=[1,2,3]")
+    return tuple(seeds)
+
+
+def _strings(key: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{key}={value!r}: must be a list of overrides, as in ['data.train_batch_size=64']")
+    return value
+
+
+def _integer(key: str, value: Any, *, lowest: int) -> int:
+    if type(value) is not int or value < lowest:
+        raise ValueError(f"{key}={value!r}: must be a whole number from {lowest}")
+    return value
+
+
+def _not_negative(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ValueError(f"{key}={value!r}: must be a number from 0")
+    return float(value)
+
+
+def _choice(key: str, value: Any, allowed: Sequence[Choice]) -> Choice:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: must be {' or '.join(map(str, allowed))}")
+    return allowed[allowed.index(value)]
+
+
+def _experiment(overrides: Sequence[str]) -> str | None:
+    names = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("experiment=")]
+    return names[-1] if names else None

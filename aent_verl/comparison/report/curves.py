@@ -1,0 +1,226 @@
+"""Learning curves: each metric over training steps, the mean over seeds with its interval."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aent_verl.comparison.report.estimates import mean_of
+from aent_verl.comparison.report.groups import Groups
+from aent_verl.comparison.stats.crossed import Estimate
+from aent_verl.comparison.stats.curves import Curve, binned, mean_curve, mean_over_last
+from aent_verl.runs.metrics import (
+    ADVANTAGES_COEFFICIENT,
+    COEFFICIENT,
+    ENTROPY,
+    ENTROPY_FULL,
+    RESPONSE_LENGTH,
+    REWARD,
+    Metrics,
+    validation_accuracy,
+)
+from aent_verl.runs.run import Run
+from aent_verl.viewing.charts import Chart, Level, Line
+
+# verl's own, the same quantity as ENTROPY_FULL where a run without our plug-in has no other.
+STOCK_ENTROPY = "actor/entropy"
+# A phone has no more pixels across.
+POINTS = 200
+# More single seeds in one chart would hide its means.
+MOST_THIN_LINES = 12
+# Of training, for values at its end.
+LAST = 0.1
+
+Value = Callable[[Metrics], float | None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a method's controller aims at, nats: a band, or twice its target."""
+
+    low: float
+    high: float
+    functional: str
+
+
+def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
+    """Charts of all metrics that some run has, in the order of the page."""
+    bounds = {method: bounds_of(group[0].settings) for method, group in groups.runs.items()}
+    full = _levels(groups, {method: bound for method, bound in bounds.items() if bound and bound.functional == "full"})
+    others = {method: bound for method, bound in bounds.items() if bound and bound.functional != "full"}
+    charts = [
+        _chart(groups, "reward", "Training reward", reward, confidence),
+        _chart(groups, "validation", "Validation accuracy", validation_accuracy, confidence),
+        _chart(groups, "entropy", "Entropy, nats", full_entropy, confidence, levels=full),
+        _chart(
+            groups,
+            "controlled_entropy",
+            f"{_functionals(others)} entropy, nats",
+            lambda data: data.get(ENTROPY),
+            confidence,
+            levels=_levels(groups, others),
+            only=list(others),
+        ),
+        _chart(groups, "coefficient", "Entropy coefficient", lambda data: data.get(COEFFICIENT), confidence),
+        _chart(
+            groups, "response_length", "Response length, tokens", lambda data: data.get(RESPONSE_LENGTH), confidence
+        ),
+    ]
+    weighted = [
+        method
+        for method, group in groups.runs.items()
+        if any(data.get(ADVANTAGES_COEFFICIENT, 1) != 1 for run in group for data in run.metrics.values())
+    ]
+    charts.insert(
+        5,
+        _chart(
+            groups,
+            "advantages_weight",
+            "Weight of positive advantages",
+            lambda data: data.get(ADVANTAGES_COEFFICIENT),
+            confidence,
+            only=weighted,
+        ),
+    )
+    return [chart for chart in charts if chart.lines]
+
+
+def reward(data: Metrics) -> float | None:
+    """Mean reward of a step's rollouts."""
+    return data.get(REWARD)
+
+
+def response_length(data: Metrics) -> float | None:
+    """Mean tokens of a step's responses."""
+    return data.get(RESPONSE_LENGTH)
+
+
+def full_entropy(data: Metrics) -> float | None:
+    """Entropy of the whole next-token distribution, nats; the same quantity for every method."""
+    return data.get(ENTROPY_FULL, data.get(STOCK_ENTROPY))
+
+
+def having(runs: Sequence[Run], value: Value) -> list[Run]:
+    """Those runs whose metric is a finite number at some step."""
+    return [run for run in runs if any(map(math.isfinite, _series(run, value).values()))]
+
+
+def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | None:
+    """Mean curve of those runs that have the metric; None if there is none, or no step that all of them share.
+
+    Args:
+        runs: seeds of one method.
+        value: the metric in a step's data.
+        confidence: level of the interval.
+    """
+    series = [each for each in (_series(run, value) for run in runs) if any(map(math.isfinite, each.values()))]
+    try:
+        return mean_curve(series, confidence=confidence) if series else None
+    except ValueError:
+        return None
+
+
+def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | None:
+    """Mean over the last tenth of training, over seeds; None if a seed that has the metric has it not there."""
+    curve = curve_of(runs, value, confidence)
+    if curve is None:
+        return None
+    found = mean_over_last(curve, LAST, max(run.last_step for run in having(runs, value)))
+    return None if found is None else mean_of(found[:, None], "these problems", confidence)
+
+
+def final_validations(runs: Sequence[Run]) -> dict[str, float]:
+    """Validation accuracy after the last step of training by run, of those that were validated then; NaN is kept."""
+    values = {run.name: validation_accuracy(run.metrics[run.last_step]) for run in runs}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def final_validation(runs: Sequence[Run], confidence: float) -> Estimate | None:
+    """Mean of `final_validations`; None if there are none, or one of them is no finite number."""
+    values = np.array(list(final_validations(runs).values()))
+    known = len(values) > 0 and bool(np.isfinite(values).all())
+    return mean_of(values[:, None], "these problems", confidence) if known else None
+
+
+def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
+    """Band or target of a method's controller; None if it has neither, or its config is not known."""
+    controller = "entropy_control.bonus.controller"
+    functional = settings.get("entropy_control.functional.name", "full")
+    target = _float(settings.get(f"{controller}.target"))
+    low, high = (_float(settings.get(f"{controller}.{end}")) for end in ("low", "high"))
+    if low is not None and high is not None:
+        return Bounds(low, high, functional)
+    return None if target is None else Bounds(target, target, functional)
+
+
+def _chart(
+    groups: Groups,
+    name: str,
+    title: str,
+    value: Value,
+    confidence: float,
+    *,
+    levels: Sequence[Level] = (),
+    only: Sequence[str] | None = None,
+) -> Chart:
+    chosen = {method: runs for method, runs in groups.runs.items() if only is None or method in only}
+    width = _width([list(_series(run, value)) for runs in chosen.values() for run in runs])
+    thin = len(groups.all) <= MOST_THIN_LINES
+    lines, notes = [], []
+    for method, runs in chosen.items():
+        curve = curve_of(runs, value, confidence)
+        if curve is None:
+            continue
+        drawn = curve if width == 1 else binned(curve, width, confidence=confidence)
+        lines.append(line(groups.methods.index(method), drawn, thin))
+        if curve.note:
+            notes.append(f"{method}: {curve.note}.")
+        if len(curve.values) < len(runs):
+            notes.append(f"{method}: {len(curve.values)} of {len(runs)} seeds have this metric.")
+    if width > 1:
+        notes.append(f"Points: means over {width} steps.")
+    if levels:
+        notes.append("The entropy that a controller sees, and the band (shaded) or target (dotted) that it aims at.")
+    return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
+
+
+def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
+    """A curve as a line of a chart, over its steps or other places."""
+    several = len(curve.values) > 1
+    return Line(
+        place=place,
+        x=curve.steps if x is None else x,
+        mean=curve.mean,
+        low=curve.low if several else None,
+        high=curve.high if several else None,
+        seeds=curve.values if several and thin else np.empty((0, 0)),
+    )
+
+
+def _series(run: Run, value: Value) -> dict[int, float]:
+    return {step: found for step, data in run.metrics.items() if (found := value(data)) is not None}
+
+
+def _width(steps: Sequence[Sequence[int]]) -> int:
+    """How many steps a point of a chart has to span, so that there are no more than fit; 1 where all fit."""
+    long = [each for each in steps if len(each) > POINTS]
+    apart = [(each[-1] - each[0]) / (len(each) - 1) for each in long]
+    return max((math.ceil(math.ceil(len(e) / POINTS) * gap) for e, gap in zip(long, apart, strict=True)), default=1)
+
+
+def _levels(groups: Groups, bounds: Mapping[str, Bounds]) -> list[Level]:
+    return [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in bounds.items()]
+
+
+def _functionals(bounds: Mapping[str, Bounds]) -> str:
+    names = sorted({bound.functional for bound in bounds.values()})
+    return " and ".join(names).capitalize()
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,87 @@
+"""Aggregates of one method's scores over seeds and tasks, each with an interval that counts seeds as wholes.
+
+A task is a column: a problem, or a data source whose problems were averaged. A few data sources are no sample of
+others, so ``target="these problems"`` is theirs. One seed, or too few tasks for the target, is a ValueError throughout.
+
+The point estimates are rliable's (Agarwal et al. 2021, arXiv 2108.13264). Its intervals resample the seeds of every
+task on their own; these here keep a seed's tasks together: the variance of each aggregate is that of a mean over its
+influence values, which stand for how much one score moves it, and the rest is `aent_verl.comparison.stats.crossed`.
+"""
+
+import numpy as np
+
+from aent_verl.comparison.stats.crossed import Estimate, Target, check_problems, estimate, interval, variance_parts
+from aent_verl.comparison.stats.scores import score_matrices, score_matrix
+
+TRIMMED = 0.25
+
+
+def mean(scores: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95) -> Estimate:
+    """Mean score, ``[S, T]`` or ``[S, T, n]``."""
+    matrix = _checked(score_matrix(scores, "method"), target)
+    return estimate(float(matrix.mean()), variance_parts([matrix], matrix.mean(axis=0)), target, confidence)
+
+
+def interquartile_mean(
+    scores: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+) -> Estimate:
+    """Mean of the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]``.
+
+    Made for tasks of unequal scale with odd seeds. Over problems of mostly 0 and 1 it leaves out the easiest and the
+    hardest quarter.
+    """
+    matrix = _checked(score_matrix(scores, "method"), target)
+    middle = middle_half(np.sort(matrix, axis=None))
+    # The influence of a score on a trimmed mean: the score, drawn in to the quartiles (Huber 1981, section 3.3).
+    influence = np.clip(matrix, middle[0], middle[-1]) / (1 - 2 * TRIMMED)
+    return estimate(float(middle.mean()), variance_parts([influence], influence.mean(axis=0)), target, confidence)
+
+
+def probability_of_improvement(
+    scores: np.ndarray, baseline: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+) -> Estimate:
+    """Chance that a run of the method beats a run of the baseline on one task, ``[S, T]`` each; ties count half.
+
+    Near 0 and 1 the interval is cut at the ends.
+    """
+    ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
+    _checked(ours, target)
+    _checked(theirs, target)
+    wins = win_shares(ours, theirs)
+    per_task = wins.mean(axis=(0, 1))
+    found = estimate(
+        float(per_task.mean()), variance_parts([wins.mean(axis=1), wins.mean(axis=0)], per_task), target, confidence
+    )
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0), found.standard_error, found.degrees)
+
+
+def performance_profile(
+    scores: np.ndarray, thresholds: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of runs and tasks with a score above each threshold, with its interval: value, low, high, ``[thresholds]``.
+
+    The interval holds at each threshold, not for the whole profile at once.
+    """
+    matrix = _checked(score_matrix(scores, "method"), target)
+    above = (matrix > np.asarray(thresholds, dtype=float)[:, None, None]).astype(float)
+    value = above.mean(axis=(-2, -1))
+    low, high, _, _ = interval(value, variance_parts([above], above.mean(axis=-2)), target, confidence)
+    return value, np.maximum(low, 0), np.minimum(high, 1)
+
+
+def middle_half(ordered: np.ndarray) -> np.ndarray:
+    """Sorted scores without the lowest and the highest quarter, ``[N]`` -> ``[N - 2 floor(N / 4)]``."""
+    cut = int(TRIMMED * len(ordered))
+    return ordered[cut : len(ordered) - cut]
+
+
+def win_shares(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """1 where a run beats one of the baseline on a task, .5 for a tie, ``[S, T]``, ``[R, T]`` -> ``[S, R, T]``."""
+    return (np.sign(scores[:, None, :] - baseline[None, :, :]) + 1) / 2
+
+
+def _checked(matrix: np.ndarray, target: Target) -> np.ndarray:
+    check_problems(target, matrix.shape[1])
+    if len(matrix) < 2:
+        raise ValueError("1 seed: an interval needs at least 2, better 5; the spread of one run's problems is not it")
+    return matrix

@@ -1,0 +1,1 @@
+"""Tasks with their rewards, and the parquet files that verl trains on."""

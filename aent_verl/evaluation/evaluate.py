@@ -1,0 +1,179 @@
+"""One evaluation: check, sample through verl's vLLM servers, score, sum up and keep."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from omegaconf import DictConfig
+
+from aent_verl.evaluation import checkpoint, records, settings, summary
+from aent_verl.evaluation.progress import Progress
+from aent_verl.evaluation.records import Answered, Problem, Response
+from aent_verl.evaluation.scoring import Scorer
+from aent_verl.evaluation.task import Task, prepare
+from aent_verl.launch.compose import prepare_task
+from aent_verl.launch.environment import choose_platform, hand_to_workers
+from aent_verl.preflight.errors import PreflightError
+from aent_verl.runs import provenance
+
+if TYPE_CHECKING:
+    from aent_verl.evaluation.generation import Servers
+
+LOG = "evaluation.log"
+# Most processes that score: more hardly help, and each may hold a copy of what a reward function loads.
+SCORERS = 16
+
+
+def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal: TextIO) -> None:
+    """Check everything, then sample, score, sum up and write.
+
+    Args:
+        cfg: the composed config; changed.
+        model: what to evaluate.
+        typed: the keys that the user set.
+        terminal: where people look.
+
+    Raises:
+        ValueError, RuntimeError: something does not fit, or a server failed; nothing was written.
+    """
+    from aent_verl.evaluation import generation
+    from aent_verl.platforms.cpu import cpu_count
+
+    output = Path(cfg.evaluation.output)
+    _inherit(cfg, model, typed, terminal)
+    platform = choose_platform(cfg)
+    prepare_task(cfg, terminal)
+    task = prepare(cfg, model, terminal)
+    if not cfg.evaluation.overwrite and _is_complete(output, task, terminal):
+        return
+    hand_to_workers(cfg, platform)
+    start = time.monotonic()
+    with Scorer(
+        generation.reward_loader(cfg),
+        processes=cfg.evaluation.scorers or min(SCORERS, cpu_count()),
+        seconds=cfg.evaluation.score_timeout,
+        preload=generation.REWARD_MODULES,
+    ) as scorer:
+        try:
+            generation.start_ray(cfg)
+            answered = asyncio.run(_sample(cfg, task, scorer, terminal))
+        finally:
+            generation.stop_ray()
+    result = task.record | {
+        "versions": provenance.versions(),
+        "seconds": round(time.monotonic() - start, 1),
+        "summary": summary.summarize(answered),
+    }
+    records.write(output, result, answered)
+    for warning in summary.warnings_of(answered):
+        print(f"warning: {warning}", file=terminal)
+    _print(summary.table(result["summary"], task.sampling.n), terminal)
+    print(f"results in {output}", file=terminal)
+
+
+def _inherit(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal: TextIO) -> None:
+    from aent_verl.runs.run import read_config
+
+    if model.run is None:
+        return
+    changed = settings.inherit(cfg, read_config(model.run), typed)
+    if changed:
+        names = {long: short for short, long in settings.SHORT_KEYS.items()}
+        print(f"as in {model.run}: {', '.join(names.get(key, key) for key in changed)}", file=terminal)
+
+
+def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
+    """Whether this very evaluation is in the output folder already.
+
+    Raises:
+        PreflightError: another one is.
+    """
+    there = records.read_summary(output)
+    if there is None:
+        return False
+    differences = records.differences(there, task.record)
+    if differences:
+        raise PreflightError(
+            "output",
+            str(output),
+            f"there is another evaluation in it ({'; '.join(differences)})",
+            expected="an empty folder, or the same evaluation",
+            hint="Choose another folder with output=, or replace it with overwrite=true",
+        )
+    print(f"this evaluation is complete, in {output}\nto repeat it add overwrite=true", file=terminal)
+    _print(summary.table(there["summary"], task.sampling.n), terminal)
+    return True
+
+
+async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
+    """All responses to all problems; each is scored as soon as it is there."""
+    from aent_verl.evaluation import generation
+
+    count, each = generation.replicas(cfg)
+    found = generation.accelerators(count * each)
+    if found < count * each:
+        raise PreflightError(
+            "gpus",
+            cfg.trainer.n_gpus_per_node,
+            f"with trainer.nnodes={cfg.trainer.nnodes} that is {count * each} accelerators",
+            expected=f"at most the {found:g} that Ray has",
+            hint="Lower it, or point Ray at a larger cluster with RAY_ADDRESS",
+        )
+    print(f"starting {count} vLLM server{'s' if count > 1 else ''}, which takes a minute or more", file=terminal)
+    servers = await generation.Servers.start(cfg, generation.load_model(cfg))
+    slots = asyncio.Semaphore(servers.capacity)
+    with Progress(len(task.problems) * task.sampling.n, terminal) as progress:
+
+        async def answer(problem: Problem, prompt: Sequence[int]) -> Response:
+            async with slots:
+                response = await _respond(servers, scorer, problem, prompt, greedy=task.sampling.greedy)
+            progress.advance()
+            return response
+
+        tasks = [
+            asyncio.ensure_future(answer(problem, prompt))
+            for problem, prompt in zip(task.problems, task.prompts, strict=True)
+            for _ in range(task.sampling.n)
+        ]
+        try:
+            responses = await asyncio.gather(*tasks)
+        finally:
+            for one in tasks:
+                one.cancel()
+    n = task.sampling.n
+    return [Answered(problem, responses[i * n : (i + 1) * n]) for i, problem in enumerate(task.problems)]
+
+
+async def _respond(
+    servers: Servers, scorer: Scorer, problem: Problem, prompt: Sequence[int], *, greedy: bool
+) -> Response:
+    generated = await servers.respond(prompt)
+    scored = await scorer.score_async(
+        data_source=problem.data_source,
+        solution_str=generated.text,
+        ground_truth=problem.ground_truth,
+        # verl adds the last two.
+        extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
+    )
+    return Response(
+        text=generated.text,
+        tokens=generated.tokens,
+        truncated=generated.truncated,
+        # The likeliest token is certain; vLLM gives the log-probability that it would have at temperature 1.
+        entropy=0.0 if greedy else records.entropy_of(generated.log_probs),
+        score=scored.score,
+        answer=scored.answer,
+        error=scored.error,
+    )
+
+
+def _print(renderable: object, terminal: TextIO) -> None:
+    from rich.console import Console
+
+    console = Console(file=terminal)
+    # A file or pipe has no width; 80 columns would fold the table.
+    console.print(renderable) if console.is_terminal else Console(file=terminal, width=120).print(renderable)

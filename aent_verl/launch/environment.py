@@ -1,0 +1,90 @@
+"""What decides where a run computes, and what every process of it needs to know."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from aent_verl.platforms import cpu, vllm_plugin, weight_sockets
+from aent_verl.runs import metrics
+
+
+class LaunchError(RuntimeError):
+    """A run that cannot start or did not finish; the message is for the user."""
+
+
+def check_installation() -> Exception | None:
+    """Check that the environment does not switch us off and that versions fit, before anything of verl is imported."""
+    from aent_verl.plugin import guard
+    from aent_verl.verl_api import versions
+
+    try:
+        guard.refuse_if_disabled()
+        versions.check_versions()
+    except (guard.PlugInNotActiveError, versions.VersionError) as error:
+        return error
+    return None
+
+
+def choose_platform(cfg: DictConfig) -> str | None:
+    """Decide once between verl's own platforms and our CPU platform, before anything resolves verl's platform.
+
+    Raises:
+        LaunchError: the decision does not fit the rest of the config.
+    """
+    ray_init = cfg.ray_kwargs.ray_init
+    platform = cpu.detect_platform(ray_init.get("address"))
+    if platform == cpu.PLATFORM_NAME:
+        os.environ.update(_cpu_variables(cfg))
+        if cfg.trainer.device != "cpu":
+            raise LaunchError(
+                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="
+                f"{cfg.trainer.device!r}: to train on the CPU add platform=cpu; to use a GPU cluster, point Ray at it "
+                "with RAY_ADDRESS"
+            )
+    elif cfg.trainer.device == "cpu":
+        raise LaunchError(
+            "trainer.device='cpu', but there is an accelerator: leave platform=cpu out to use it, or set "
+            "VERL_PLATFORM=cpu to train on the CPU all the same"
+        )
+    return platform
+
+
+def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
+    """Put into Ray's runtime environment what every process of the run needs to know."""
+    on_cpu = platform == cpu.PLATFORM_NAME
+    run_dir = Path(cfg.run.dir)
+    given = dict(OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {})
+    modules = given.pop("VERL_USE_EXTERNAL_MODULES", None) or os.environ.get("VERL_USE_EXTERNAL_MODULES")
+    variables = {
+        # verl logs the failure of a plug-in entry point at DEBUG; the failure of a module named here raises.
+        "VERL_USE_EXTERNAL_MODULES": ",".join(filter(None, [modules, "aent_verl.plugin.entry_point"])),
+        "VERL_FILE_LOGGER_PATH": str(run_dir / metrics.METRICS_FILE),
+        "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
+        weight_sockets.RUN_ENV: weight_sockets.mark_of(run_dir),
+    }
+    if on_cpu:
+        variables |= _cpu_variables(cfg)
+    with open_dict(cfg):
+        environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
+        # Without our plug-in vLLM would wait for weights at another socket.
+        plugins = vllm_plugin.allowed(given.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS")))
+        environment["env_vars"] = variables | given | plugins
+        ray_init = cfg.ray_kwargs.ray_init
+        if cpu.cluster_to_join(ray_init.get("address")) is not None:
+            # A cluster that is joined has the slots it has; Ray refuses to be told others.
+            for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
+                ray_init.pop(key, None)
+        elif on_cpu:
+            logical = cpu.logical_accelerators(cfg.trainer.n_gpus_per_node)
+            logical["resources"] |= dict(ray_init.get("resources") or {})
+            ray_init.update(logical)
+
+
+def _cpu_variables(cfg: DictConfig) -> dict[str, str]:
+    threads = cfg.run.threads
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise LaunchError(f"run.threads={threads!r}: must be a whole number from 1, or null for a share of the cores")
+    return cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=threads)

@@ -1,0 +1,1 @@
+"""The axes of entropy control as validated settings; torch and `core` alone."""

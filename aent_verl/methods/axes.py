@@ -1,0 +1,269 @@
+"""The choices on the axes of entropy control, as validated settings that know how to apply themselves.
+
+Each is a small frozen dataclass around one pure function of `core`; its fields are the keys of its block of settings,
+and the tables at the end give the names. A new choice costs its function, its class here and a YAML file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from aent_verl.core import advantages, bonus
+from aent_verl.methods import blocks
+from aent_verl.plugin.micro_batch import MicroBatch
+from aent_verl.plugin.step import StepValues, WholeBatch
+
+# Masks tokens and weighs samples: [B, T] -> [B, T].
+Weigh = Callable[[Tensor], Tensor]
+
+
+class BonusForm(Protocol):
+    """How the entropies of the tokens become a loss term."""
+
+    # Whether it ties the average entropy of the mini-batch, which the pre-pass finds, to the initial one. The average
+    # is then over the tokens of the mask, else over all response tokens.
+    anchored: ClassVar[bool]
+
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
+        """Loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``-lambda * H`` (AEnt, and the plain entropy bonus)."""
+
+    anchored: ClassVar[bool] = False
+
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.bonus.linear`."""
+        return bonus.linear(weigh(entropy), step.bonus)
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """``lambda * (mean(H) - H_0)^2``, ``H_0`` being that weighted mean before the first update (SIREN)."""
+
+    anchored: ClassVar[bool] = True
+
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.bonus.anchored`; 0 if no token of the mini-batch has a part in it."""
+        if whole.aggregate is None:
+            return weigh(entropy) * 0.0
+        if step.initial_entropy is None:
+            raise RuntimeError("this batch carries no initial entropy: the driver runs another version of aent_verl")
+        term = bonus.anchored(entropy, step.bonus, aggregate=whole.aggregate, target=step.initial_entropy)
+        return weigh(term) / whole.share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothed:
+    """``-lambda * (H - beta_k * amount by which H leaves [low, high] * mean past entropy)`` (EPO)."""
+
+    low: float
+    high: float
+    gamma: float
+    anchored: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        blocks.number("low", self.low, lambda x: x >= 0, allowed=">= 0")
+        blocks.number("high", self.high, lambda x: x >= self.low, allowed=f">= low={self.low!r}")
+        blocks.number("gamma", self.gamma, lambda x: x >= 0, allowed=">= 0")
+
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.bonus.smoothed`."""
+        beta = bonus.smoothing_weight(step.step - 1, step.total_steps, gamma=self.gamma)
+        return weigh(
+            bonus.smoothed(entropy, step.bonus, mean=step.entropy_mean, low=self.low, high=self.high, beta=beta)
+        )
+
+
+@dataclass(frozen=True)
+class AllTokens:
+    """Every response token takes part in the bonus."""
+
+    def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
+        """None: all."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakTokens:
+    """Tokens above the ``quantile`` of their own response (SIREN)."""
+
+    quantile: float
+
+    def __post_init__(self) -> None:
+        blocks.number("quantile", self.quantile, lambda x: 0 <= x < 1, allowed="in [0, 1)")
+
+    def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
+        """See `core.bonus.peak_mask`."""
+        return bonus.peak_mask(entropy.detach(), mask, self.quantile)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every sample counts the same."""
+
+    needs_accuracy: ClassVar[bool] = False
+
+    def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
+        """None: 1 for all."""
+        return None
+
+
+@dataclass(frozen=True)
+class LinearDifficulty:
+    """``1 - accuracy`` of the sample's group (AER, reconstructed)."""
+
+    needs_accuracy: ClassVar[bool] = True
+
+    def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
+        """See `core.bonus.linear_difficulty`."""
+        return bonus.linear_difficulty(accuracy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdDifficulty:
+    """1 for groups of at most the accuracy ``threshold``, else 0 (AER, reconstructed)."""
+
+    threshold: float
+    needs_accuracy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        blocks.number("threshold", self.threshold, lambda x: 0 <= x <= 1, allowed="in [0, 1]")
+
+    def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
+        """See `core.bonus.threshold_difficulty`."""
+        return bonus.threshold_difficulty(accuracy(), threshold=self.threshold)
+
+
+class Shaping(Protocol):
+    """How advantages are changed before the policy loss."""
+
+    # A factor >= 0 on the advantage: right only for losses that are positively homogeneous in it.
+    is_weight: ClassVar[bool]
+    needs_accuracy: ClassVar[bool]
+    # Whether the pre-pass must find the largest absolute `change` of the mini-batch.
+    needs_largest_change: ClassVar[bool]
+    # Whether `advantages.controller` moves it.
+    has_coefficient: ClassVar[bool]
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """Shaped advantages, ``[B, T]``, without gradient."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The advantages as verl computed them."""
+
+    is_weight: ClassVar[bool] = False
+    needs_accuracy: ClassVar[bool] = False
+    needs_largest_change: ClassVar[bool] = False
+    has_coefficient: ClassVar[bool] = False
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """The same tensor."""
+        return batch.advantages
+
+
+@dataclass(frozen=True)
+class PositiveReweight(Unchanged):
+    """Positive advantages times mu, which `advantages.controller` moves (PAR)."""
+
+    is_weight: ClassVar[bool] = True
+    has_coefficient: ClassVar[bool] = True
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.advantages.positive_reweight`."""
+        return advantages.positive_reweight(batch.advantages, step.advantages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer(Unchanged):
+    """Less weight for tokens that change the entropy most; the largest change is the whole mini-batch's (STEER)."""
+
+    w_min: float
+    floor: float
+    is_weight: ClassVar[bool] = True
+    needs_largest_change: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        blocks.number("w_min", self.w_min, lambda x: 0 < x <= 1, allowed="in (0, 1]")
+        blocks.number("floor", self.floor, lambda x: x > 0, allowed="> 0")
+
+    def change(self, batch: MicroBatch) -> Tensor:
+        """See `core.advantages.steer_change`."""
+        return advantages.steer_change(
+            batch.log_prob, batch.old_log_prob, batch.advantages, batch.entropy_full, batch.mask
+        )
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """Advantages times `core.advantages.steer_weight`."""
+        assert whole.largest_change is not None
+        weight = advantages.steer_weight(
+            self.change(batch), largest=whole.largest_change, w_min=self.w_min, floor=self.floor
+        )
+        return batch.advantages * weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyAdvantage(Unchanged):
+    """Advantages plus a share of the full entropy, bounded by the advantage itself."""
+
+    scale: float
+    kappa: float
+
+    def __post_init__(self) -> None:
+        blocks.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        blocks.number("kappa", self.kappa, lambda x: x > 0, allowed="> 0")
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.advantages.entropy_advantage`."""
+        return advantages.entropy_advantage(
+            batch.advantages, batch.entropy_full, batch.mask, scale=self.scale, kappa=self.kappa
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProGRPO(Unchanged):
+    """Advantages plus what the prompt's confidence has above the response's, in groups of mixed outcome (ARM).
+
+    A group is mixed if its accuracy is neither 0 nor 1.
+    """
+
+    scale: float
+    share: float
+    needs_accuracy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        blocks.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        blocks.number("share", self.share, lambda x: 0 < x <= 1, allowed="in (0, 1]")
+
+    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+        """See `core.advantages.progrpo`."""
+        accuracy = batch.accuracy
+        return advantages.progrpo(
+            batch.advantages,
+            response_confidence=advantages.confidence(batch.log_prob, batch.mask, share=self.share),
+            prompt_confidence=advantages.confidence(*batch.prompt_log_probs(), share=self.share),
+            mixed=(accuracy > 0) & (accuracy < 1),
+            scale=self.scale,
+        )
+
+
+BONUSES: dict[str, type[Any]] = {"linear": Linear, "anchored": Anchored, "smoothed": Smoothed}
+TOKEN_MASKS: dict[str, type[Any]] = {"all": AllTokens, "peak": PeakTokens}
+SAMPLE_WEIGHTS: dict[str, type[Any]] = {
+    "uniform": Uniform,
+    "difficulty_linear": LinearDifficulty,
+    "difficulty_threshold": ThresholdDifficulty,
+}
+ADVANTAGES: dict[str, type[Any]] = {
+    "none": Unchanged,
+    "positive_reweight": PositiveReweight,
+    "steer": Steer,
+    "entropy_adv": EntropyAdvantage,
+    "progrpo": ProGRPO,
+}

@@ -1,0 +1,1 @@
+"""The CPU platform for verl, what vLLM needs on it, and vLLM's plug-in on every platform."""

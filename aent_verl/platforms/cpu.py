@@ -1,0 +1,397 @@
+"""A `cpu` platform for verl, so that the whole pipeline runs on machines without an accelerator.
+
+verl finds it only by name (`VERL_PLATFORM=cpu`): on a cluster with accelerators nothing of it is active.  The pieces,
+in the order in which a run needs them: `detect_platform` in the launcher, `runtime_env_vars` and
+`logical_accelerators` for `ray.init`, `register` in every process, `register_engines` and `initialize_gloo` in workers.
+
+verl is imported inside functions only.  `import verl` loads plug-ins, and ours imports this module: with verl at the
+top, importing this module first would come back to it half built, and verl swallows the failure of a plug-in.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+
+from aent_verl.platforms import vllm_plugin
+
+logger = logging.getLogger(__name__)
+
+PLATFORM_NAME = "cpu"
+PLATFORM_ENV = "VERL_PLATFORM"
+# Custom Ray resource of nodes whose "GPU"s are logical; its amount is their number.
+LOGICAL_RESOURCE = "aent_cpu_platform"
+# The accelerator resources that Ray knows (`ray._private.accelerators`), and XPU, used by forks.
+ACCELERATOR_RESOURCES = frozenset(
+    {"GPU", "NPU", "TPU", "HPU", "XPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN", "TTNPU"}
+)
+
+
+def is_selected() -> bool:
+    """Whether the environment names this platform, read as verl reads it."""
+    return os.environ.get(PLATFORM_ENV, "").strip().lower() == PLATFORM_NAME
+
+
+def _ignore(*_args: Any, **_kwargs: Any) -> None:
+    """Do nothing: CPU work is synchronous, and there is no caching allocator to steer."""
+
+
+def memory_allocated(device: Any = None) -> int:
+    """Resident memory of this process in bytes: everything in it, not tensors alone."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def max_memory_allocated(device: Any = None) -> int:
+    """Highest resident memory of this process since it started, in bytes; it cannot be reset."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def mem_get_info(device: Any = None) -> tuple[int, int]:
+    """(available, total) bytes of the machine's main memory, container limits not considered."""
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def get_device_properties(device: Any = None) -> SimpleNamespace:
+    """Name and memory of the one CPU device."""
+    return SimpleNamespace(name="CPU", total_memory=psutil.virtual_memory().total, multi_processor_count=cpu_count())
+
+
+def cpu_count() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class NullStream:
+    """Stands in for streams and events: all work is done by the time a call returns."""
+
+    wait_stream = wait_event = record_event = record = wait = synchronize = staticmethod(_ignore)
+
+    def query(self) -> bool:
+        """Nothing is ever pending."""
+        return True
+
+
+@functools.cache
+def device_module() -> ModuleType:
+    """The module that verl gets from `get_torch_device()`.
+
+    `torch.cpu` lacks most of these functions.  `is_available` answers for an accelerator, as all of verl's callers mean
+    it (they guard allocator statistics and memory snapshots), so it is False.
+    """
+    module = ModuleType("aent_verl_cpu_device", "CPU stand-in for torch.cuda, as far as verl calls it.")
+    functions: dict[str, Any] = {
+        "is_available": lambda: False,
+        "device_count": lambda: 1,
+        "current_device": lambda: torch.device("cpu"),
+        "get_device_name": lambda device=None: "CPU",  # verl looks this name up in its table of FLOPS
+        "get_device_properties": get_device_properties,
+        "get_device_capability": lambda device=None: (None, None),
+        "memory_allocated": memory_allocated,
+        "memory_reserved": memory_allocated,
+        "max_memory_allocated": max_memory_allocated,
+        "max_memory_reserved": max_memory_allocated,
+        "mem_get_info": mem_get_info,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed,
+        "manual_seed_all": torch.manual_seed,
+        "Stream": lambda *args, **kwargs: NullStream(),
+        "Event": lambda *args, **kwargs: NullStream(),
+        "current_stream": lambda device=None: NullStream(),
+        "stream": lambda stream: nullcontext(stream),
+        "memory": SimpleNamespace(_record_memory_history=_ignore, _dump_snapshot=_ignore, _snapshot=dict),
+    }
+    for name in (
+        "synchronize",
+        "set_device",
+        "empty_cache",
+        "ipc_collect",
+        "reset_peak_memory_stats",
+        "reset_accumulated_memory_stats",
+        "set_per_process_memory_fraction",
+    ):
+        functions[name] = _ignore
+    vars(module).update(functions)
+    return module
+
+
+class _PlatformMethods:
+    """The methods of `PlatformCPU`; verl's `PlatformBase` documents each."""
+
+    device_name = PLATFORM_NAME
+    vendor_name = PLATFORM_NAME
+
+    @property
+    def device_module(self) -> ModuleType:
+        return device_module()
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        # verl asks every platform in turn when none is named.  A CPU is always there, and must never win that.
+        return is_selected()
+
+    def current_device(self) -> torch.device:
+        # verl writes `tensor.to(get_device_id())`: an index would mean an accelerator there.
+        return torch.device("cpu")
+
+    def device_count(self) -> int:
+        return 1
+
+    set_device = synchronize = set_allocator_settings = empty_cache = staticmethod(_ignore)
+    profiler_start = profiler_stop = cudart = staticmethod(_ignore)
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        # Ray sets this variable for the resource "GPU", logical or not, and verl reads it back.
+        return "CUDA_VISIBLE_DEVICES"
+
+    def ray_resource_name(self) -> str:
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return []
+
+    def is_ipc_supported(self) -> bool:
+        # Without device IPC verl sends weights to the rollout engine through shared memory, which works on CPU.
+        return False
+
+    @contextmanager
+    def nvtx_range(self, msg: str) -> Iterator[None]:
+        yield
+
+
+@functools.cache
+def platform_class() -> type:
+    """`PlatformCPU`, made at the first call because its base is verl's."""
+    from verl.plugin.platform import PlatformBase
+
+    members = {"__doc__": "verl platform without accelerators.", "__module__": __name__}
+    return type("PlatformCPU", (_PlatformMethods, PlatformBase), members)
+
+
+def register() -> None:
+    """Adds the platform to verl's registry under "cpu"; resolves no platform, and may be called again.
+
+    Raises:
+        RuntimeError: if somebody else registered a platform of that name.
+    """
+    from verl.plugin.platform import PlatformRegistry
+
+    present = PlatformRegistry.get(PLATFORM_NAME)
+    if present is platform_class():
+        return
+    if present is not None:
+        raise RuntimeError(
+            f"verl already has a platform named {PLATFORM_NAME!r} ({present.__module__}.{present.__qualname__}); "
+            "aent_verl cannot register its own beside it"
+        )
+    PlatformRegistry.register(platform=PLATFORM_NAME)(platform_class())
+
+
+def register_engines() -> None:
+    """Registers verl's FSDP engines for CPU under `fsdp2`; may be called again.
+
+    FSDP1 is left out: it refuses modules on the CPU (`sync_module_states`).
+
+    Raises:
+        RuntimeError: if somebody else registered engines for these keys.
+    """
+    from verl.workers.engine import EngineRegistry
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+
+    for model_type, engine in (("language_model", FSDPEngineWithLMHead), ("value_model", FSDPEngineWithValueHead)):
+        present = EngineRegistry._engines.get(model_type, {}).get("fsdp2", {}).get(PLATFORM_NAME)
+        if present is None:
+            EngineRegistry.register(model_type=model_type, backend="fsdp2", device=PLATFORM_NAME)(engine)
+        elif present is not engine:
+            raise RuntimeError(
+                f"verl already has an engine for {model_type!r} with fsdp2 on {PLATFORM_NAME!r}: {present.__qualname__}"
+            )
+
+
+def initialize_gloo(timeout_second: int | None = None) -> bool:
+    """Initialises torch.distributed for a CPU worker, before verl does.
+
+    verl would ask for the backend "cpu:gloo,cpu:gloo", which torch rejects; it asks for nothing when a group exists.
+    Rank, world size and address come from where verl takes them: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`,
+    which its worker group sets, or `DIST_INIT_METHOD`.
+
+    Args:
+        timeout_second: Timeout of collectives; None takes torch's default, as verl's workers do.
+
+    Returns:
+        True if this call made the group; False on another platform, or if there is a group already.
+    """
+    from verl.utils.device import get_device_name
+    from verl.utils.distributed import initialize_global_process_group_ray
+
+    if get_device_name() != PLATFORM_NAME or torch.distributed.is_initialized():
+        return False
+    initialize_global_process_group_ray(timeout_second=timeout_second, backend="cpu:gloo")
+    return True
+
+
+def cluster_has_accelerator(resources: Mapping[str, float]) -> bool:
+    """Whether a Ray cluster has real accelerators, from `ray.cluster_resources()`.
+
+    "GPU"s count only beyond the amount of `LOGICAL_RESOURCE`; other accelerators always do.
+    """
+    logical = resources.get(LOGICAL_RESOURCE, 0)
+    return any(
+        amount - (logical if name == "GPU" else 0) > 0
+        for name, amount in resources.items()
+        if name in ACCELERATOR_RESOURCES or name.startswith("accelerator_type:")
+    )
+
+
+def logical_accelerators(count: int) -> dict[str, Any]:
+    """Arguments for `ray.init` that give a CPU machine `count` logical GPUs, marked as such.
+
+    For `ray start`: `--num-gpus=N --resources='{"aent_cpu_platform": N}'`.
+    """
+    return {"num_gpus": count, "resources": {LOGICAL_RESOURCE: count}}
+
+
+def choose_platform(
+    *,
+    requested: str | None,
+    cluster_resources: Mapping[str, float] | None,
+    local_accelerator: Callable[[], bool],
+) -> str | None:
+    """Decides whether a run uses the CPU platform.
+
+    Args:
+        requested: Value of `VERL_PLATFORM`; anything non-empty is respected.
+        cluster_resources: Resources of the Ray cluster that the run joins, or None if it starts its own. A cluster
+            decides alone: its head node may have no accelerator while its workers do.
+        local_accelerator: Whether this machine has an accelerator; called only if Ray is to be started here.
+
+    Returns:
+        "cpu", or None to leave the choice to verl.
+    """
+    if requested and requested.strip():
+        return PLATFORM_NAME if requested.strip().lower() == PLATFORM_NAME else None
+    found = local_accelerator() if cluster_resources is None else cluster_has_accelerator(cluster_resources)
+    return None if found else PLATFORM_NAME
+
+
+def detect_platform(ray_address: str | None = None) -> str | None:
+    """`choose_platform` for this process; call it before `ray.init` and before verl resolves its platform.
+
+    Args:
+        ray_address: `ray_kwargs.ray_init.address` of the config, which means to Ray what it means here.
+
+    Raises:
+        ConnectionError: if a Ray cluster is named and cannot be reached.
+    """
+    requested = os.environ.get(PLATFORM_ENV, "").strip()
+    resources = None if requested else joined_cluster_resources(ray_address)
+    return choose_platform(requested=requested, cluster_resources=resources, local_accelerator=local_accelerator)
+
+
+def cluster_to_join(ray_address: str | None = None) -> str | None:
+    """Address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
+    address = ray_address or None
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address is not None and "://" in address:
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    # Without an address Ray joins the cluster that `ray start` last made on this machine, if there is one.
+    return canonicalize_bootstrap_address(address)
+
+
+def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:
+    """Resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
+
+    Joins the cluster for a moment where this process has not: Ray tells resources to its members only.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return dict(ray.cluster_resources())
+    if cluster_to_join(ray_address) is None:
+        return None
+    # The address as the user gave it: for one that Ray finds itself, Ray also finds the token.
+    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        return dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def local_accelerator() -> bool:
+    """Whether a platform that verl knows, other than this one, is available on this machine."""
+    from verl.plugin.platform import PlatformRegistry
+
+    for name in PlatformRegistry.registered_names():
+        platform_type = PlatformRegistry.get(name)
+        if name == PLATFORM_NAME or platform_type is None:
+            continue
+        # The first check misses CUDA devices where nvidia-smi is not installed; the second may raise without a driver.
+        for check in ("is_platform_available", "is_available"):
+            arguments = {"use_smi_check": True} if check == "is_platform_available" else {}
+            try:
+                if getattr(platform_type(), check)(**arguments):
+                    return True
+            except Exception as error:
+                logger.debug("platform %r: %s failed: %r", name, check, error)
+    return False
+
+
+def runtime_env_vars(
+    processes: int = 1, threads: int | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Environment variables for Ray's `runtime_env`, which must reach every worker on the CPU platform.
+
+    Args:
+        processes: Training ranks on a machine.
+        threads: Of each process; None: the cores divided by the ranks.
+        environ: The present environment, `os.environ` if None. What the user set there is kept.
+    """
+    environ = os.environ if environ is None else environ
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's default is most of the machine's memory
+        # Ray sets one thread for actors without num_cpus, which verl's workers are.
+        "OMP_NUM_THREADS": str(threads or max(1, cpu_count() // max(1, processes))),
+        # vLLM binds each replica's threads to the same cores and leaves one core out: on two cores that is one for all.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # vLLM compiles its sampler through a C++ compiler: 20 s in the first step, and a tool that may be missing.
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+    variables = {name: environ.get(name) or value for name, value in defaults.items()}
+    variables |= vllm_plugin.allowed(environ.get("VLLM_PLUGINS"))
+    return variables | {PLATFORM_ENV: PLATFORM_NAME, "VLLM_TARGET_DEVICE": "cpu"}
+
+
+def __getattr__(name: str) -> Any:
+    """Makes `PlatformCPU` importable although its class is built on demand."""
+    if name == "PlatformCPU":
+        return platform_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

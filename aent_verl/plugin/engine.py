@@ -1,0 +1,175 @@
+"""FSDP engine whose log-probs and entropies come out of one op, on logits or in the place of verl's fused LM heads."""
+
+import contextlib
+from typing import Any, cast
+
+import torch
+import verl.utils.torch_functional as verl_F
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from aent_verl.core.backends import Kernel
+from aent_verl.core.custom import logprobs_and_custom_entropy
+from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
+from aent_verl.core.sampled import Truncation
+from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.plugin.fused_head import Head, lm_head_of, replaced
+from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, REMOVED_MASS
+from aent_verl.plugin.minibatch_stats import PrePass
+from aent_verl.plugin.step import MEASURE_INITIAL
+
+MODEL_TYPE = "aent_language_model"
+
+
+class EntropyControlEngine(FSDPEngineWithLMHead):
+    """verl's FSDP engine with our op between the model and the loss.
+
+    In training it returns log-probs, the configured entropy and its statistics. Elsewhere (old log-probs) it returns
+    what verl's own does, log-probs and, if asked for, the full entropy, from the same op: the two log-probs of a policy
+    ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
+    asks for it.
+
+    ``functional``, ``kernel``, ``pre_pass`` and ``truncation`` are set by the worker before the first step.
+    """
+
+    functional: FunctionalConfig
+    kernel: Kernel = "auto"
+    pre_pass: PrePass | None = None
+    # How the rollout cuts the distribution off: then the entropy of what is left is measured, too.
+    truncation: Truncation = Truncation()
+    # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
+    _lm_head: nn.Module | None = None
+    _head: Head | None = None
+
+    def __init__(self, model_config: Any, *args: Any, **kwargs: Any) -> None:
+        # The registry row was found by our model type; verl's own module building branches on its name for it.
+        model_config.model_type = "language_model"
+        super().__init__(model_config, *args, **kwargs)
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """As verl's; before it, in training, the pass without gradient that the method needs over all of ``data``."""
+        if not forward_only and self.pre_pass is not None and self.pre_pass.needed:
+            output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
+            self.pre_pass(output, data, self.get_data_parallel_group())
+            del output
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+
+    def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        """As verl's; with ``use_fused_kernels`` the model's LM head runs our op."""
+        with contextlib.ExitStack() as stack:
+            if tu.get_non_tensor_data(data=micro_batch, key="use_fused_kernels", default=False):
+                self._lm_head = self._lm_head or lm_head_of(self.module)
+                self._head = stack.enter_context(replaced(self._lm_head, self._settings(micro_batch)))
+                stack.callback(setattr, self, "_head", None)
+            return super().forward_step(micro_batch, loss_function, forward_only)
+
+    def _measures(self, micro_batch: TensorDict) -> bool:
+        """Whether the configured entropy is wanted: in training, and for the observation before the first update."""
+        return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
+
+    def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
+        """What the op is asked for."""
+        functional = self.functional if self._measures(micro_batch) else FunctionalConfig("full")
+        return {**functional.arguments(), "kernel": self.kernel}
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
+    ) -> dict[str, Tensor]:
+        """Results per token as nested ``[B, j]`` tensors, whatever the layout of the batch."""
+        asked_for = {
+            key: tu.get_non_tensor_data(data=micro_batch, key=key, default=False)
+            for key in ("calculate_entropy", "calculate_sum_pi_squared")
+        }
+        real = _real_tokens(output_args, micro_batch)
+        if self._head is not None:
+            log_probs, entropy, statistics = self._head.outputs(output)
+            if asked_for["calculate_sum_pi_squared"]:
+                raise NotImplementedError(
+                    "calculate_sum_pi_squared=True needs logits; set model.use_fused_kernels=False"
+                )
+        else:
+            logits, labels, temperature = _rows(output.logits, output_args, real)
+            function = self.functional.function if self._measures(micro_batch) else None
+            if function is not None:
+                result = logprobs_and_custom_entropy(
+                    logits, labels, function, temperature=temperature, kernel=self.kernel
+                )
+            else:
+                # In place: verl lets go of the logits after this; autograd would tell if their values were needed.
+                result = logprobs_and_entropy(
+                    logits,
+                    labels,
+                    temperature=temperature,
+                    statistics=True,
+                    inplace_backward=True,
+                    **self._settings(micro_batch),
+                )
+            log_probs, entropy, statistics = cast(WithStatistics, result)
+            # Not in the pre-pass, which computes without gradient.
+            if self.truncation.active and self.mode == "train" and torch.is_grad_enabled():
+                statistics[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
+        results = {"log_probs": log_probs}
+        if self._measures(micro_batch):
+            results[ENTROPY] = entropy
+        if self.mode == "train":
+            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
+            results |= {key: statistics[key] for key in (ENTROPY_SAMPLED,) if key in statistics}
+        elif asked_for["calculate_entropy"]:
+            results["entropy"] = statistics["entropy_full"]
+        if asked_for["calculate_sum_pi_squared"]:
+            with torch.no_grad():
+                if isinstance(temperature, Tensor):
+                    logits = logits / temperature.to(logits.dtype).unsqueeze(-1)
+                results["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(logits)
+        if real is not None:
+            places = real.flatten().nonzero().squeeze(-1)
+            results = {key: value[places] for key, value in results.items()}
+        offsets, pad_size = micro_batch["input_ids"].offsets(), output_args.get("pad_size", 0)
+        return {
+            key: torch.nested.nested_tensor_from_jagged(self._gather_and_unpad_packed(value, pad_size), offsets)
+            for key, value in results.items()
+        }
+
+
+def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor | None:
+    """Mask ``[B, T]`` of the tokens that are no padding; None in the layout from which padding was removed."""
+    if "temperature_rmpad" in output_args:
+        return None
+    lengths = micro_batch["input_ids"].offsets().diff()
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _rows(
+    logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
+
+    Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
+    """
+    if isinstance(logits, DTensor):
+        logits = logits.full_tensor()
+    labels = output_args["input_ids_rmpad_rolled"]
+    if real is None:
+        logits, temperature = logits.squeeze(0), output_args["temperature_rmpad"]
+    else:
+        logits = logits.flatten(0, 1)
+        labels = torch.zeros_like(real, dtype=labels.dtype).masked_scatter(real, labels).flatten()
+        temperature = output_args["temperature"].repeat_interleave(real.shape[1])
+    if output_args.get("temperature_is_one", False):
+        return logits, labels, 1.0
+    return logits, labels, temperature.clamp(min=1e-8)
+
+
+def register() -> None:
+    """Register the engine for every device that verl's FSDP engine supports, and CPU; a second call does nothing."""
+    if MODEL_TYPE in EngineRegistry._engines:
+        return
+    EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
+        EntropyControlEngine
+    )
+    # FSDP1 refuses CPU modules.
+    EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device="cpu")(EntropyControlEngine)

@@ -1,0 +1,28 @@
+"""What verl's plug-in entry point imports, in every process, at ``import verl``: registers our platform and trainers.
+
+It is light: the trainers, which pull in most of verl, are registered when verl's own are imported. By then the platform
+is decided, and an error in our trainers reaches whoever asked for them; verl logs one raised here at DEBUG only.
+"""
+
+import importlib
+import logging
+
+import wrapt
+
+# Its resolvers: verl resolves the config in a worker.
+import aent_verl._config  # noqa: F401
+from aent_verl._util import DISABLE_ENV, is_disabled
+from aent_verl.platforms import cpu, vllm_cpu
+from aent_verl.plugin import guard
+
+if is_disabled():
+    logging.getLogger(__name__).warning("aent_verl is switched off by %s", DISABLE_ENV)
+else:
+    cpu.register()
+    # Whatever the platform: composing a config imports verl, and only then can the platform be decided.
+    vllm_cpu.provide_vllm_distribution()
+    guard.install()
+
+    @wrapt.when_imported("verl.trainer.ppo.v1")
+    def _register_trainers(_module: object) -> None:
+        importlib.import_module("aent_verl.plugin.trainer")

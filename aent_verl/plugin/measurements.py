@@ -1,0 +1,120 @@
+"""What leaves each rank, and what the driver makes of it: sums over tokens become means, shares and quantiles.
+
+verl sums a SUM metric over micro-batches and averages it over ranks and mini-batches. So the ratio of two such metrics
+is the exact mean over all tokens of the step, whatever the aggregation of the loss and the size of micro-batches.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from verl.utils.metric import AggregationType, Metric
+
+from aent_verl.core.diagnostics import BINS, covariance_from_sums, entropy_histogram, histogram_quantiles
+from aent_verl.core.numerics import masked_sum
+from aent_verl.plugin.guard import PlugInNotActiveError
+from aent_verl.plugin.micro_batch import MicroBatch
+from aent_verl.plugin.step import StepValues, WholeBatch
+
+# Names avoid "max" and "min", which verl's metric reduction reads as instructions.
+SUM, BIN, WHOLE, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/whole/", "aent/lowest/", "aent/highest/"
+BONUS_LOSS = "aent/bonus_loss"
+MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
+# Only where the rollout truncates.
+SAMPLED = "entropy_sampled"
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+COEFFICIENTS = ("bonus", "advantages")
+
+
+@torch.no_grad()
+def of_micro_batch(
+    batch: MicroBatch, *, shaped: Tensor, bonus_weight: Tensor, bonus_loss: Tensor, step: StepValues, whole: WholeBatch
+) -> dict[str, Metric]:
+    """Metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
+
+    Args:
+        batch: the tokens.
+        shaped: advantages after shaping, ``[B, T]``.
+        bonus_weight: weight of each token in the bonus, ``[B, T]``.
+        bonus_loss: the bonus's part of the loss, ``[]``.
+        step: what the driver sent.
+        whole: what the pre-pass found.
+    """
+    advantages, log_prob = batch.advantages, batch.log_prob
+    values = {
+        "tokens": torch.ones_like(log_prob),
+        "entropy": batch.entropy,
+        "entropy_full": batch.entropy_full,
+        "removed_mass": batch.removed_mass,
+        "bonus_weight": bonus_weight,
+        "advantage_change": (shaped - advantages).abs(),
+        "entropy_positive": torch.where(advantages > 0, batch.entropy, 0.0),
+        "entropy_negative": torch.where(advantages < 0, batch.entropy, 0.0),
+        "advantage": advantages,
+        "log_prob": log_prob,
+        "advantage_log_prob": advantages * log_prob,
+    }
+    if batch.entropy_sampled is not None:
+        values[SAMPLED] = batch.entropy_sampled
+    sums = [masked_sum(value, batch.mask) for value in values.values()]
+    histogram = entropy_histogram(batch.entropy, batch.mask)
+    numbers = torch.cat([torch.stack([*sums, bonus_loss.double()]), histogram.to(sums[0].device)]).tolist()
+    names = [*(SUM + name for name in values), BONUS_LOSS, *(f"{BIN}{i:02d}" for i in range(BINS))]
+    metrics = {
+        name: Metric(value=number, aggregation=AggregationType.SUM) for name, number in zip(names, numbers, strict=True)
+    }
+    for name in COEFFICIENTS:
+        metrics[LOWEST + name] = Metric(value=getattr(step, name), aggregation=AggregationType.MIN)
+        metrics[HIGHEST + name] = Metric(value=getattr(step, name), aggregation=AggregationType.MAX)
+    return metrics | {
+        WHOLE + name: Metric(value=value, aggregation=AggregationType.MEAN) for name, value in whole.report.items()
+    }
+
+
+def of_step(metrics: dict[str, Any], sent: StepValues) -> dict[str, float]:
+    """Take our numbers out of verl's ``metrics`` of an update and return those of the step, entropies in nats.
+
+    Raises:
+        PlugInNotActiveError: no such numbers, or a rank that used another coefficient than the one ``sent``.
+    """
+    ours = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith("actor/aent/")}
+    try:
+        _check_coefficients(ours, sent)
+        sums = {key.removeprefix(SUM): float(value) for key, value in ours.items() if key.startswith(SUM)}
+        histogram = [float(ours[f"{BIN}{i:02d}"]) for i in range(BINS)]
+        tokens = sums["tokens"]
+        names = MEANS + ((SAMPLED,) if SAMPLED in sums else ())
+        means = {name: sums[name] / tokens if tokens > 0 else float("nan") for name in names}
+        result = {f"aent/{name}": value for name, value in means.items()} | {
+            "aent/bonus_loss": float(ours[BONUS_LOSS]),
+            "aent/entropy_share_positive": _ratio(sums["entropy_positive"], sums["entropy"]),
+            "aent/entropy_share_negative": _ratio(sums["entropy_negative"], sums["entropy"]),
+            "aent/covariance": covariance_from_sums(
+                n=tokens, sum_a=sums["advantage"], sum_l=sums["log_prob"], sum_al=sums["advantage_log_prob"]
+            ),
+        }
+    except KeyError as error:
+        raise PlugInNotActiveError(f"the actor's update returned no {error}: our loss did not run") from None
+    result |= {
+        f"aent/entropy_q{round(100 * share):02d}": value
+        for share, value in zip(QUANTILES, histogram_quantiles(histogram, QUANTILES), strict=True)
+    }
+    return result | {
+        "aent/" + key.removeprefix(WHOLE): float(value) for key, value in ours.items() if key.startswith(WHOLE)
+    }
+
+
+def _check_coefficients(ours: Mapping[str, Any], sent: StepValues) -> None:
+    for name in COEFFICIENTS:
+        lowest, highest, value = ours[LOWEST + name], ours[HIGHEST + name], getattr(sent, name)
+        # Not equality: verl takes the mean over the mini-batches, and that of equal numbers may differ in the last bit.
+        if not all(math.isclose(end, value, rel_tol=1e-9, abs_tol=1e-12) for end in (lowest, highest)):
+            raise PlugInNotActiveError(
+                f"ranks used {name} coefficients in [{lowest!r}, {highest!r}], the driver sent {value!r}"
+            )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole != 0 else 0.0

@@ -1,0 +1,161 @@
+"""The tokens of a micro-batch, or of a rank's whole mini-batch, as padded tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.utils import tensordict_utils as tu
+from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
+
+from aent_verl.plugin.step import ACCURACY, CHOSEN, SAMPLE
+
+ENTROPY = "aent_entropy"
+ENTROPY_FULL = "aent_entropy_full"
+ENTROPY_SAMPLED = "aent_entropy_sampled"
+REMOVED_MASS = "aent_removed_mass"
+# What verl's policy and KL losses read of a batch beside the mask, nested [B, j] over the response.
+_READ_BY_LOSSES = ("old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the methods work on. ``B`` responses of at most ``T`` tokens; outside ``mask`` values mean nothing.
+
+    Attributes:
+        mask: response tokens that take part in the loss, ``[B, T]``.
+        log_prob: of the sampled tokens under the current policy, ``[B, T]``, with gradient.
+        old_log_prob: the same under the policy of the old-log-prob pass, ``[B, T]``.
+        advantages: as verl computed them, ``[B, T]``.
+        entropy: the configured functional, nats, ``[B, T]``, with gradient.
+        entropy_full: entropy of the full distribution, nats, ``[B, T]``, no gradient.
+        removed_mass: probability that the functional leaves out, ``[B, T]``, no gradient.
+        data: verl's micro-batch.
+        all_log_probs: nested ``[B, j]`` over prompt and response, position ``i`` holding that of token ``i + 1``.
+        entropy_sampled: entropy of what the rollout samples from, nats, ``[B, T]``, no gradient; None if it truncates
+            nothing.
+    """
+
+    mask: Tensor
+    log_prob: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    entropy: Tensor
+    entropy_full: Tensor
+    removed_mass: Tensor
+    data: TensorDict
+    all_log_probs: Tensor
+    entropy_sampled: Tensor | None = None
+
+    @classmethod
+    def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "MicroBatch":
+        """Pad what the engine returned and what the batch holds.
+
+        Raises:
+            RuntimeError: the engine returned no entropy, so the worker does not run our engine.
+        """
+        if ENTROPY not in model_output:
+            raise RuntimeError("the engine returned no aent_entropy: the worker does not run aent_verl's engine")
+        padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
+        # As one tensor: verl cuts the responses out one by one, and on a GPU waits for the device at each.
+        keys = ["log_probs", ENTROPY, ENTROPY_FULL, REMOVED_MASS]
+        keys += [ENTROPY_SAMPLED] * (ENTROPY_SAMPLED in model_output)
+        together = torch.stack([model_output[key].values() for key in keys], dim=-1)
+        log_prob, entropy, entropy_full, removed_mass, *sampled = no_padding_2_padding(together, data).unbind(-1)
+        return cls(
+            mask=padded["response_mask"].bool(),
+            log_prob=log_prob,
+            old_log_prob=padded["old_log_probs"],
+            advantages=padded["advantages"],
+            entropy=entropy,
+            entropy_full=entropy_full,
+            removed_mass=removed_mass,
+            data=data,
+            all_log_probs=model_output["log_probs"],
+            entropy_sampled=sampled[0] if sampled else None,
+        )
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Mean accuracy of each sample's group, ``[B]``."""
+        return self._per_sample(ACCURACY)
+
+    @property
+    def sample(self) -> Tensor:
+        """Index of each sample in the step's batch, ``[B]``: the same whatever rank and micro-batch it is in."""
+        return self._per_sample(SAMPLE)
+
+    @property
+    def chosen(self) -> Tensor:
+        """Tokens that the pre-pass chose, ``[B, T]``."""
+        return self.data.select(CHOSEN).to_padded_tensor()[CHOSEN].bool()
+
+    def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
+        values = self.all_log_probs.detach().to_padded_tensor(0.0)
+        lengths = self.data["prompts"].offsets().diff() - 1
+        return values, torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
+
+    def nested(self, value: Tensor) -> Tensor:
+        """A padded per-token tensor in the layout of the batch's own; ``[B, T]`` to nested ``[B, j]``."""
+        return response_to_nested(value, self.data["response_mask"])
+
+    def for_policy_loss(self, advantages: Tensor) -> tuple[Tensor, TensorDict]:
+        """Log-probs and batch for verl's losses, 0 at every token outside ``mask``; nested ``[B, j]`` as they came.
+
+        Two of verl's aggregations multiply the loss by the mask, and NaN times 0 is NaN. So whatever stands outside
+        the mask must not enter it; finite values there add 0 to loss and gradient, as these zeros do.
+
+        Args:
+            advantages: after shaping, ``[B, T]``.
+        """
+        mask, log_probs = self.data["response_mask"], self.all_log_probs
+        kept = mask.values().bool()
+        # The log-prob of a response's token stands one place before the token, behind those of the prompt.
+        ahead = (log_probs.offsets() - mask.offsets())[1:] - 1  # type: ignore[attr-defined]
+        place = torch.arange(len(kept), device=kept.device)
+        place += ahead.repeat_interleave(mask.offsets().diff(), output_size=len(kept))
+        in_loss = torch.zeros(len(log_probs.values()), dtype=torch.bool, device=kept.device).index_copy(0, place, kept)
+
+        data = self.data.copy()
+        if advantages is not self.advantages:
+            data["advantages"] = self.nested(advantages)
+        for key in _READ_BY_LOSSES:
+            if key in data:
+                data[key] = _zero_unless(kept, data[key], longest=self.mask.shape[1])
+        return _zero_unless(in_loss, log_probs), data
+
+    def aggregate(self, term: Tensor, config: Any, mode: str | None = None, *, over: Tensor | None = None) -> Tensor:
+        """This part of verl's ``agg_loss`` of a per-token ``term`` over the whole mini-batch, in ``mode`` or the run's.
+
+        ``over``, Boolean ``[B, T]``, takes the place of the response mask; the divisors that verl gives for the whole
+        mini-batch, its tokens and its responses, stay those of all response tokens.
+
+        The parts of all micro-batches add up, and the ranks' average, to the aggregate over the mini-batch.
+        """
+        batch = {key: tu.get_non_tensor_data(self.data, key, None) for key in ("dp_size", "batch_num_tokens")}
+        return agg_loss(
+            loss_mat=term,
+            loss_mask=self.mask if over is None else over,
+            loss_agg_mode=mode or config.loss_agg_mode,
+            global_batch_size=tu.get_non_tensor_data(self.data, "global_batch_size", None),
+            loss_scale_factor=config.loss_scale_factor,
+            **batch,
+        )
+
+    def _per_sample(self, key: str) -> Tensor:
+        if key not in self.data:
+            raise RuntimeError(f"this batch carries no {key}: the driver does not run this version of aent_verl")
+        return self.data[key]
+
+
+def _zero_unless(kept: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
+    """The nested tensor ``value`` with 0 where ``kept``, ``[total tokens]``, is false.
+
+    ``longest`` is the width that it is padded to; without it torch takes the number of all tokens.
+    """
+    values = value.values().masked_fill(~kept, 0.0)
+    offsets: Tensor = value.offsets()  # type: ignore[attr-defined]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest)

@@ -1,0 +1,157 @@
+"""The controllers' states in ``global_step_N/entropy_control.json``: versioned, written atomically."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aent_verl._util import write_json
+from aent_verl.core.controllers import Controller, ControllerState
+from aent_verl.core.diagnostics import EntropyChange
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.plugin.coefficients import States
+
+NAME = "entropy_control.json"
+VERSION = 3
+RESTART = "entropy_control.restart_controller=true"
+AFRESH = f"to go on with the controllers at their initial state, add {RESTART}"
+
+
+class StateFileError(RuntimeError):
+    """The controller's saved state is missing or cannot be used; the message says what to do."""
+
+
+def write(
+    folder: str | os.PathLike[str],
+    *,
+    control: EntropyControlConfig,
+    states: States,
+    change: EntropyChange | None = None,
+) -> Path:
+    """Write the states into a checkpoint folder so that a reader sees the whole file or none.
+
+    Args:
+        folder: verl's ``global_step_N`` folder; made if absent.
+        control: the settings that the states belong to.
+        states: what to save, by axis.
+        change: the fit of the entropy's change, a diagnostic.
+
+    Returns:
+        The file's path.
+    """
+    path = Path(folder) / NAME
+    names = control.controller_names
+    content = {
+        "version": VERSION,
+        "method": control.method,
+        "functional": str(control.functional),
+        "anchor": control.anchor,
+        "entropy_change": (change or EntropyChange()).to_dict(),
+    } | {axis: {"controller": names[axis], "state": state.to_dict()} for axis, state in states.items()}
+    write_json(path, content)
+    return path
+
+
+def read(
+    folder: str | os.PathLike[str], *, control: EntropyControlConfig, controllers: Mapping[str, Controller]
+) -> tuple[States, EntropyChange, list[str]]:
+    """Read the states back from a checkpoint folder, under the settings of this run.
+
+    Args:
+        folder: verl's ``global_step_N`` folder.
+        control: the settings of this run.
+        controllers: its controllers by axis.
+
+    Returns:
+        The states to go on with, the fit of the entropy's change, and a sentence on each thing in which this run
+        differs from the one that saved them.
+
+    Raises:
+        StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
+            that is not what this run's bonus is tied to. The message names the file and the option that starts the
+            controllers afresh.
+    """
+    path = Path(folder) / NAME
+    content = _content(path)
+    changed: dict[str, tuple[Any, Any]] = {
+        "method": (content.get("method"), control.method),
+        "functional": (content.get("functional"), str(control.functional)),
+    }
+    states: States = {}
+    try:
+        change = EntropyChange.from_dict(content["entropy_change"]) if "entropy_change" in content else EntropyChange()
+        for axis, controller in controllers.items():
+            if axis == "advantages" and content["version"] == 1:
+                # Which knew the bonus only.
+                saved, state = control.controller_names[axis], ControllerState(1.0, step=states["bonus"].step)
+            else:
+                saved, state = content[axis]["controller"], ControllerState.from_dict(content[axis]["state"])
+            if saved != control.controller_names[axis]:
+                raise StateFileError(
+                    f"{path} holds the state of controller {saved!r}, and the run is set to "
+                    f"{control.controller_names[axis]!r}; set entropy_control.{axis}.controller.name={saved}; "
+                    f"or, {AFRESH}"
+                )
+            # The checks before a run's start do not know its length.
+            states[axis] = controller.restore(state) if controller.knows_its_run else state
+            name = "coefficient" if axis == "bonus" else f"{axis} coefficient"
+            changed[name] = (state.coefficient, states[axis].coefficient)
+        if control.anchor is not None:
+            _check_anchor(path, content, states["bonus"].initial_entropy, control.anchor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateFileError(f"{path} is damaged or does not fit this run ({error}); {AFRESH}") from error
+    return (
+        states,
+        change,
+        [
+            f"the checkpoint {folder} was saved with {name} {old}, and this run goes on with {new}"
+            for name, (old, new) in changed.items()
+            if old != new
+        ],
+    )
+
+
+def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, anchor: dict[str, Any]) -> None:
+    """Refuse an initial entropy that was averaged otherwise than this run averages: it is no distance to take."""
+    if initial is None:
+        raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
+    again = f"to measure it again before the next step and start the controllers afresh, add {RESTART}"
+    if content["version"] < 3:
+        raise StateFileError(
+            f"{path} has version {content['version']} and holds the initial entropy {initial:g} of an aent_verl that "
+            "divided it by all response tokens; entropy_control.bonus.name=anchored now divides by the tokens of its "
+            f"mask, so that the two do not compare; {again}"
+        )
+    saved = content["anchor"] or {}
+    differ = [
+        f"{key}={saved.get(key)!r}, and this run has {value!r}"
+        for key, value in anchor.items()
+        if saved.get(key) != value
+    ]
+    if differ:
+        raise StateFileError(
+            f"{path} holds the initial entropy {initial:g} measured with {'; '.join(differ)}: the two do not compare; "
+            f"set that back; or, {again}"
+        )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StateFileError(
+            f"the checkpoint {path.parent} has no {NAME}: it was written without entropy control, and the coefficient "
+            f"that the run had reached is not known; {AFRESH}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StateFileError(f"{path} cannot be read ({error}); {AFRESH}") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise StateFileError(f"{path} is not an entropy-control state file (version={version!r}); {AFRESH}")
+    if version > VERSION:
+        raise StateFileError(
+            f"{path} has version {version}, and this aent_verl reads up to {VERSION}: upgrade aent_verl; or, {AFRESH}"
+        )
+    assert isinstance(content, dict)
+    return content

@@ -1,0 +1,306 @@
+"""The driver's part: ask for the coefficients, send them with the batch, measure, move the controllers once."""
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.padding import response_from_nested
+
+from aent_verl.core.controllers import Schedule
+from aent_verl.core.diagnostics import EntropyChange
+from aent_verl.methods.settings import EntropyControlActorConfig, EntropyControlConfig
+from aent_verl.platforms import cpu
+from aent_verl.plugin import coefficients, loss, measurements, samples, saved_state, step
+from aent_verl.plugin.engine import EntropyControlEngine
+from aent_verl.plugin.guard import LINE, PlugInNotActiveError
+from aent_verl.plugin.micro_batch import ENTROPY
+from aent_verl.plugin.minibatch_stats import PrePass
+from aent_verl.plugin.step import StepValues
+from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
+from aent_verl.runs import worker_reports
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+# How often to look whether all responses are there. verl's two seconds, twice a step, are most of a small model's step.
+_CPU_POLL_SECONDS = 0.2
+
+
+class EntropyControlMixin(PPOTrainer):
+    """Entropy control for a v1 trainer; ``base_mode`` is verl's name of the trainer underneath."""
+
+    base_mode: str
+
+    def __init__(self, config: DictConfig) -> None:
+        # verl compares the mode's name and looks its settings up by it: under ours it would take other branches.
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = self.base_mode
+        self.use_entropy_control(omega_conf_to_dataclass(config.actor_rollout_ref.actor))
+        self._entropy_change = EntropyChange()
+        super().__init__(config)
+        if self.parameter_sync_step != 1:
+            raise ValueError(
+                f"trainer.v1.{self.base_mode}.parameter_sync_step={self.parameter_sync_step} is not allowed with "
+                "entropy_control: must be 1, because the controllers move once per training step"
+            )
+
+    def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
+        """Follow these settings; the workers have the same.
+
+        Raises:
+            PlugInNotActiveError: there are none.
+        """
+        control: EntropyControlConfig | None = getattr(actor_config, "entropy_control", None)
+        if control is None:
+            raise PlugInNotActiveError(
+                f"trainer.v1.trainer_mode=aent_{self.base_mode} has no method: the preset sets both. Type\n  {LINE}"
+            )
+        self.entropy_control = control
+        self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        if cpu.is_selected():
+            buffer.poll_interval = _CPU_POLL_SECONDS
+        return buffer
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        # Only now the length of the run is known.
+        self._total_steps = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
+        self.start_controllers()
+
+    def start_controllers(self) -> None:
+        """Start the controllers at their initial state, knowing the length of the run."""
+        self._controllers = {
+            axis: controller.for_run(total_steps=self._total_steps, steps_per_epoch=self.steps_per_epoch)
+            for axis, controller in self.entropy_control.controllers.items()
+        }
+        self._coefficients = coefficients.start(self._controllers)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in self.role_worker_mapping:
+            worker = CpuReadyTrainingWorker if role == Role.Critic else EntropyControlWorker
+            self.role_worker_mapping[role] = ray.remote(worker)
+
+    def _setup(self) -> None:
+        super()._setup()
+        reports = self.actor_rollout_wg.entropy_control_report()
+        check_reports(reports, self.entropy_control)
+        folder = Path(self.config.trainer.default_local_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / worker_reports.FILE).write_text(json.dumps(reports, indent=2), encoding="utf-8")
+        print(worker_reports.banner(reports), flush=True)
+
+    def _states(self) -> coefficients.States:
+        return ray.get(self._coefficients.states.remote())
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if not self.entropy_control.needs_initial_entropy or self._states()["bonus"].initial_entropy is not None:
+            return super()._compute_old_log_prob(batch, metrics)
+        if self.entropy_control.needs_accuracy:
+            batch = self._add_sample_fields(batch)
+        batch.extra_info[step.MEASURE_INITIAL] = True
+        batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info.pop(step.MEASURE_INITIAL, None)
+        entropy = self._initial_entropy(batch)
+        ray.get(self._coefficients.observe_initial.remote(entropy))
+        logger.info("entropy before the first update: %g nats (%s)", entropy, self.entropy_control.functional)
+        return batch
+
+    def _initial_entropy(self, batch: KVBatchMeta) -> float:
+        """The entropy of the whole batch as the bonus aggregates it, or its token mean, in nats."""
+        fields = [ENTROPY, "response_mask", *([step.ACCURACY] if self.entropy_control.needs_accuracy else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
+        padded = data.select(ENTROPY, "response_mask").to_padded_tensor()
+        actor = self.config.actor_rollout_ref.actor
+        return self.entropy_control.initial_entropy(
+            padded[ENTROPY],
+            padded["response_mask"].bool(),
+            accuracy=data.get(step.ACCURACY),
+            loss_agg_mode=actor.loss_agg_mode,
+            loss_scale_factor=actor.loss_scale_factor,
+        )
+
+    def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Put what the workers need to know about each sample beside the batch's other fields."""
+        fields: dict[str, Any] = {}
+        asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
+        there = set(data.keys())
+        columns = {key: _column(data[key]) for key in asked if key in there}
+        blank = [0] * len(batch)
+        filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+        if self._needs_samples:
+            known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
+            order = zip(filler, *known, batch.keys, strict=True)
+            fields[step.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+        if self.entropy_control.needs_accuracy:
+            # A reward model in the workers' place puts `acc` beside the score, a reward function into extra_fields.
+            extra = columns.get("extra_fields", blank)
+            extra = (
+                [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]] if samples.ACC in there else extra
+            )
+            fields[step.ACCURACY] = samples.group_accuracies(
+                [str(uid) for uid in columns["uid"]],
+                extra,
+                [float(score.sum()) for score in columns["rm_scores"]],
+                [not fills for fills in filler],
+            )
+        # The metadata that comes back is fresh.
+        extra_info = batch.extra_info
+        batch = tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
+        )
+        batch.extra_info.update(extra_info)
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        before = self._states()
+        sent = StepValues(
+            step=self.global_steps,
+            total_steps=self._total_steps,
+            bonus=self._in_force("bonus", before),
+            advantages=self._in_force("advantages", before),
+            initial_entropy=before["bonus"].initial_entropy,
+            entropy_mean=before["bonus"].entropy_mean,
+        )
+        if self._needs_samples or self.entropy_control.needs_accuracy:
+            batch = self._add_sample_fields(batch)
+        batch.extra_info[step.STEP] = sent
+        batch = super()._update_actor(batch, metrics)
+        measured = measurements.of_step(metrics, sent)
+        entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
+        after = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
+        metrics |= measured | self._about_controllers(sent, before, after, measured)
+        return batch
+
+    def _in_force(self, axis: str, states: coefficients.States) -> float:
+        """The coefficient of this step; a schedule has gone on through steps without an update of the actor."""
+        controller = self._controllers[axis]
+        if isinstance(controller, Schedule):
+            return controller.coefficient_at(self.global_steps)
+        return states[axis].coefficient
+
+    def _about_controllers(
+        self, sent: StepValues, before: coefficients.States, after: coefficients.States, measured: dict[str, float]
+    ) -> dict[str, Any]:
+        old, new = before["bonus"], after["bonus"]
+        if new.nonfinite > old.nonfinite:
+            logger.warning(
+                "step %d: the measured entropy is %r; it moves no coefficient, the next is %g (%d such steps so far)",
+                self.global_steps,
+                measured["aent/entropy"],
+                new.coefficient,
+                new.nonfinite,
+            )
+        self._entropy_change, change, estimate = self._entropy_change.update(
+            entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
+        )
+        about = {
+            "aent/coefficient": sent.bonus,
+            "aent/coefficient_next": new.coefficient,
+            "aent/coefficient_at_bound": float(new.at_bound),
+            "aent/bound_hits": new.bound_hits,
+            "aent/band_side": new.band_side,
+            "aent/nonfinite_steps": new.nonfinite,
+            "aent/advantages_coefficient": sent.advantages,
+            "aent/coefficient_before_gate": old.level,
+            "aent/initial_entropy": new.initial_entropy,
+            "aent/entropy_mean": old.entropy_mean,
+            "aent/entropy_change": change,
+            "aent/entropy_change_linear": estimate,
+        }
+        return {key: value for key, value in about.items() if value is not None}
+
+    def _save_checkpoint(self) -> None:
+        # Before verl's own files: its tracker names this folder only once it is complete.
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        saved_state.write(folder, control=self.entropy_control, states=self._states(), change=self._entropy_change)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        if self.entropy_control.restart_controller:
+            self._restart_controllers()
+            return
+        trainer = self.config.trainer
+        folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
+        if trainer.resume_mode == "resume_path":
+            folder = trainer.resume_from_path
+        states, self._entropy_change, changes = saved_state.read(
+            folder, control=self.entropy_control, controllers=self._controllers
+        )
+        for change in changes:
+            logger.warning(change)
+        ray.get(self._coefficients.restore.remote(states))
+        logger.info("controllers resumed from %s: %s", folder, states)
+
+    def _restart_controllers(self) -> None:
+        """Start afresh in the middle of a run: what depends on the step alone goes on from it."""
+        done = self.global_steps
+        logger.warning("resuming at step %d with the controllers at their initial state", done)
+        if self.entropy_control.needs_initial_entropy:
+            logger.warning("the initial entropy is then measured before step %d, not before step 1", done + 1)
+        states = {}
+        for axis, controller in self._controllers.items():
+            fresh = dataclasses.replace(controller.initial_state(), step=done)
+            states[axis] = controller.restore(fresh) if isinstance(controller, Schedule) else fresh
+        ray.get(self._coefficients.restore.remote(states))
+
+
+def _column(values: Any) -> list[Any]:
+    """One value per sample of a field of a batch; verl hands out tensors, lists, and tensordict's stacks of objects."""
+    if isinstance(values, torch.Tensor):
+        return list(values.unbind())
+    return list(values) if isinstance(values, list) else values.tolist()
+
+
+def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig) -> None:
+    """Stop unless every actor rank runs our engine and loss with the settings that the driver has.
+
+    Raises:
+        PlugInNotActiveError: names rank, what it should run and what it runs.
+    """
+    actors = [actor for actor in reports if "engine" in actor]
+    if not actors:
+        raise PlugInNotActiveError(f"no worker reports an actor: {reports}")
+    wanted = {
+        "engine": EntropyControlEngine.__name__,
+        "loss": loss.entropy_control_loss.__name__,
+        "method": expected.method,
+        "functional": str(expected.functional),
+        "bonus": str(expected.bonus),
+        "advantages": str(expected.advantages),
+    }
+    for actor in actors:
+        for key, value in wanted.items():
+            if actor.get(key) != value:
+                raise PlugInNotActiveError(
+                    f"rank {actor.get('rank')} reports {key}={actor.get(key)!r}, the driver expects {value!r}: "
+                    "is the same version of aent_verl installed on every node?"
+                )
+
+
+@register_trainer("aent_sync")
+class EntropyControlTrainerSync(EntropyControlMixin, PPOTrainerSync):
+    """verl's synchronous trainer with entropy control: ``trainer.v1.trainer_mode=aent_sync``."""
+
+    base_mode = "sync"

@@ -1,0 +1,92 @@
+"""Actor workers that run our engine and loss, and say so when asked."""
+
+import dataclasses
+import os
+from functools import partial
+from typing import Any
+
+import ray
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from aent_verl.core.sampled import Truncation
+from aent_verl.methods.settings import EntropyControlActorConfig
+from aent_verl.platforms import cpu, weight_sockets
+from aent_verl.plugin import coefficients, engine, policy_losses
+from aent_verl.plugin.loss import entropy_control_loss
+from aent_verl.plugin.minibatch_stats import PrePass
+from aent_verl.plugin.token_dump import TokenDump
+
+engine.register()
+policy_losses.register()
+cpu.register_engines()
+
+
+class CpuReadyTrainingWorker(TrainingWorker):
+    """verl's training worker, on the CPU platform with a process group that torch accepts."""
+
+    def __init__(self, config: TrainingWorkerConfig) -> None:
+        cpu.initialize_gloo()
+        super().__init__(config)
+
+
+class EntropyControlTrainingWorker(CpuReadyTrainingWorker):
+    """A training worker with our engine in place of verl's language-model engine."""
+
+    def __init__(self, config: TrainingWorkerConfig) -> None:
+        super().__init__(dataclasses.replace(config, model_type=engine.MODEL_TYPE))
+
+
+class EntropyControlWorker(ActorRolloutRefWorker):
+    """verl's hybrid worker with entropy control in the actor; rollout and reference stay verl's own."""
+
+    actor_worker_cls = EntropyControlTrainingWorker
+    ref_worker_cls = CpuReadyTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build the models as verl does, then give the actor our loss and functional."""
+        super().init_model()
+        weight_sockets.rename_sender(self.rollout, ray.get_runtime_context().get_job_id())
+        if self.actor is None:
+            return
+        self.use_entropy_control(self.loss_fn.keywords["config"])
+
+    def use_entropy_control(self, config: EntropyControlActorConfig) -> None:
+        """Make the actor's engine and loss follow ``config``."""
+        control = config.entropy_control
+        assert control is not None
+        actor_engine = self.actor.engine
+        actor_engine.functional, actor_engine.kernel = control.functional, control.kernel
+        actor_engine.pre_pass = PrePass(config)
+        actor_engine.truncation = Truncation(self.config.rollout.top_k, self.config.rollout.top_p)
+        tokenizer = self.actor.model_config.tokenizer
+        # Of the ranks that share a sequence one writes it.
+        writes = control.token_dump > 0 and actor_engine.is_mp_src_rank_with_outputs()
+        dump = TokenDump(control, self.rank, tokenizer) if writes else None
+        self.actor.set_loss_fn(partial(entropy_control_loss, config=config, dump=dump))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    async def entropy_control_report(self) -> dict[str, Any]:
+        """What this rank really runs: the driver's proof that the plug-in is active, and the text of the banner."""
+        if self.actor is None:
+            return {"rank": self.rank, "pid": os.getpid(), "role": self.role}
+        loss = self.actor.loss_fn
+        control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
+        states: coefficients.States = await ray.get_actor(coefficients.actor_name()).states.remote()
+        return {
+            "rank": self.rank,
+            "pid": os.getpid(),
+            "role": self.role,
+            "engine": type(self.actor.engine).__name__,
+            "device": self.actor.device_name,
+            "loss": getattr(loss.func, "__name__", str(loss.func)),
+            "method": control and control.method,
+            "functional": str(self.actor.engine.functional),
+            "controller": control and str(control.bonus.controller),
+            "bonus": control and str(control.bonus),
+            "advantages": control and str(control.advantages),
+            "coefficient": states["bonus"].coefficient,
+            "advantages_coefficient": states["advantages"].coefficient,
+        }

@@ -1,5 +1,0 @@
-"""The report of a comparison: one self-contained HTML page, its charts as PNGs, and its numbers as JSON."""
-
-from aent_verl.reporting.report import answer, write_report
-
-__all__ = ["answer", "write_report"]

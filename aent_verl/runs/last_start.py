@@ -1,0 +1,58 @@
+"""What a run's folder was last started with: going on there with other settings is said, and not done in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from aent_verl._util import atomic_path, first_few
+from aent_verl.runs.protocol import flatten
+
+# The composed config of the newest start, without interpolations, in the run's folder.
+CONFIG = "config.yaml"
+# Where a run's files go and how it is watched, and the copy of our block by interpolation.
+_INCIDENTAL = ("run.", "hydra.", "ray_kwargs.", "actor_rollout_ref.actor.entropy_control.")
+
+
+def changes(cfg: DictConfig) -> list[str]:
+    """``key=value (was value)`` for each setting that differs from the run's last start; empty if that is not known."""
+    file = Path(cfg.run.dir) / CONFIG
+    if not file.is_file():
+        return []
+    try:
+        before = _settings(OmegaConf.load(file))
+    except (OmegaConfBaseException, YAMLError, ValueError):
+        return []
+    now = _settings(cfg)
+    absent = "not set"
+    keys = [key for key in now | before if now.get(key, absent) != before.get(key, absent)]
+    return [f"{key}={now.get(key, absent)} (was {before.get(key, absent)})" for key in keys]
+
+
+def warning(cfg: DictConfig) -> str | None:
+    """One sentence on what `changes` finds, or None."""
+    found = changes(cfg)
+    if not found:
+        return None
+    return (
+        f"the run in {cfg.run.dir} was started with other settings; now {first_few(found)}. For a run of its own "
+        "give another name, trainer.experiment_name=..."
+    )
+
+
+def write(cfg: DictConfig, folder: Path) -> None:
+    """Keep the config of this start; a kill leaves the old file or the new one."""
+    with atomic_path(folder / CONFIG) as partial:
+        OmegaConf.save(cfg, partial, resolve=True)
+
+
+def _settings(cfg: Any) -> dict[str, Any]:
+    content = OmegaConf.to_container(cfg, resolve=True)
+    if not isinstance(content, dict):
+        raise ValueError("no config")
+    flat = flatten({str(key): value for key, value in content.items()})
+    return {key: value for key, value in flat if not key.startswith(_INCIDENTAL)}

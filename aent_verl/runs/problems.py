@@ -1,0 +1,253 @@
+"""Scores of single problems: what `aent-verl evaluate` stored, or what verl dumped at a validation.
+
+verl writes a validation's responses to ``<trainer.validation_data_dir>/<step>.jsonl``, one line each, in any order; the
+lines of one problem have the same prompt and right answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aent_verl.runs.protocol import Protocol, shortened
+
+EVALUATION = Path("evaluation", "evaluation.json")
+SCORES = Path("evaluation", "scores.jsonl")
+RESPONSES = Path("evaluation", "responses.jsonl")
+VALIDATION = "validation"
+UNKNOWN_SOURCE = "validation"
+# Of sampling: n is seen in the scores, and another seed draws other samples of the same distribution.
+_NO_PROTOCOL = ("n", "seed")
+_CHECKPOINT = re.compile(r"global_step_(\d+)")
+
+
+@dataclass(frozen=True)
+class ProblemScores:
+    """Scores of n responses to each of P problems, in the order of the problems' ids.
+
+    Attributes:
+        problems: ids, sorted.
+        data_sources: the data set of each problem.
+        scores: [P, n], as the reward function gave them.
+        answers: for each problem its n extracted answers, None where there is none; empty if not stored. All None
+            where no response gave one, or the reward function does not tell them.
+        response_tokens: [P, n], or None if not stored.
+        truncated: [P, n] booleans: cut off at the longest response allowed; None if not stored.
+        entropy: [P, n], nats a token; None if not stored.
+        origin: where this comes from, for people.
+        sampling: settings of the generation; empty if not stored.
+        protocol: what else has to be equal before scores are compared, see `aent_verl.runs.protocol`.
+        step: training step of the model; None if its name does not tell.
+    """
+
+    problems: tuple[str, ...]
+    data_sources: tuple[str, ...]
+    scores: np.ndarray
+    answers: tuple[tuple[str | None, ...], ...] = ()
+    response_tokens: np.ndarray | None = None
+    truncated: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    origin: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Protocol = field(default_factory=dict)
+    step: int | None = None
+
+    @property
+    def samples(self) -> int:
+        """n, responses a problem."""
+        return self.scores.shape[1]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Texts of one problem."""
+
+    prompt: str
+    ground_truth: str
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def read_evaluation(folder: str | Path) -> ProblemScores | None:
+    """What `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
+
+    Raises:
+        ValueError: a file of it is missing, damaged or of another format.
+    """
+    folder = Path(folder)
+    if not (folder / EVALUATION).is_file():
+        return None
+    summary = _json(folder / EVALUATION)
+    rows = sorted(_lines(folder / SCORES), key=lambda row: str(row.get("problem")))
+    _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
+    where = folder / SCORES
+    steps = _CHECKPOINT.findall(str(summary.get("model")))
+
+    def optional(key: str) -> np.ndarray | None:
+        return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
+
+    return ProblemScores(
+        problems=tuple(row["problem"] for row in rows),
+        data_sources=tuple(row["data_source"] for row in rows),
+        scores=_matrix(where, rows, "scores"),
+        answers=tuple(tuple(row["answers"]) for row in rows) if all(row.get("answers") for row in rows) else (),
+        response_tokens=optional("response_tokens"),
+        truncated=optional("truncated"),
+        entropy=optional("entropy"),
+        origin=f"evaluation of the model after step {steps[-1]}" if steps else "evaluation of the final model",
+        sampling=summary.get("sampling", {}),
+        protocol=_protocol(summary),
+        step=int(steps[-1]) if steps else None,
+    )
+
+
+def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> ProblemScores:
+    """One validation as verl dumped it.
+
+    A score is the response's ``acc`` where the reward function gives one, else its reward.
+
+    Raises:
+        ValueError: no dump of verl's, damaged, or problems with different numbers of responses.
+    """
+    file = Path(file)
+    groups = _validation_groups(file)
+    counts = {len(rows) for rows in groups.values()}
+    if len(counts) != 1:
+        raise ValueError(
+            f"{file}: problems have {min(counts)} to {max(counts)} responses, the same number is needed (a prompt that "
+            "occurs twice in the data counts as one problem): remove duplicates from data.val_files"
+        )
+    problems = sorted(groups)
+    return ProblemScores(
+        problems=tuple(problems),
+        data_sources=(data_source,) * len(problems),
+        scores=np.array([[_score(row) for row in groups[problem]] for problem in problems], dtype=float),
+        origin=f"validation at step {file.stem}",
+        step=int(file.stem) if file.stem.isdigit() else None,
+    )
+
+
+def validations(folder: str | Path) -> dict[int, Path]:
+    """The validation dumps of a run by step, in ascending order."""
+    files = (Path(folder) / VALIDATION).glob("*.jsonl")
+    return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
+
+
+def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
+    """Texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    folder = Path(folder)
+    if (folder / EVALUATION).is_file():
+        if not (folder / RESPONSES).is_file():
+            return {}
+        scores = {row["problem"]: tuple(row["scores"]) for row in _lines(folder / SCORES)}
+        return {
+            row["problem"]: Responses(
+                str(row["prompt"]), str(row["ground_truth"]), tuple(row["responses"]), scores.get(row["problem"], ())
+            )
+            for row in _lines(folder / RESPONSES)
+        }
+    dumps = validations(folder)
+    if step not in dumps:
+        return {}
+    groups = _validation_groups(dumps[step])
+    return {
+        problem: Responses(
+            str(rows[0]["input"]),
+            str(rows[0].get("gts")),
+            tuple(str(row["output"]) for row in rows),
+            tuple(_score(row) for row in rows),
+        )
+        for problem, rows in groups.items()
+    }
+
+
+def _protocol(summary: Mapping[str, Any]) -> Protocol:
+    """What an evaluation says about itself, as far as two of them have to agree in it."""
+    found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
+    found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
+    found["data"] = ", ".join(
+        _named(Path(str(each.get("path"))).name, str(each.get("sha256"))) for each in summary.get("data") or ()
+    )
+    found["reward_settings"] = summary.get("reward_settings") or {}
+    reward = str(summary.get("reward"))
+    if summary.get("reward_sha256"):
+        path, _, found["reward_function"] = reward.rpartition(":")
+        reward = _named(Path(path).name, summary["reward_sha256"])
+    found["reward"] = reward
+    return {
+        f"evaluation.{key}": shortened(json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value))
+        for key, value in found.items()
+    }
+
+
+def _named(name: str, sha256: str) -> str:
+    return f"{name} {sha256[:12]}"
+
+
+def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    rows = list(_lines(file))
+    _check_complete(file, rows, ("input", "output", "score"))
+    for row in rows:
+        key = hashlib.sha256(f"{row['input']}\0{row.get('gts')}".encode()).hexdigest()[:16]
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    value = row.get("acc")
+    return float(row["score"] if value is None else value)
+
+
+def _matrix(file: Path, rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    lengths = {len(row[key]) for row in rows}
+    if len(lengths) != 1:
+        raise ValueError(f"{file}: {key!r} has {min(lengths)} to {max(lengths)} values a problem, one number is needed")
+    return np.array([row[key] for row in rows], dtype=float)
+
+
+def _check_complete(file: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    if not rows:
+        raise ValueError(f"{file} holds no problem: make it again, or remove it")
+    for number, row in enumerate(rows, start=1):
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise ValueError(
+                f"{file}, row {number}: has no {', '.join(map(repr, missing))}; make it again, or remove it"
+            )
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing, and the files beside it need it: evaluate again") from None
+    # Not splitlines(): JSON strings may hold U+2028 and its like, which it would split at.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line:
+            yield _object(line, f"{file}, line {number}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return _object(file.read_text(encoding="utf-8"), str(file))
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not readable JSON ({error}): make it again, or remove it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value

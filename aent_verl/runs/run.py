@@ -1,0 +1,274 @@
+"""One run of a comparison: method, seed, metrics, scores of each problem, and what it was made under."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from aent_verl.runs.metrics import REWARD, Metrics
+from aent_verl.runs.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
+from aent_verl.runs.protocol import STEPS, Protocol, protocol_of, settings_of
+from aent_verl.runs.sources import read_metrics
+
+RECORD = "run.json"
+# What libraries and workers print during a training.
+LOG = "train.log"
+_OLDER_LOG = re.compile(r"metrics\.[1-9]\d*\.jsonl")
+RECORD_FORMAT = 1
+# A record's state once nothing is left to do.
+COMPLETE = "complete"
+# Where a run's config may lie: ours, Hydra's by our output_subdir, Hydra's own.
+CONFIGS = (Path("config.yaml"), Path("hydra", "config.yaml"), Path(".hydra", "config.yaml"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Attributes:
+        method: what the comparison calls its method.
+        seed: seed of data order and rollouts.
+        path: its folder or metrics file.
+        metrics: by training step, in ascending order.
+        scores: of each problem after training; None if nothing of that was stored.
+        protocol: what has to be equal in all runs; empty if not known.
+        settings: all else of its config, by dotted key; empty if not known.
+        record: what `aent-verl compare` wrote about it; empty for a run made elsewhere.
+        notes: why scores that are there do not count.
+    """
+
+    method: str
+    seed: int
+    path: Path
+    metrics: dict[int, Metrics]
+    scores: ProblemScores | None = None
+    protocol: Protocol = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Method and seed, as in "aent seed 3"."""
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was trained or validated."""
+        return max(self.metrics)
+
+
+def load_run(path: str | Path, *, method: str | None = None, seed: int | None = None) -> Run:
+    """Read a run from its folder or metrics file.
+
+    Args:
+        path: see `aent_verl.runs.sources.read_metrics`.
+        method: its method; None: as its record or config says.
+        seed: its seed; None: likewise.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a damaged file, no reward in the metrics, or method or seed not known.
+    """
+    path = Path(path)
+    metrics = read_metrics(path)
+    if not any(REWARD in data for data in metrics.values()):
+        raise ValueError(
+            f"{path} has no {REWARD!r} at any step, so it is no training run of verl's, or ended before its first step"
+        )
+    home = _home(path)
+    record = read_record(home) or {} if home else {}
+    config = read_config(home) if home else {}
+    method = method or record.get("method") or _get(config, "entropy_control.method")
+    if seed is None:
+        seed = record.get("seed")
+    if seed is None:
+        seed = _get(config, "data.seed")
+    if isinstance(seed, str) and not seed.isdecimal():
+        seed = None  # An interpolation of a config that is not resolved.
+    if method is None or seed is None:
+        raise ValueError(
+            f"{path}: its {'method' if method is None else 'seed'} is not written there; say it: "
+            f"--from METHOD:SEED={path}"
+        )
+    scores, notes = _scores(path, max(metrics))
+    return Run(
+        method=str(method),
+        seed=int(seed),
+        path=path,
+        metrics=metrics,
+        scores=scores,
+        protocol=record.get("protocol") or (protocol_of(config) if config else {}),
+        settings=settings_of(config) if config else {},
+        record=record,
+        notes=notes,
+    )
+
+
+def load_runs(
+    paths: Iterable[str | Path], *, method: str | None = None, seed: int | None = None
+) -> tuple[list[Run], list[str]]:
+    """Read those runs that are finished, and say of the others why they are not.
+
+    Returns:
+        The runs; and a sentence for each method and reason, without a full stop.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_run`.
+    """
+    runs: list[Run] = []
+    unfinished: dict[tuple[str, str], list[str]] = {}
+    for path in map(Path, paths):
+        home = _home(path)
+        record = (read_record(home) if home else None) or {}
+        reason = _unfinished(home, record) if home and record else None
+        run = load_run(path, method=method, seed=seed) if reason is None else None
+        if run is not None and not record:
+            reason = _ended_early(run)
+        if run is not None and reason is None:
+            runs.append(run)
+        else:
+            known: Mapping[str, Any] = record if run is None else vars(run)
+            assert reason is not None
+            names: Any = (method or known.get("method"), known.get("seed") if seed is None else seed)
+            what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
+            unfinished.setdefault((what, reason), []).append(which)
+    return runs, [
+        f"{what} {which[0]} is {reason}" if len(which) == 1 else f"{what}s {', '.join(which)} are {reason}"
+        for (what, reason), which in unfinished.items()
+    ]
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `aent-verl compare` wrote about a run; None if it wrote nothing.
+
+    Raises:
+        ValueError: damaged, or of a later version.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not readable JSON ({error}): restore it, or remove the run's folder to train it again"
+        ) from None
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        raise ValueError(
+            f"{file}: expected format {RECORD_FORMAT} of this version of aent_verl; update it, or remove it"
+        )
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a run; empty if there is none beside it.
+
+    Raises:
+        ValueError: damaged.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            try:
+                loaded = OmegaConf.load(folder / name)
+            except (OmegaConfBaseException, YAMLError) as error:
+                raise ValueError(f"{folder / name} is no readable YAML ({error}): restore it, or remove it") from None
+            try:
+                config = OmegaConf.to_container(loaded, resolve=True)
+            except OmegaConfBaseException:
+                config = OmegaConf.to_container(loaded, resolve=False)
+            return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+    return {}
+
+
+def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[Run]]:
+    """Runs grouped by method, `first` first and the others as they come, each group by ascending seed.
+
+    Raises:
+        ValueError: two runs of the same method and seed.
+    """
+    groups: dict[str, list[Run]] = {first: []} if first is not None else {}
+    for run in runs:
+        groups.setdefault(run.method, []).append(run)
+    for method, group in groups.items():
+        group.sort(key=lambda run: run.seed)
+        for one, two in pairwise(group):
+            if one.seed == two.seed:
+                raise ValueError(
+                    f"{one.path} and {two.path} are both {method} seed {one.seed}: leave one out, or name them apart "
+                    "with --from METHOD:SEED=PATH"
+                )
+    return groups
+
+
+def seeds(runs: Sequence[Run]) -> list[int]:
+    """The seeds of some runs."""
+    return [run.seed for run in runs]
+
+
+def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """What is left to do for a run of compare's; None if nothing is."""
+    if record.get("state") != COMPLETE:
+        return f"not finished: the state is {record.get('state')!r}, not {COMPLETE!r}"
+    if record.get("evaluation") is not None and not (folder / EVALUATION).is_file():
+        return f"not finished: {EVALUATION} is missing"
+    return None
+
+
+def _ended_early(run: Run) -> str | None:
+    """What is left to do for a run that compare did not make, if its config says how long it was to be."""
+    planned = run.protocol.get(STEPS, "")
+    if planned.isdecimal() and run.last_step < int(planned):
+        return f"not finished: it is at step {run.last_step} of {planned}"
+    return None
+
+
+def _home(path: Path) -> Path | None:
+    """The folder that record and config of a run lie in; None for one of several logs in a folder."""
+    if path.is_dir():
+        return path
+    logs = {file.name for file in path.parent.glob("*.jsonl") if not _OLDER_LOG.fullmatch(file.name)}
+    return path.parent if logs == {path.name} else None
+
+
+def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str, ...]]:
+    """Scores of the model after a run's last step, and why those that are there do not count."""
+    if not path.is_dir():
+        return None, ()
+    evaluation = read_evaluation(path)
+    if evaluation is not None:
+        if evaluation.step in (None, last_step):
+            return evaluation, ()
+        return None, (
+            f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count",
+        )
+    dumps = validations(path)
+    if last_step in dumps:
+        try:
+            return read_validation(dumps[last_step]), ()
+        except ValueError as error:
+            # Days of training are not lost for it: the seeds' validation accuracy remains.
+            reason = str(error).removeprefix(f"{dumps[last_step]}: ")
+            return None, (f"the responses of the last validation do not count: {reason}",)
+    if not dumps:
+        return None, ()
+    return None, (
+        f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
+        f"{last_step}, so they do not count",
+    )
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

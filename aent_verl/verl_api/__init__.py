@@ -1,0 +1,1 @@
+"""What we rely on in verl's API, and its check."""

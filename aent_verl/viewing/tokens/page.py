@@ -1,0 +1,219 @@
+"""One self-contained HTML page of a token dump: responses whose tokens are coloured by entropy.
+
+Markup of a token is terse, as a page holds 100 000 and more: ``<i class="e7 a18 w16" title="...">``. The classes are
+levels of the three colour scales, the title holds the values; a class that the response has already is left out. All
+that a reader needs is in the markup; the script adds a better tooltip and shows one step at a time.
+"""
+
+import base64
+import hashlib
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from aent_verl._util import printable
+from aent_verl.runs.token_records import TokenRecord, read_records
+from aent_verl.viewing.tokens.colours import DIVERGING_LEVELS, LEVELS, MIDDLE, themes
+from aent_verl.viewing.tokens.summary import mean, percentile, summarise
+
+PAGE = "tokens.html"
+CAP_PERCENTILE = 0.99
+# A scale ends here at the earliest, so that rounding errors of a constant do not fill it.
+SMALLEST_ENTROPY_CAP, SMALLEST_ADVANTAGE_CAP, SMALLEST_WEIGHT_CAP = 0.01, 0.01, 0.1
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Ends of the colour scales; the ones of advantage and policy weight lie as far on the other side of 0 and 1."""
+
+    entropy: float
+    advantage: float
+    policy_weight: float
+
+    @classmethod
+    def of(cls, records: Sequence[TokenRecord]) -> "Scales":
+        """The 99th percentiles over a step's tokens in the loss: a few outliers do not pale the rest.
+
+        The largest of all steps: where entropy collapses, the many small values of late steps do not saturate the
+        early ones.
+        """
+        entropy, advantage, weight = [SMALLEST_ENTROPY_CAP], [SMALLEST_ADVANTAGE_CAP], [SMALLEST_WEIGHT_CAP]
+        for _, step in _by_step(records):
+            entropy.append(_cap(h for record in step for h in _kept(record.entropy, record)))
+            advantage.append(_cap(abs(a) for record in step for a in _kept(record.advantage, record)))
+            weight.append(_cap(abs(w - 1) for record in step for w in _kept(record.policy_weight, record)))
+        return cls(entropy=max(entropy), advantage=max(advantage), policy_weight=max(weight))
+
+
+def write_page(
+    paths: Sequence[str | Path], output: str | Path | None = None, steps: Iterable[int] | None = None
+) -> tuple[Path, int]:
+    """Draw the token dumps of ``paths``, see `read_records`.
+
+    Args:
+        paths: files and folders.
+        output: the file to write; ``tokens.html`` in the first folder, or beside the first file, if not given.
+        steps: only these training steps.
+
+    Returns:
+        The page's path and the number of responses on it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_records`; no complete response; a step that the dump does not have.
+    """
+    records = read_records(paths)
+    named = ", ".join(map(str, paths))
+    if not records:
+        raise ValueError(f"no complete response in {named}: the run ended before it wrote one")
+    if steps is not None:
+        records = _choose(records, set(steps), named)
+    first = Path(paths[0])
+    output = (first if first.is_dir() else first.parent) / PAGE if output is None else Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render(records), encoding="utf-8", newline="\n")
+    return output, len(records)
+
+
+def render(records: Sequence[TokenRecord]) -> str:
+    """The page of records in the order of their steps; at least one."""
+    environment = Environment(
+        loader=PackageLoader("aent_verl.viewing.tokens", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "spread": _spread, "visible": visible, "pieces": _pieces}
+    environment.globals |= {"mean": mean}
+    script = environment.get_template("page.js").render()
+    scales = Scales.of(records)
+    underline = any(len(set(_kept(record.bonus_weight, record))) > 1 for record in records)
+    return environment.get_template("page.html").render(
+        methods=sorted({record.method for record in records}),
+        functionals=sorted({record.functional for record in records}),
+        steps=_by_step(records),
+        several_ranks=len({record.rank for record in records}) > 1,
+        count=len(records),
+        scales=scales,
+        underline=underline,
+        summary=summarise(records),
+        tokens=lambda record: Markup("".join(_token_spans(record, scales, underline))),
+        kept=_kept,
+        advantage_level=lambda record: _common_level(record, scales),
+        themes=themes(),
+        levels=LEVELS,
+        diverging_levels=DIVERGING_LEVELS,
+        middle=MIDDLE,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen made visible; a newline or a tab is kept after its sign."""
+    if not text:
+        return "∅"
+    text = printable(text)
+    if all(unicodedata.category(character) == "Cf" for character in text):
+        return "".join(f"⟨U+{ord(character):04X}⟩" for character in text)
+    return text.replace("\n", "↵\n").replace("\t", "⇥\t")
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """A number in three digits; a dash for None."""
+    if value is None:
+        return "—"
+    if math.isnan(value):
+        return "NaN"
+    # Without the sign of a zero.
+    return f"{value:+.3g}" if signed and value else f"{value or 0:.3g}"
+
+
+def _token_spans(record: TokenRecord, scales: Scales, underline: bool) -> Iterable[str]:
+    common = _common_level(record, scales)
+    columns = zip(
+        record.tokens,
+        record.entropy,
+        record.log_prob,
+        record.advantage,
+        record.policy_weight,
+        record.bonus_weight,
+        record.in_loss,
+        strict=True,
+    )
+    for text, entropy, log_prob, advantage, weight, bonus, in_loss in columns:
+        classes = []
+        if (level := _level(entropy / scales.entropy)) != 0:
+            classes.append(f"e{level}")
+        if (level := _diverging_level(advantage / scales.advantage)) != common:
+            classes.append(f"a{level}")
+        if weight is not None and (level := _diverging_level((weight - 1) / scales.policy_weight)) != MIDDLE:
+            classes.append(f"w{level}")
+        if not in_loss:
+            classes.append("o")
+        elif underline and bonus > 0:
+            classes.append("b")
+        attribute = f' class="{" ".join(classes)}"' if classes else ""
+        yield (
+            f'<i{attribute} title="H {number(entropy)} p {number(_probability(log_prob))} logp {number(log_prob)}'
+            f' A {number(advantage, signed=True)} w {number(weight)} b {number(bonus)}">{escape(visible(text))}</i>'
+        )
+
+
+def _level(share: float) -> int | str:
+    """Level of a share of the scale: 0 is paper, the last is the cap and all beyond; x is what is not finite."""
+    return round(min(max(share, 0.0), 1.0) * (LEVELS - 1)) if math.isfinite(share) else "x"
+
+
+def _diverging_level(share: float) -> int | str:
+    return MIDDLE + round(min(max(share, -1.0), 1.0) * MIDDLE) if math.isfinite(share) else "x"
+
+
+def _common_level(record: TokenRecord, scales: Scales) -> int | str:
+    """The response's level of advantage: group-relative advantages are the same for all its tokens."""
+    return _diverging_level(record.advantage[0] / scales.advantage) if record.tokens else MIDDLE
+
+
+def _probability(log_prob: float) -> float:
+    # Rounding may leave a log-probability above 0; min keeps a NaN that comes first.
+    return math.exp(min(log_prob, 0.0))
+
+
+def _kept(values: Sequence[float | None], record: TokenRecord) -> list[float]:
+    """The values of the tokens in the loss, without those that are not there."""
+    return [value for value, inside in zip(values, record.in_loss, strict=True) if inside and value is not None]
+
+
+def _spread(values: Sequence[float], signed: bool = False) -> str:
+    """A number, if it is the same for all, else the range, and whether there is a NaN."""
+    ordered = sorted(value for value in values if not math.isnan(value))
+    ends = dict.fromkeys(number(end, signed) for end in (ordered[:1] + ordered[-1:]))
+    parts = [" to ".join(ends)] if ends else []
+    return " and ".join(parts + ["NaN"] * (len(ordered) < len(values))) or number(None)
+
+
+def _by_step(records: Iterable[TokenRecord]) -> list[tuple[int, list[TokenRecord]]]:
+    return [(step, list(group)) for step, group in groupby(records, key=lambda record: record.step)]
+
+
+def _cap(values: Iterable[float]) -> float:
+    return percentile(values, CAP_PERCENTILE)
+
+
+def _pieces(text: str) -> str:
+    """A token's text on one line, with its spaces."""
+    return visible(text).replace("\n", "").replace("\t", "").replace(" ", "␣")
+
+
+def _choose(records: list[TokenRecord], steps: set[int], named: str) -> list[TokenRecord]:
+    there = sorted({record.step for record in records})
+    missing = sorted(steps.difference(there))
+    if missing:
+        raise ValueError(f"no step {', '.join(map(str, missing))} in {named}: it has {', '.join(map(str, there))}")
+    return [record for record in records if record.step in steps]

@@ -1,0 +1,114 @@
+"""A functional of one's own: the fused op's log-probs and statistics, its own value and gradient, in chunks."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from aent_verl.core.custom import logprobs_and_custom_entropy
+from aent_verl.core.entropy import full_entropy
+from aent_verl.core.fused import logprobs_and_entropy
+from aent_verl.methods.functional import FunctionalConfig
+
+CHUNKS = [None, 1, 3, 100]
+
+
+def tsallis(logits: Tensor, q: float) -> Tensor:
+    return (1 - (q * logits.log_softmax(-1)).exp().sum(-1)) / (q - 1)
+
+
+def batch(tokens: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(tokens, 11, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(11, (tokens,), generator=generator), 0.5 + torch.rand(tokens, generator=generator)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_it_agrees_with_the_fused_op_where_both_can(chunk_size: int | None) -> None:
+    logits, labels, temperature = batch()
+    weights = torch.arange(1.0, 8.0, dtype=torch.float64)
+    gradients = []
+    for result in (
+        lambda z: logprobs_and_custom_entropy(z, labels, full_entropy, temperature=temperature, chunk_size=chunk_size),
+        lambda z: logprobs_and_entropy(z, labels, temperature=temperature, statistics=True),
+    ):
+        leaf = logits.clone().requires_grad_()
+        log_probs, entropy, statistics = result(leaf)
+        (weights * (log_probs + 2 * entropy)).sum().backward()
+        gradients.append((log_probs, entropy, statistics["entropy_full"], statistics["removed_mass"], leaf.grad))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient() -> None:
+    logits, labels, _ = batch()
+
+    def function(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, entropy, _ = logprobs_and_custom_entropy(z, labels, partial(tsallis, q=2.0), chunk_size=2)
+        return log_probs, entropy
+
+    assert torch.autograd.gradcheck(function, logits.requires_grad_())
+
+
+def test_half_precision_logits_are_given_in_fp32() -> None:
+    logits, labels, _ = batch()
+    _, entropy, _ = logprobs_and_custom_entropy(logits.bfloat16(), labels, partial(tsallis, q=2.0))
+    assert entropy.dtype is torch.float32
+    torch.testing.assert_close(entropy, tsallis(logits.bfloat16().float(), 2.0))
+
+
+def test_no_tokens() -> None:
+    _, entropy, _ = logprobs_and_custom_entropy(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long), full_entropy)
+    assert entropy.shape == (0,)
+
+
+def test_a_result_of_another_shape_is_named() -> None:
+    logits, labels, _ = batch()
+    with pytest.raises(ValueError, match=r"returned shape \[7, 11\] for logits \[7, 11\]"):
+        logprobs_and_custom_entropy(logits, labels, lambda z: z)
+
+
+KEY = "entropy_control.functional"
+
+
+def test_a_path_is_imported_and_given_its_arguments() -> None:
+    parsed = FunctionalConfig.parse({"name": "tests.unit.core.test_custom:tsallis", "arguments": {"q": 2}}, KEY)
+    assert str(parsed) == "tests.unit.core.test_custom:tsallis(q=2)"
+    assert parsed.function is not None
+    logits, _, _ = batch()
+    torch.testing.assert_close(parsed.function(logits), tsallis(logits, 2))
+
+
+def test_ours_are_no_functions() -> None:
+    assert FunctionalConfig.parse({"name": "full"}, KEY).function is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nowhere.at_all:entropy", {}, "No module named"),
+        ("tests.unit.core.test_custom:nothing", {}, "no attribute 'nothing'"),
+        ("tests.unit.core.test_custom:tsallis", {}, "missing a required argument: 'q'"),
+        ("tests.unit.core.test_custom:tsallis", {"p": 1}, "missing a required argument|unexpected keyword"),
+        ("tests.unit.core.test_custom:KEY", {}, "is not a callable object"),
+        ("renyi", {}, "must be one of full, clamped, nucleus, a function's package.module:name"),
+    ],
+)
+def test_what_is_no_function_is_refused(name: str, arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        FunctionalConfig.parse({"name": name, "arguments": arguments}, KEY)
+    assert f"{KEY}.name={name!r} is not allowed" in str(error.value)
+
+
+def test_the_engine_runs_it_in_training_only() -> None:
+    from tests.unit.plugin import test_engine
+
+    logits, _ = test_engine.packed()
+    custom = FunctionalConfig("tests.unit.core.test_custom:tsallis", given=(("q", 2.0),))
+    for padded in (False, True):
+        trained = test_engine.outputs(logits.clone(), padded=padded, functional=custom)
+        torch.testing.assert_close(trained["aent_entropy"], tsallis(logits, 2.0))
+        old = test_engine.outputs(logits.clone(), padded=padded, functional=custom, mode="eval", calculate_entropy=True)
+        torch.testing.assert_close(old["entropy"], full_entropy(logits))
+        torch.testing.assert_close(old["log_probs"], trained["log_probs"])

@@ -1,0 +1,80 @@
+"""The driver's arithmetic and checks, without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from aent_verl.core.controllers import (
+    ConstantController,
+    EntropyGuidedController,
+    LinearDecayController,
+    StageController,
+)
+from aent_verl.methods.axes import Linear, PositiveReweight
+from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig
+from aent_verl.plugin.trainer import EntropyControlTrainerSync, PlugInNotActiveError, check_reports
+from aent_verl.runs.worker_reports import banner
+
+CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
+REPORT = {
+    "rank": 0,
+    "engine": "EntropyControlEngine",
+    "loss": "entropy_control_loss",
+    "method": "entreg",
+    "functional": "full",
+    "controller": "ConstantController(init=0.1)",
+    "bonus": str(CONTROL.bonus),
+    "advantages": str(CONTROL.advantages),
+    "coefficient": 0.1,
+    "device": "cpu",
+}
+
+
+def test_matching_reports_pass_and_make_the_banner() -> None:
+    check_reports([REPORT, REPORT | {"rank": 1}], CONTROL)
+    text = banner([REPORT, REPORT | {"rank": 1}])
+    for part in ("2 rank(s)", "method entreg", "functional full", "ConstantController(init=0.1)", "coefficient 0.1"):
+        assert part in text
+
+
+def test_the_banner_names_what_is_done_to_advantages() -> None:
+    assert "advantages" not in banner([REPORT])
+    shaped = AdvantagesConfig(PositiveReweight(), StageController())
+    text = banner([REPORT | {"advantages": str(shaped)}])
+    assert "PositiveReweight()" in text
+    assert "StageController" in text
+
+
+@pytest.mark.parametrize("key", ["engine", "loss", "method", "functional", "bonus", "advantages"])
+def test_a_worker_that_runs_something_else_stops_the_run(key: str) -> None:
+    with pytest.raises(PlugInNotActiveError, match=f"rank 1 reports {key}='other'"):
+        check_reports([REPORT, REPORT | {"rank": 1, key: "other"}], CONTROL)
+
+
+def test_no_actor_at_all_stops_the_run() -> None:
+    with pytest.raises(PlugInNotActiveError, match="no worker"):
+        check_reports([{"rank": 0, "role": "ref"}], CONTROL)
+
+
+@pytest.mark.parametrize(("platform", "seconds"), [("cpu", 0.2), ("cuda", 2.0)])
+def test_on_the_cpu_finished_responses_are_looked_for_more_often(
+    platform: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    monkeypatch.setattr(PPOTrainerSync, "_build_replay_buffer", lambda self: SimpleNamespace(poll_interval=2.0))
+    trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    assert trainer._build_replay_buffer().poll_interval == seconds
+
+
+def test_schedules_go_on_through_steps_without_an_update() -> None:
+    """During critic_warmup no controller moves; the first update of the actor has its own step's coefficient."""
+    trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    trainer.global_steps = 51
+    decay = LinearDecayController(init=1.0, final=0.0, total_steps=101)
+    guided = EntropyGuidedController(init=0.25)
+    trainer._controllers = {"bonus": decay, "advantages": guided}
+    states = {axis: controller.initial_state() for axis, controller in trainer._controllers.items()}
+    assert trainer._in_force("bonus", states) == 0.5
+    assert trainer._in_force("advantages", states) == 0.25

@@ -1,0 +1,257 @@
+import json
+import math
+import struct
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from aent_verl.viewing.plot import Setting, _moving_mean, figure, plot_run, read_setting
+
+BAND = Setting(title="aent: run", functional="clamped", low=0.4, high=0.6, min=0.0, max=0.1)
+CONFIG = """
+recommended: {band: {low: 0.4, high: 0.6}}
+trainer: {experiment_name: "cpu_${entropy_control.method}"}
+entropy_control:
+  method: aent
+  functional: {name: clamped}
+  bonus:
+    controller:
+      low: ${oc.select:recommended.band.low,0.15}
+      high: ${oc.select:recommended.band.high,0.24}
+      min: ${oc.select:recommended.band.min,0.0006}
+      max: null
+"""
+
+
+def run(count):
+    steps = {0: {"val-core/x/acc/mean@4": 0.25}}
+    for step in range(1, count + 1):
+        steps[step] = {
+            "critic/score/mean": step / 100,
+            "aent/entropy": 0.5,
+            "aent/entropy_full": 0.9,
+            "aent/coefficient": 0.01 * (1 + step // 10),
+        }
+        if step % 20 == 0:
+            steps[step]["val-core/x/acc/mean@4"] = 0.5
+    return steps
+
+
+def write(folder, steps, name="metrics.jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps({"step": step, "data": steps[step]}) + "\n" for step in steps))
+
+
+def line(panel, label):
+    (found,) = [line for line in panel.get_lines() if line.get_label() == label]
+    return found
+
+
+def labels(panel):
+    legend = panel.get_legend()
+    return [text.get_text() for text in legend.get_texts()] if legend else []
+
+
+def dots(panel):
+    return [line for line in panel.get_lines() if line.get_marker() == "o"]
+
+
+def test_three_panels_share_the_step_and_say_what_they_show():
+    picture = figure(run(40), BAND)
+    reward, entropy, coefficient = picture.axes
+    assert [panel.get_title(loc="left") for panel in picture.axes] == ["Reward", "Entropy", "Entropy coefficient"]
+    assert [panel.get_ylabel() for panel in picture.axes] == ["reward, accuracy", "entropy (nats)", "coefficient"]
+    assert coefficient.get_xlabel() == "training step"
+    assert reward.get_xlim() == entropy.get_xlim() == coefficient.get_xlim() == (-0.8, 40.8)
+    assert labels(reward) == ["reward", "mean of 5 steps", "validation accuracy"]
+    assert labels(entropy) == ["clamped entropy", "full entropy", "band 0.4 to 0.6 nats"]
+    assert labels(coefficient) == ["coefficient", "bounds 0 and 0.1"]
+    assert picture.get_suptitle() == "aent: run"
+    assert picture.dpi == 150
+
+
+def test_the_lines_hold_the_metrics_in_their_styles():
+    reward, entropy, coefficient = figure(run(40), BAND).axes
+    assert list(line(reward, "reward").get_xdata()) == list(range(1, 41))
+    assert list(line(reward, "reward").get_ydata()) == [step / 100 for step in range(1, 41)]
+    assert line(reward, "reward").get_linewidth() < line(reward, "mean of 5 steps").get_linewidth()
+    accuracy = line(reward, "validation accuracy")
+    assert [*zip(accuracy.get_xdata(), accuracy.get_ydata(), strict=True)] == [(0, 0.25), (20, 0.5), (40, 0.5)]
+    assert accuracy.get_marker() == "D"
+    assert (line(entropy, "clamped entropy").get_linestyle(), line(entropy, "full entropy").get_linestyle()) == (
+        "-",
+        "--",
+    )
+    assert set(line(entropy, "clamped entropy").get_ydata()) == {0.5}
+    assert set(line(entropy, "full entropy").get_ydata()) == {0.9}
+    assert line(coefficient, "coefficient").get_drawstyle() == "steps-mid"
+    bounds = [line.get_ydata()[0] for line in coefficient.get_lines() if line.get_linestyle() == ":"]
+    assert bounds == [0.0, 0.1]
+
+
+def test_the_band_is_shaded():
+    entropy = figure(run(3), BAND).axes[1]
+    (band,) = entropy.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == (0.4, pytest.approx(0.6))
+
+
+@pytest.mark.parametrize("ends", [(None, None), (0.4, None), (None, 0.6)])
+def test_no_band(ends):
+    entropy = figure(run(3), Setting(title="x", low=ends[0], high=ends[1])).axes[1]
+    assert not entropy.patches
+    assert labels(entropy) == ["controlled entropy", "full entropy"]
+
+
+def test_the_full_functional_is_drawn_once():
+    assert labels(figure(run(3), Setting(title="x", functional="full")).axes[1]) == ["full entropy"]
+
+
+def test_a_band_upside_down_is_refused(tmp_path):
+    write(tmp_path, run(3))
+    with pytest.raises(ValueError, match=r"band=\(0.6, 0.4\).*low <= high"):
+        plot_run(tmp_path, band=(0.6, 0.4))
+
+
+def test_one_step_is_a_dot_in_every_panel():
+    steps = run(1)
+    picture = figure({1: steps[1]}, BAND)
+    assert [len(dots(panel)) for panel in picture.axes] == [1, 2, 1]
+    assert "mean of 5 steps" not in labels(picture.axes[0])
+    assert picture.axes[0].get_xlim() == (0.5, 1.5)
+
+
+def test_a_value_alone_among_nans_is_a_dot_and_lines_break():
+    steps = run(10)
+    for step in (4, 6):
+        steps[step]["aent/entropy"] = math.nan
+    entropy = figure(steps, BAND).axes[1]
+    (dot,) = dots(entropy)
+    assert list(dot.get_xdata()) == [5]
+    assert math.isnan(line(entropy, "clamped entropy").get_ydata()[3])
+
+
+def test_a_run_without_the_metrics_says_so():
+    picture = figure({1: {"other": 1.0}}, Setting(title="x"))
+    for panel in picture.axes:
+        assert [text.get_text() for text in panel.texts] == ["not in this run's metrics"]
+        assert not labels(panel)
+
+
+def test_moving_mean_is_centred_and_ignores_nan():
+    assert _moving_mean([1, 2, 6, 4, 5], 3) == [1.5, 3, 4, 5, 4.5]
+    assert _moving_mean([1, 2, 6, 4, 5], 4)[2] == (1 + 2 + 6 + 4) / 4
+    assert _moving_mean([1, math.nan, 6], 3) == [1, 3.5, 6]
+    assert math.isnan(_moving_mean([math.nan], 3)[0])
+
+
+@pytest.mark.parametrize(("count", "window"), [(5, 5), (40, 5), (200, 10), (2000, 25)])
+def test_the_moving_mean_is_wider_on_longer_runs(count, window):
+    assert f"mean of {window} steps" in labels(figure(run(count), BAND).axes[0])
+
+
+def test_setting_from_the_config_resolves_its_interpolations(tmp_path):
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "config.yaml").write_text(CONFIG)
+    assert read_setting(tmp_path) == Setting(
+        title="aent: cpu_aent", functional="clamped", low=0.4, high=0.6, min=0.0006, max=None
+    )
+
+
+def test_a_value_that_cannot_be_resolved_is_left_out(tmp_path, caplog):
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "config.yaml").write_text(CONFIG.replace("oc.select:recommended.band.low", "nowhere:x"))
+    setting = read_setting(tmp_path)
+    assert (setting.low, setting.high) == (None, 0.6)
+    assert "entropy_control.bonus.controller.low" in caplog.text
+
+
+def test_without_a_config_the_title_is_the_folder(tmp_path):
+    assert read_setting(tmp_path) == Setting(title=tmp_path.name)
+
+
+def test_png_of_a_resumed_run(tmp_path):
+    steps = run(6)
+    write(tmp_path, {step: steps[step] for step in range(4)}, "metrics.1.jsonl")
+    write(tmp_path, {step: steps[step] for step in range(3, 7)})
+    path = plot_run(tmp_path, band=(0.4, 0.6))
+    assert path == tmp_path / "plot.png"
+    png = path.read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", png[16:24]) == (1200, 1260)
+
+
+def test_output_goes_where_it_is_asked_to(tmp_path):
+    write(tmp_path / "run", run(2))
+    target = tmp_path / "new" / "folder" / "picture.png"
+    assert plot_run(tmp_path / "run", str(target)) == target
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run" / "plot.png").exists()
+
+
+def test_the_band_given_wins_over_the_config(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("aent_verl.viewing.plot.figure", lambda steps, setting: seen.append(setting) or Mock())
+    write(tmp_path, run(2))
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "config.yaml").write_text(CONFIG)
+    plot_run(tmp_path)
+    plot_run(tmp_path, band=(0.1, 0.2))
+    plot_run(tmp_path, band=(None, None))
+    assert [(setting.low, setting.high) for setting in seen] == [(0.4, 0.6), (0.1, 0.2), (None, None)]
+
+
+def test_without_matplotlib_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"the plot needs matplotlib: pip install .*\[compare\]"):
+        figure(run(1), BAND)
+
+
+def test_pyplot_and_matplotlib_stay_out_of_the_importing_process(tmp_path):
+    write(tmp_path, run(2))
+    code = (
+        "import sys; from aent_verl.viewing.plot import plot_run; print('matplotlib' in sys.modules);"
+        f"plot_run({str(tmp_path)!r}); print('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+def shaped(count, coefficient):
+    steps = run(count)
+    for step in range(1, count + 1):
+        steps[step] |= {"aent/advantages_coefficient": step / count, "aent/coefficient": coefficient}
+    return steps
+
+
+def test_the_weight_of_advantages_takes_the_place_of_a_coefficient_of_zero():
+    (_, _, panel) = figure(shaped(10, 0.0), BAND).axes
+    assert panel.get_title(loc="left") == "Weight of advantages"
+    assert list(line(panel, "weight of A > 0").get_ydata()) == [step / 10 for step in range(1, 11)]
+    assert labels(panel) == ["weight of A > 0"]
+
+
+def test_weight_and_coefficient_have_a_scale_each():
+    (_, _, panel, right) = figure(shaped(10, 0.01), BAND).axes
+    assert panel.get_title(loc="left") == "Coefficients"
+    assert labels(panel)[:2] == ["weight of A > 0", "coefficient"]
+    assert list(line(panel, "coefficient").get_ydata()) == [0.01] * 10
+    assert list(right.get_lines()[0].get_ydata()) == [step / 10 for step in range(1, 11)]
+
+
+def test_a_weight_of_one_is_not_drawn():
+    steps = run(10)
+    for step in range(1, 11):
+        steps[step]["aent/advantages_coefficient"] = 1.0
+    assert labels(figure(steps, BAND).axes[2])[0] == "coefficient"
+
+
+def test_target_and_entropy_before_training_are_lines():
+    steps = run(10)
+    for step in range(1, 11):
+        steps[step]["aent/initial_entropy"] = 1.25
+    panel = figure(steps, Setting(title="x", functional="full", target=0.2)).axes[1]
+    assert set(line(panel, "target 0.2 nats").get_ydata()) == {0.2}
+    assert set(line(panel, "before training").get_ydata()) == {1.25}
