@@ -32,7 +32,7 @@ ROOMS = {
     "data.tasks.math_reward": "math",
     "data.tasks.smollm2": "smollm2",
 }
-# What no extra has to bring: torch requires filelock, its CUDA builds Triton; vLLM has a distribution for each platform.
+# What no extra has to bring: torch requires filelock, its CUDA builds Triton; vLLM has a distribution per platform.
 FOUND_OR_NOT = {"_util": {"filelock"}, "core.kernels.programs": {"triton"}, "platforms.vllm_cpu": {"vllm"}}
 TEXTS = sorted(
     {*PAGES, ROOT / "Makefile", *ROOT.glob("docker/*"), *ROOT.glob(f"{OURS}/**/*.py"), *ROOT.glob("config/**/*.yaml")}
