@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.viewing import tokens
+from aent_verl.runs import token_records as tokens
 
 
 @dataclass
