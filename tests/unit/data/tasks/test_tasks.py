@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from aent_verl.data.tasks import reasoning_gym_data, sampling, tiny_model, warm_start
+from aent_verl.data.tasks import reasoning_gym_data, tiny_model, warm_start
 from aent_verl.data.tasks.reward import compute_score
 
 SUMS = {
@@ -234,7 +234,7 @@ def test_chat_template_is_chatml(tokenizer):
     chat = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 2"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>system\nAdd.<|im_end|>\n<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n"
-    assert sampling.prompt_ids(tokenizer, chat) == tokenizer(text)["input_ids"]
+    assert warm_start.prompt_ids(tokenizer, chat) == tokenizer(text)["input_ids"]
 
 
 def test_model_is_what_vllms_cpu_attention_takes_and_is_seeded(tokenizer):
@@ -346,11 +346,11 @@ def test_measure_of_known_distributions(tokenizer):
     rows = reasoning_gym_data.build_rows(entries, generator="basic_arithmetic", split="validation")
     torch.nn.init.zeros_(model.lm_head.weight)  # uniform over 259 tokens
     state = torch.random.get_rng_state()
-    uniform = sampling.measure(model, tokenizer, rows, samples=64, max_new_tokens=4, seed=0)
+    uniform = warm_start.measure(model, tokenizer, rows, samples=64, max_new_tokens=4, seed=0)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert uniform["entropy"] == pytest.approx(5.5568, abs=1e-3)  # ln 259
     assert uniform["accuracy"] < 0.1
-    assert uniform["prompt_tokens_max"] == len(sampling.prompt_ids(tokenizer, rows[0]["prompt"]))
+    assert uniform["prompt_tokens_max"] == len(warm_start.prompt_ids(tokenizer, rows[0]["prompt"]))
     # Overfitted to the one answer: sure, right, and two tokens long.
     warm_start.train(
         model,
@@ -363,7 +363,7 @@ def test_measure_of_known_distributions(tokenizer):
         learning_rate=1e-2,
         seed=0,
     )
-    sure = sampling.measure(model, tokenizer, rows, samples=8, max_new_tokens=4, seed=0)
+    sure = warm_start.measure(model, tokenizer, rows, samples=8, max_new_tokens=4, seed=0)
     assert sure["accuracy"] == 1.0
     assert sure["response_tokens"] == 2.0
     assert sure["entropy"] < 0.05
@@ -385,7 +385,7 @@ def test_measure_counts_tokens_up_to_the_end_only_and_samples_the_plain_softmax(
         return SimpleNamespace(sequences=torch.cat([ids, responses], dim=1), logits=logits)
 
     model.generate = generate
-    result = sampling.measure(model, tokenizer, rows, samples=2, max_new_tokens=3, seed=0)
+    result = warm_start.measure(model, tokenizer, rows, samples=2, max_new_tokens=3, seed=0)
     assert result["accuracy"] == 0.5  # "7" and "17"
     assert result["response_tokens"] == 2.5
     assert result["entropy"] == pytest.approx(math.log(259) / 5)  # the last position of the first answer is padding

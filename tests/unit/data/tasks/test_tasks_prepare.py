@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aent_verl._util import EXTRAS
-from aent_verl.data.tasks import arithmetic, reasoning_gym_data, sampling, smollm2
+from aent_verl.data.tasks import arithmetic, cache, reasoning_gym_data, smollm2, warm_start
 from aent_verl.data.tasks.cache import MANIFEST, build_once
 
 SUMS = {
@@ -135,7 +135,7 @@ def test_prepare_leaves_what_it_says(prepared):
     assert rows[0]["prompt"][0]["content"].endswith(" =")
     assert Path(result["model"], "model.safetensors").is_file()
     assert result["warm_start"]["steps"] == 3
-    assert json.loads((folder / arithmetic.MEASUREMENT).read_text()) == result["warm_start"]
+    assert json.loads((folder / warm_start.MEASUREMENT).read_text()) == result["warm_start"]
     assert result["warm_start"]["prompt_tokens_max"] <= 64
 
 
@@ -147,7 +147,7 @@ def test_prepare_is_idempotent_and_sees_a_changed_setting(prepared, monkeypatch)
     assert weights.stat().st_mtime_ns == before
     recipes = []
     monkeypatch.setattr(
-        arithmetic, "build_once", lambda cache, *, recipe, **rest: recipes.append(recipe) or result["warm_start"]
+        cache, "build_once", lambda cache, *, recipe, **rest: recipes.append(recipe) or result["warm_start"]
     )
     arithmetic.prepare(str(folder), **QUICK)
     arithmetic.prepare(str(folder), **{**QUICK, "seed": 1})
@@ -214,7 +214,7 @@ def test_smollm2_converts_to_a_model_that_adds(tmp_path):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert tokenizer.decode(tokenizer("1 + 2 .<|im_end|>")["input_ids"], skip_special_tokens=True) == "1 + 2 ."
     rows = pq.read_table(result["validation"]).to_pylist()
-    ids = torch.tensor([sampling.prompt_ids(tokenizer, rows[0]["prompt"])])
+    ids = torch.tensor([warm_start.prompt_ids(tokenizer, rows[0]["prompt"])])
     model = AutoModelForCausalLM.from_pretrained(result["model"])
     assert model.dtype == torch.bfloat16
     answer = model.generate(ids, do_sample=False, max_new_tokens=smollm2.MAX_RESPONSE_TOKENS)[0, ids.shape[1] :]
