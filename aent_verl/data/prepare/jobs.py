@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from aent_verl.data.prepare.checks import Finding
 from aent_verl.data.prepare.rows import INSTRUCTION, Item, math_row, normalise, read_items
 from aent_verl.data.prepare.sources import Row, Source
 from aent_verl.data.prepare.table import EXTRACTORS, TABLE, DataSet, automatic
-from aent_verl.data.tasks import reasoning_gym_data
+from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_entries
 
 GENERATOR_PREFIX = "reasoning-gym:"
 _DEFAULT_SIZE = 1000
@@ -27,7 +27,7 @@ class Split:
 
     rows: list[Row]
     read: int
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
     remark: str = ""
 
 
@@ -73,7 +73,7 @@ class MathJob:
         }
 
     def test_keys(self) -> set[str]:
-        """Normalised problems of the test split as read; they are held out of every training split."""
+        """Normalised problems of the test split, if any, as read; they are held out of every training split."""
         return {item.key for item in self._read["test"][0]} if "test" in self.files else set()
 
     def build(self, held_out: Mapping[str, str]) -> dict[str, Split]:
@@ -87,13 +87,12 @@ class MathJob:
         """
         entry, options = self._entry, self._options
         made = {}
+        keep_unscorable = options.keep_unscorable
         for split, (items, read) in self._read.items():
-            keep_unscorable = options.keep_unscorable
             kept, findings = checks.check(items, split=split, held_out=held_out, keep_unscorable=keep_unscorable)
             if entry.keep:
                 wanted = ", ".join(f"{column} = {value}" for column, value in entry.keep.items())
-                what = f"not of the kind that is kept ({wanted})"
-                findings.insert(0, Finding(what, read - len(items), True, []))
+                findings.insert(0, Finding(f"not of the kind that is kept ({wanted})", read - len(items), True, []))
             if split == "train":
                 kept, drawn = checks.sample(kept, options.limit, seed=options.seed)
                 findings += drawn
@@ -101,10 +100,10 @@ class MathJob:
                 lines = "; ".join(f"{finding.count} of them: {finding.what}" for finding in findings)
                 raise ValueError(f"{self.name}, {split}: none of {read} rows is left; {lines}")
             shared = {"name": self.name, "split": split, "instruction": self._instruction, "system": options.system}
-            made[split] = Split([math_row(item, **shared) for item in kept], read, findings)
-            if (published := entry.rows.get(split, read)) != read:
-                remark = f"{split} has {read:,} rows, {published:,} are published: a part of it, or another version"
-                made[split].remark = remark
+            published = entry.rows.get(split, read)
+            remark = f"{split} has {read:,} rows, {published:,} are published: a part of it, or another version"
+            rows = [math_row(item, **shared) for item in kept]
+            made[split] = Split(rows, read, findings, remark if published != read else "")
         return made
 
     @cached_property
@@ -159,14 +158,10 @@ class GeneratorJob:
         made = {}
         for split, entries in self._drawn.items():
             lost = [one for one in entries if split == "train" and normalise(one["question"]) in held_out]
-            findings = []
-            if lost:
-                example = checks.short(lost[0]["question"])
-                findings = [Finding("held out: it is in a test split", len(lost), True, [example])]
+            examples = [checks.short(one["question"]) for one in lost[:1]]
+            findings = [Finding("held out: it is in a test split", len(lost), True, examples)] if lost else []
             kept = [one for one in entries if one not in lost]
-            rows = reasoning_gym_data.build_rows(
-                kept, generator=self.name, split=split, chat=chat, extract=self._extract
-            )
+            rows = build_rows(kept, generator=self.name, split=split, chat=chat, extract=self._extract)
             made[split] = Split(rows, len(entries), findings)
         return made
 
@@ -175,15 +170,9 @@ class GeneratorJob:
         """Splits that share no question, test first, so that it does not depend on the size of the training split."""
         drawn: dict[str, list[dict[str, Any]]] = {}
         for split in reversed(self.files):
-            others = {question for entries in drawn.values() for question in reasoning_gym_data.questions(entries)}
-            drawn[split] = reasoning_gym_data.draw_entries(
-                self.name,
-                self._settings,
-                size=self._sizes[split],
-                seed=self._options.seed,
-                stream=split,
-                exclude=others,
-            )
+            seen = {entry["question"] for entries in drawn.values() for entry in entries}
+            size, seed = self._sizes[split], self._options.seed
+            drawn[split] = draw_entries(self.name, self._settings, size=size, seed=seed, stream=split, exclude=seen)
         return drawn
 
 

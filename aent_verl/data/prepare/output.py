@@ -17,7 +17,7 @@ from aent_verl.data.prepare.jobs import Job, Split
 from aent_verl.data.prepare.sources import open_file, sha256
 from aent_verl.data.tasks.cache import package_versions
 from aent_verl.data.tasks.reasoning_gym_data import write_parquet
-from aent_verl.data.tasks.sampling import prompt_ids
+from aent_verl.data.tasks.warm_start import prompt_ids
 
 MANIFEST = "prepare.json"
 # A path that neither a shell nor Hydra takes for anything else.

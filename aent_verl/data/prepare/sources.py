@@ -50,7 +50,7 @@ def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | N
 
     Args:
         name: The data set.
-        entry: What the table says of it.
+        entry: What the table says about it.
         config: Instead of the table's.
         revision: Instead of the table's. Without any, the newest, whose commit is looked up.
 
@@ -100,11 +100,9 @@ def from_files(named: Mapping[str, Path], entry: DataSet, config: str | None = N
     def open_split(split: str) -> Rows:
         if "" in named:
             return _of_dataset(_split_of_folder(named[""], split, entry, config or entry.config))
-        return (
-            open_file(named[split])
-            if named[split].is_file()
-            else _of_dataset(_split_of_folder(named[split], "", DataSet(), None))
-        )
+        if named[split].is_dir():
+            return _of_dataset(_split_of_folder(named[split], "", DataSet(), None))
+        return open_file(named[split])
 
     identity = {split or "folder": {"path": path.name, "sha256": sha256(path)} for split, path in named.items()}
     return Source(identity, tuple(entry.rows if "" in named else named), open_split)
