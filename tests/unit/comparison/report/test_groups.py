@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from aent_verl.comparison.report.background import protocol_rows
+from aent_verl.comparison.report import write_report
+from aent_verl.comparison.report.contents import protocol_rows
 from aent_verl.comparison.report.groups import group_runs
-from aent_verl.comparison.report.report import write_report
 from aent_verl.runs.run import load_run
 from tests.unit.comparison.report.synthetic import (
     AENT,

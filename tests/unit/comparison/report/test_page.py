@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from aent_verl.comparison.report import answer, write_report
-from aent_verl.comparison.report.numbers import as_json
+from aent_verl.comparison.report.contents import build
 from aent_verl.comparison.report.page import render
-from aent_verl.comparison.report.report import build
-from aent_verl.comparison.report.words import decimal
+from aent_verl.comparison.report.write import as_json
 from aent_verl.runs.run import load_run
+from aent_verl.viewing.pages import decimal
 from tests.unit.comparison.report.html_check import Page, squeeze
 from tests.unit.comparison.report.synthetic import (
     AENT,
