@@ -92,7 +92,9 @@ def as_json(report: Report) -> str:
         "accuracy": None if accuracy is None else {k: v for k, v in vars(accuracy).items() if k != "verdicts"},
         "charts": {chart.name: _chart(chart, groups.methods) for each in report.charts.values() for chart in each},
     }
-    return json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A lone surrogate of a model's cannot be written.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _earlier_pictures(folder: Path) -> list[str]:
@@ -136,19 +138,12 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Only what JSON has."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(vars(value))
-    if isinstance(value, dict):
-        return {_text(str(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _text(value) if isinstance(value, str) else value
-
-
-def _text(text: str) -> str:
-    # A lone surrogate of a model's cannot be written.
-    return text.encode("utf-8", "replace").decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

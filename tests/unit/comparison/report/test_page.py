@@ -357,7 +357,7 @@ def test_durations(seconds, said):
 def test_headline():
     verdict = Verdict("", "grpo", "mean@8", "better", None, None, None, 1, None, ())
     states = {"a": "better", "b": "better", "c": "worse", "d": "not resolved", "e": "refused"}
-    accuracy = Accuracy("mean@8", 8, 40, "", "these problems", {}, {}, (), ())
+    accuracy = Accuracy("mean@8", "", "these problems", {}, ())
 
     def said(methods):
         found = {m: replace(verdict, method=m, state=states[m]) for m in methods}
