@@ -155,11 +155,11 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
     with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
         for row, interval in enumerate(intervals):
-            look: dict[str, Any] = {"color": theme.colour(interval.place), "linewidth": 2.2}
-            panel.plot([interval.low, interval.high], [row, row], solid_capstyle="butt", **look)
-            for end in (interval.low, interval.high):
-                panel.plot([end, end], [row - 0.13, row + 0.13], **look)
-            panel.plot([interval.value], [row], palette.marker(interval.place), markersize=7, color=look["color"])
+            look: dict[str, Any] = {"color": theme.colour(interval.place), "fmt": palette.marker(interval.place)}
+            widths = [[interval.value - interval.low], [interval.high - interval.value]]
+            panel.errorbar(
+                interval.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look
+            )
         panel.set_yticks(range(rows), [_literal(methods[interval.place]) for interval in intervals])
         panel.tick_params(axis="y", length=0, labelcolor=theme.ink)
         panel.set_ylim(rows - 0.5, -0.5)

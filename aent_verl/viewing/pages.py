@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -94,47 +94,36 @@ def inline_svg(figure: "Figure", name: str, label: str) -> Markup:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
-    _clean(root, name)
+    for element in list(root.iter()):
+        element.tag = _local(element.tag)
+        element.attrib = dict(_attributes(element, name))
+        element[:] = [child for child in element if _local(child.tag) not in _DROPPED]
+        element.tail = None
+        if not (element.text or "").strip():
+            element.text = None
     root.attrib = {"role": "img", "aria-label": label, "viewBox": root.attrib["viewBox"]}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _clean(element: ElementTree.Element, name: str) -> None:
-    element.tag = _local(element.tag)
-    attributes = {}
+def _attributes(element: ElementTree.Element, name: str) -> Iterator[tuple[str, str]]:
+    """The attributes that an element keeps."""
     for key, value in element.attrib.items():
-        value = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+        key, value = _local(key), _REFERENCE.sub(rf"url(#{name}-\1)", value)
         value = _LONG_NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value)
-        key = _local(key)
-        if key == "id":
-            # Ids of artists that are no class: only definitions are referred to.
-            if value.startswith("."):
-                key, value = "class", value[1:]
-            elif element.tag in ("g", "svg"):
-                continue
-            else:
-                value = f"{name}-{value}"
+        if key == "id" and value.startswith("."):
+            yield "class", value[1:]
+        elif key == "id":
+            # Of artists that are no class: only definitions are referred to.
+            if element.tag not in ("g", "svg"):
+                yield key, f"{name}-{value}"
         elif key == "href":
-            value = f"#{name}-{value[1:]}"
+            yield key, f"#{name}-{value[1:]}"
         elif key == "style":
-            value = _COLOUR.sub(lambda match: _VARIABLE[match[0]], _FONT.sub(_size, value))
-        elif key == "d":
-            value = " ".join(value.split())
-        attributes[key] = value
-    element.attrib = attributes
-    for child in list(element):
-        if _local(child.tag) in _DROPPED:
-            element.remove(child)
+            # The page's font instead of matplotlib's.
+            value = _FONT.sub(lambda match: f"font-size: {match[1]}" if match[1] else "", value)
+            yield key, _COLOUR.sub(lambda match: _VARIABLE[match[0]], value)
         else:
-            _clean(child, name)
-            child.tail = None
-    if element.text is not None and not element.text.strip():
-        element.text = None
-
-
-def _size(match: re.Match[str]) -> str:
-    """The page's font instead of matplotlib's."""
-    return f"font-size: {match[1]}" if match[1] else ""
+            yield key, " ".join(value.split())
 
 
 def _local(name: str) -> str:

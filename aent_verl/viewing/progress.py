@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,17 +41,9 @@ RECENT_STEPS = 10
 # Lines on the way through a number of responses.
 LINES = 10
 
-# Header, width in the plain form, of the columns after the first; 79 characters with the step in 7.
-COLUMNS = (
-    ("reward", 7),
-    ("valid.", 7),
-    ("entropy", 12),
-    ("full", 7),
-    ("coefficient", 13),
-    ("tokens", 7),
-    ("s/step", 7),
-    ("left", 12),
-)
+HEADER = ("step", "reward", "valid.", "entropy", "full", "coefficient", "tokens", "s/step", "left")
+# Of the columns after the first; 79 characters with the step in 7.
+WIDTHS = (7, 7, 12, 7, 13, 7, 7, 12)
 _UP, _DOWN, _FLAT = "↑", "↓", "→"
 _ASCII_ARROWS = str.maketrans({_UP: "^", _DOWN: "v", _FLAT: "="})
 AnyDisplay = TypeVar("AnyDisplay", bound="Display")
@@ -217,7 +209,14 @@ class TrainingDisplay(Display):
 
     def render(self) -> RenderableType:
         """The last steps as a table over a bar."""
-        parts: list[RenderableType] = [self._table()] if self._rows else []
+        # Room for header, validation, bar and what was printed above, also on a small terminal.
+        rows = list(self._rows)[-max(1, self._console.height - 5) :]
+        styles = ["dim", *[""] * (len(rows) - 1), "bold"]
+        # A redrawn bar says what is left, so the last column goes.
+        table = [self._line(cells[:-1]) for cells in (HEADER, *rows)] if rows else []
+        parts: list[RenderableType] = [
+            Text(line, style=style, no_wrap=True) for line, style in zip(table, styles, strict=False)
+        ]
         if self._validations:
             # Its row has left the table long before the next one.
             parts.append(Text(f"validation accuracy {_ends(self._validations)}"))
@@ -257,8 +256,12 @@ class TrainingDisplay(Display):
         self._announce()
         for step, data in self._tail.read_new():
             self._rows.append(self._row(step, data))
-            if not self.live:
-                self._print_row()
+            if self.live:
+                continue
+            if self._lines % HEADER_EVERY == 0:
+                self.say(self._line(HEADER))
+            self.say(self._line(self._rows[-1]))
+            self._lines += 1
         self.refresh()
 
     def _announce(self) -> None:
@@ -301,25 +304,11 @@ class TrainingDisplay(Display):
             self._left(),
         )
 
-    def _print_row(self) -> None:
-        """Print the newest row in columns of fixed width, now and then with the header over it."""
-        widths = (max(5, 1 + 2 * len(str(self._total_steps or ""))), *(width for _, width in COLUMNS))
-        header = [("step", *(name for name, _ in COLUMNS))] if self._lines % HEADER_EVERY == 0 else []
-        for cells in (*header, self._rows[-1]):
-            text = "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            self.say(text.translate(_ASCII_ARROWS) if self._console.options.ascii_only else text)
-        self._lines += 1
-
-    def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        table.add_column("step", justify="right", no_wrap=True)
-        for name, width in COLUMNS[:-1]:
-            table.add_column(name, justify="right", no_wrap=True, min_width=width - 2)
-        # Room for header, validation, bar and what was printed above, also on a small terminal.
-        rows = list(self._rows)[-max(1, self._console.height - 5) :]
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row[:-1]), style="bold" if row is rows[-1] else "")
-        return table
+    def _line(self, cells: Sequence[str]) -> str:
+        """The cells of a row, or those of its first columns, in columns of fixed width."""
+        widths = (max(5, 1 + 2 * len(str(self._total_steps or ""))), *WIDTHS)
+        text = "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
+        return text.translate(_ASCII_ARROWS) if self._console.options.ascii_only else text
 
     def _left(self) -> str:
         """Time until the last step, from the median of the recent ones."""

@@ -75,19 +75,6 @@ class Group:
     bonus_weight: float
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Tokens in the loss with a finite entropy, by entropy and by text.
-
-    Attributes:
-        parts: the tokens with the highest entropy, and the others.
-        texts: texts in the order of the entropy they carry, at most TABLE_ROWS.
-    """
-
-    parts: list[Group]
-    texts: list[Group]
-
-
 # Text, entropy, policy weight and bonus weight of a token.
 _Token = tuple[str, float, float | None, float]
 
@@ -130,6 +117,7 @@ def render(records: Sequence[TokenRecord]) -> str:
     scales = Scales.of(records)
     underline = any(len(set(_kept(record.bonus_weight, record))) > 1 for record in records)
     page = template(__package__, number=number, spread=_spread, visible=visible, pieces=_pieces)
+    parts, texts = summarise(records)
     return page.render(
         methods=sorted({record.method for record in records}),
         functionals=sorted({record.functional for record in records}),
@@ -138,7 +126,8 @@ def render(records: Sequence[TokenRecord]) -> str:
         count=len(records),
         scales=scales,
         underline=underline,
-        summary=summarise(records),
+        parts=parts,
+        texts=texts,
         tokens=lambda record: Markup("".join(_token_spans(record, scales, underline))),
         kept=_kept,
         mean=mean,
@@ -162,24 +151,25 @@ def visible(text: str) -> str:
     return text.replace("\n", "↵\n").replace("\t", "⇥\t")
 
 
-def summarise(records: Iterable[TokenRecord]) -> Summary | None:
-    """The tables over all records; None without a token in the loss."""
-    tokens = [token for record in records for token in _in_loss(record)]
-    if not tokens:
-        return None
+def summarise(records: Iterable[TokenRecord]) -> tuple[list[Group], list[Group]]:
+    """Tokens in the loss with a finite entropy, by entropy and by text; empty without one.
+
+    Returns:
+        The tokens with the highest entropy, and the others; and texts in the order of the entropy that they carry, at
+        most TABLE_ROWS.
+    """
+    tokens = sorted((token for record in records for token in _in_loss(record)), key=lambda token: -token[1])
     total = sum(entropy for _, entropy, _, _ in tokens)
     by_text: dict[str, list[_Token]] = defaultdict(list)
     for token in tokens:
         by_text[token[0]].append(token)
-    texts = sorted(
-        (_group(text, same, total) for text, same in by_text.items()), key=lambda g: -g.count * g.mean_entropy
-    )
-    tokens.sort(key=lambda token: -token[1])
+    texts = [_group(text, same, total) for text, same in by_text.items()]
     top = max(1, round(TOP_SHARE * len(tokens)))
-    parts = [_group(f"{TOP_SHARE:.0%} with the highest entropy", tokens[:top], total)]
-    if tokens[top:]:
-        parts.append(_group("the others", tokens[top:], total))
-    return Summary(parts=parts, texts=texts[:TABLE_ROWS])
+    parts = {f"{TOP_SHARE:.0%} with the highest entropy": tokens[:top], "the others": tokens[top:]}
+    return (
+        [_group(name, part, total) for name, part in parts.items() if part],
+        sorted(texts, key=lambda group: -group.count * group.mean_entropy)[:TABLE_ROWS],
+    )
 
 
 def mean(values: Sequence[float]) -> float:

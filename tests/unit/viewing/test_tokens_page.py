@@ -74,17 +74,16 @@ def test_summary_by_part_and_text():
         in_loss=[True] * 4 + [False],
     )
     second = record(count=2, tokens=["c", "d"], entropy=[0.0, math.nan])
-    summary = summarise([first, second])
-    top, others = summary.parts
+    (top, others), texts = summarise([first, second])
     assert (top.count, top.share, top.mean_entropy, top.policy_weight, top.bonus_weight) == (1, 0.5, 2.0, 1.5, 1.0)
     assert (others.count, others.share, others.mean_entropy) == (4, 0.5, 0.5)
-    assert [(g.name, g.count, g.share) for g in summary.texts] == [("a", 2, 0.75), ("b", 1, 0.125), ("c", 2, 0.125)]
-    assert [(g.policy_weight, g.bonus_weight) for g in summary.texts] == [(1.0, 1.0), (None, 0.0), (1.0, 0.5)]
+    assert [(g.name, g.count, g.share) for g in texts] == [("a", 2, 0.75), ("b", 1, 0.125), ("c", 2, 0.125)]
+    assert [(g.policy_weight, g.bonus_weight) for g in texts] == [(1.0, 1.0), (None, 0.0), (1.0, 0.5)]
 
 
 def test_summary_of_nothing_and_of_no_entropy():
-    assert summarise([record(in_loss=[False] * 4)]) is None
-    assert math.isnan(summarise([record(count=1)]).parts[0].share)
+    assert summarise([record(in_loss=[False] * 4)]) == ([], [])
+    assert math.isnan(summarise([record(count=1)])[0][0].share)
 
 
 # Page
