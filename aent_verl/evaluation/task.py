@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl._util import file_sha256
 from aent_verl.evaluation import checkpoint, records, settings
 from aent_verl.evaluation.records import Problem
 from aent_verl.preflight import resources
@@ -187,7 +188,7 @@ def _record(
         "data": [
             {
                 "path": os.path.abspath(path),
-                "sha256": records.file_hash(path),
+                "sha256": file_sha256(path),
                 "problems": len({problem.id for problem in group}),
             }
             for path, group in by_file.items()
@@ -201,7 +202,7 @@ def _record(
         },
         "reward": f"{function.path}:{function.name}" if function.path else "verl:default_compute_score",
         "reward_settings": _plain(function.get("reward_kwargs")),
-        "reward_sha256": records.file_hash(script) if os.path.isfile(script) else None,
+        "reward_sha256": file_sha256(script) if os.path.isfile(script) else None,
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from omegaconf import DictConfig
 
 from aent_verl.launch.environment import LaunchError
-from aent_verl.runs import last_start, metrics
+from aent_verl.runs import checkpoints, last_start, metrics
 
 if TYPE_CHECKING:
     from aent_verl.methods.settings import EntropyControlConfig
@@ -18,7 +18,7 @@ def resume_folder(cfg: DictConfig) -> Path | None:
     """The checkpoint folder ``global_step_N`` that verl will resume from, or None for a fresh start.
 
     Raises:
-        LaunchError: the folder to resume from is not there.
+        LaunchError: the folder to resume from is not there, or verl's tracker is damaged.
     """
     trainer = cfg.trainer
     if trainer.resume_mode == "resume_path":
@@ -28,11 +28,14 @@ def resume_folder(cfg: DictConfig) -> Path | None:
                 "resume_path it must be a checkpoint's global_step_N folder"
             )
         return Path(trainer.resume_from_path)
-    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if trainer.resume_mode != "auto" or not tracker.is_file():
+    if trainer.resume_mode != "auto":
         return None
-    folder = tracker.with_name(f"global_step_{tracker.read_text().strip()}")
-    return folder if folder.is_dir() else None
+    try:
+        step = checkpoints.latest_step(trainer.default_local_dir)
+    except ValueError as error:
+        raise LaunchError(str(error)) from None
+    folder = checkpoints.step_folder(trainer.default_local_dir, step)
+    return folder if step and folder.is_dir() else None
 
 
 def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO) -> bool:
@@ -51,8 +54,8 @@ def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO
             print(f"warning: {change}", file=terminal)
     if (other := last_start.warning(cfg)) is not None:
         print(f"warning: {other}", file=terminal)
-    done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
-    if last is None or not done.isdigit() or int(done) < last:
+    done, last = checkpoints.step_of(folder.name), cfg.trainer.total_training_steps
+    if last is None or done is None or done < last:
         print(f"resuming from {folder}", file=terminal)
         return False
     if cfg.trainer.val_before_train and not is_logged(cfg.run.dir, last):

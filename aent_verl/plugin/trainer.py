@@ -32,6 +32,7 @@ from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
 from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
 from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
 from aent_verl.runs import worker_reports
+from aent_verl.runs.checkpoints import step_folder
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -232,7 +233,7 @@ class EntropyControlMixin(PPOTrainer):
 
     def _save_checkpoint(self) -> None:
         # Before verl's own files: its tracker names this folder only once it is complete.
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        folder = step_folder(self.config.trainer.default_local_dir, self.global_steps)
         saved_state.write(folder, control=self.entropy_control, states=self._states(), change=self._entropy_change)
         super()._save_checkpoint()
 
@@ -244,7 +245,7 @@ class EntropyControlMixin(PPOTrainer):
             self._restart_controllers()
             return
         trainer = self.config.trainer
-        folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
+        folder = step_folder(trainer.default_local_dir, self.global_steps)
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
         states, self._entropy_change, changes = saved_state.read(
