@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from aent_verl.launch import resume
+from aent_verl.launch import training
 from aent_verl.runs import last_start
 from tests.config.composing import MICRO_BATCHES, composed
 from tests.unit.launch.test_train import CONTROL, checkpoint
@@ -51,9 +51,9 @@ def test_the_launcher_says_it_where_a_run_goes_on_or_is_complete(tmp_path: Path,
     last_start.write(config(folder, *settings), folder)
     cfg = config(folder, *settings, "entropy_control.token_dump=4")
     terminal = io.StringIO()
-    assert not resume.is_complete(cfg, CONTROL, terminal)
+    assert not training.is_complete(cfg, CONTROL, terminal)
     assert terminal.getvalue() == "", "without a checkpoint the run starts afresh"
     (folder / "checkpoints").mkdir()
     checkpoint(folder / "checkpoints", step)
-    assert resume.is_complete(cfg, CONTROL, terminal) is (step == 4)
+    assert training.is_complete(cfg, CONTROL, terminal) is (step == 4)
     assert "now entropy_control.token_dump=4 (was 0)." in terminal.getvalue()
