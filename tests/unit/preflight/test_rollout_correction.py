@@ -36,11 +36,11 @@ def shorthand(*settings):
             "reject nothing",
         ),
         (("bypass_mode=true", f"{LOG_PROBS}=false"), LOG_PROBS, "first step would fail"),
-        (("rollout_is=token", f"{LOG_PROBS}=false"), f"{KEY}.rollout_is", f"dropped without a word: {LOG_PROBS}=false"),
+        (("rollout_is=token", f"{LOG_PROBS}=false"), f"{KEY}.rollout_is", f"silently dropped: with {LOG_PROBS}=false"),
         (
             ("rollout_rs=seq_mean_k3", "rollout_rs_threshold=0.01", f"{LOG_PROBS}=false"),
             f"{KEY}.rollout_rs",
-            "dropped without a word",
+            "silently dropped",
         ),
         (("rollout_is=token", "rollout_is_threshold=null"), f"{KEY}.rollout_is_threshold", "leaves .* out"),
         (("rollout_rs=token_k1",), f"{KEY}.rollout_rs_threshold", "needs one"),

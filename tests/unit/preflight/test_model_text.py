@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from aent_verl.data.tasks import tiny_model
-from aent_verl.preflight import text
+from aent_verl.preflight import model
 
 TEXTS = [
     "How many Ω is 5 \u2126?",  # OHM SIGN becomes GREEK CAPITAL LETTER OMEGA
@@ -84,8 +84,8 @@ KINDS = [
 
 
 def loss(tokenizer, given):
-    kept = text.decode(tokenizer, text.encode(tokenizer, given))
-    return text.difference(text.normalise(tokenizer, given), kept)
+    kept = model.decode(tokenizer, model.encode(tokenizer, given))
+    return model.difference(model.normalise(tokenizer, given), kept)
 
 
 @pytest.mark.parametrize("build", KINDS)
@@ -131,9 +131,9 @@ def test_an_unknown_character_is_named_with_what_is_around_it():
     ],
 )
 def test_the_first_difference(expected, made, problem):
-    assert problem in text.difference(expected, made)
+    assert problem in model.difference(expected, made)
 
 
 @pytest.mark.parametrize(("expected", "made"), [("", ""), (" a\u3000b ", "xabx"), ("a", "▁a")])
 def test_no_difference(expected, made):
-    assert text.difference(expected, made) is None
+    assert model.difference(expected, made) is None
