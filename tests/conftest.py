@@ -1,9 +1,23 @@
 """Fixtures shared by all tests."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import hydra_cache
+
+hydra_cache.install()
+# With torch and verl imported each full collection takes a tenth of a second, and at Python's thresholds composing a
+# config starts several.
+gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of the garbage collector's work what the imports have made; it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
