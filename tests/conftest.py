@@ -14,6 +14,14 @@ hydra_cache.install()
 gc.set_threshold(100_000, 20, 50)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``--dist loadgroup`` a file stays on one worker, and all files that start clusters on the same one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_collection_finish() -> None:
     """Leave out of the garbage collector's work what the imports have made; it stays until the end."""
     gc.collect()
