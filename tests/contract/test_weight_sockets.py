@@ -48,6 +48,7 @@ def receiver() -> str:
     return worker._get_zmq_handle()
 
 
+@pytest.mark.slow
 def test_both_ends_have_the_mark_of_the_run(marked: str):
     rollout = sender()
     assert receiver() == rollout.zmq_handle
