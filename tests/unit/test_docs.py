@@ -1,9 +1,11 @@
-"""The pages: no stray control characters, no link to a file or heading that is not there."""
+"""The pages: no stray control characters, no link to a file or heading that is not there, no path that has moved."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -29,3 +31,71 @@ def test_page(page: Path) -> None:
         linked = (page.parent / file).resolve() if file else page
         assert linked.exists(), target
         assert not anchor or anchor in headings(linked), target
+
+
+PACKAGE = ROOT / "aent_verl"
+TEXTS = sorted(
+    {*PAGES, ROOT / "Makefile", *ROOT.glob("docker/*"), *ROOT.glob("config/**/*.yaml")} - {ROOT / "CHANGELOG.md"}
+)
+FOLDERS = {path.name for parent in (ROOT, PACKAGE) for path in parent.iterdir() if path.is_dir()}
+# A path of this repository or package, and a dotted name of the package.
+FILE = re.compile(r"(?<![\w./-])((?:\w+/)+[\w.]*\.(?:py|yaml|md)|(?:\w+/)+(?=`))")
+MODULE = re.compile(r"\baent_verl((?:\.\w+)+)")
+
+
+def is_there(dotted: str) -> bool:
+    """Whether ``.package.module.attribute`` leads to a module of ours; what it holds is not looked at."""
+    found = PACKAGE
+    for name in dotted.strip(".").split("."):
+        if found.joinpath(f"{name}.py").exists():
+            return True
+        found /= name
+    return found.is_dir()
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_paths_of_ours_are_there(file: Path) -> None:
+    """The changelog, which tells what has been, is left out, and so are the paths of a run or of other packages."""
+    text = file.read_text().replace("aent_verl.sum:", "")
+    first = FOLDERS - {"data", "hydra", "runs"}
+    found = [path for path in FILE.findall(text) if path.endswith(".py") or path.split("/")[0] in first]
+    assert [path for path in found if not (ROOT / path).exists() and not (PACKAGE / path).exists()] == []
+    assert [name for name in MODULE.findall(text) if not is_there(name)] == []
+
+
+def test_some_paths_are_looked_at() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {"aent_verl/core/bonus.py", "tests/reference.py", "tests/unit/core/"} <= set(FILE.findall(text))
+    assert is_there(".core.controllers")
+    assert not is_there(".integration.plugin")
+
+
+def own_script(*, after: bool) -> list[str]:
+    """The overrides of the script in README.md, before or after."""
+    (block,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line[1:] for line in block.splitlines() if after or line[0] != "+"]
+    program, *overrides = shlex.split("\n".join(lines).replace("\\\n", " "))
+    assert (program, *overrides[:2]) == ("python3", "-m", "verl.trainer.main_ppo")
+    return overrides[2:]
+
+
+def test_two_overrides_turn_a_script_of_verls_into_aent() -> None:
+    from hydra import compose, initialize_config_module
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    assert len(own_script(after=True)) == len(own_script(after=False)) + 2
+    for after in (False, True):
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            cfg = compose("ppo_trainer", overrides=own_script(after=after))
+        validate_config(config=cfg, use_reference_policy=False, use_critic=False)
+        control = getattr(omega_conf_to_dataclass(cfg.actor_rollout_ref.actor), "entropy_control", None)
+        assert (control.method if control else None) == ("aent" if after else None)
+
+
+def test_the_citation_is_complete() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    for reference in citation["references"]:
+        assert {"title", "authors", "type", "year"} <= set(reference)
+        assert reference["identifiers"][0]["value"].removeprefix("arXiv:") in reference["url"]
