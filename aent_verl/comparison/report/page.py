@@ -16,7 +16,6 @@ from aent_verl import __version__
 from aent_verl.comparison.report import words
 from aent_verl.comparison.report.curves import MOST_THIN_LINES
 from aent_verl.comparison.report.samples import RULE
-from aent_verl.comparison.stats.rliable_intervals import CONDITION
 from aent_verl.viewing.charts import Chart, draw, draw_intervals, draw_key
 from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
 from aent_verl.viewing.svg import inline_svg
@@ -62,7 +61,6 @@ def render(report: Report) -> str:
         signs=SIGNS,
         passes=_passes(report),
         rule=RULE,
-        condition=CONDITION,
         most_thin=MOST_THIN_LINES,
         themes={"light": variables(LIGHT), "dark": variables(DARK)},
         version=__version__,

@@ -101,7 +101,7 @@ def write_report(
         The page's path.
 
     Raises:
-        ImportError: matplotlib or rliable is not installed.
+        ImportError: matplotlib is not installed.
         ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
     """
     report = build(runs, baseline, title, allow_different, commands, target, failed)

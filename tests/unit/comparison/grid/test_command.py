@@ -136,9 +136,9 @@ def test_what_the_report_needs_is_missed_before_anything_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rliable" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert compare("experiment=cpu_arithmetic", f"results={tmp_path}") == 1
-    assert re.search(r"aent-verl compare needs rliable: pip install .*\[compare\]", capsys.readouterr().err)
+    assert re.search(r"aent-verl compare needs matplotlib: pip install .*\[compare\]", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
