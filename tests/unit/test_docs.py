@@ -1,5 +1,6 @@
 """The pages: no stray control characters, no link to a file or heading that is not there, no path that has moved."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -37,7 +38,10 @@ PACKAGE = ROOT / "aent_verl"
 TEXTS = sorted(
     {*PAGES, ROOT / "Makefile", *ROOT.glob("docker/*"), *ROOT.glob("config/**/*.yaml")} - {ROOT / "CHANGELOG.md"}
 )
-FOLDERS = {path.name for parent in (ROOT, PACKAGE) for path in parent.iterdir() if path.is_dir()}
+# `data/` and `runs/` on the pages are mostly the reader's own folders, not the rooms.
+FOLDERS = {"aent_verl", "benchmarks", "config", "docker", "docs", "examples", "tests"} | (
+    {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"data", "runs"}
+)
 # A path of this repository or package, and a dotted name of the package.
 FILE = re.compile(r"(?<![\w./-])((?:\w+/)+[\w.]*\.(?:py|yaml|md)|(?:\w+/)+(?=`))")
 MODULE = re.compile(r"\baent_verl((?:\.\w+)+)")
@@ -57,8 +61,7 @@ def is_there(dotted: str) -> bool:
 def test_paths_of_ours_are_there(file: Path) -> None:
     """The changelog, which tells what has been, is left out, and so are the paths of a run or of other packages."""
     text = file.read_text().replace("aent_verl.sum:", "")
-    first = FOLDERS - {"data", "hydra", "runs"}
-    found = [path for path in FILE.findall(text) if path.endswith(".py") or path.split("/")[0] in first]
+    found = [path for path in FILE.findall(text) if path.endswith(".py") or path.split("/")[0] in FOLDERS]
     assert [path for path in found if not (ROOT / path).exists() and not (PACKAGE / path).exists()] == []
     assert [name for name in MODULE.findall(text) if not is_there(name)] == []
 
@@ -99,3 +102,42 @@ def test_the_citation_is_complete() -> None:
     for reference in citation["references"]:
         assert {"title", "authors", "type", "year"} <= set(reference)
         assert reference["identifiers"][0]["value"].removeprefix("arXiv:") in reference["url"]
+
+
+# Errors of verl, vLLM and others that the page explains.
+FOREIGN = (
+    *("Unknown trainer", "Total available", "No working C++", "libnuma", "'Parameter'", "operator torchvision"),
+    *("vllm version", "Sleep mode", "flash-attn"),
+)
+# A word that is a value or a prefix, or next to one that is filled in.
+FILLED_IN = re.compile(
+    r"[=\d'\[\]()/_]|\.\.\.|^(N|M|None|nan|settings|off|bonus|method|entreg|grpo|transfer-queue|math-verify|pip|needs|"
+    r"step|functional|on-policy)\b|^(warning|effect):"
+)
+
+
+def quoted_messages() -> list[str]:
+    """What docs/troubleshooting.md explains, and the warnings that docs/configuration.md lists."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    warnings = (ROOT / "docs" / "configuration.md").read_text().split("## What only warns")[1].split("\n## ")[0]
+    found = [quote for _, quote in re.findall(r"\*\*(`+)(.*?)\1", page, flags=re.DOTALL)]
+    found += [quote for row in warnings.splitlines() for quote in re.findall(r"`([^`]*)` \|$", row)]
+    return [quote for quote in found if not quote.strip().startswith(FOREIGN)]
+
+
+def test_messages_on_the_pages_are_those_of_the_code() -> None:
+    texts = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            for part in node.values if isinstance(node, ast.JoinedStr) else [node]:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    texts.append(" ".join(part.value.split()))
+    code, looked_at, stale = "\n".join(texts), 0, {}
+    for quote in quoted_messages():
+        words = quote.replace("\\|", "|").split()
+        threes = [t for t in zip(words, words[1:], words[2:], strict=False) if not any(map(FILLED_IN.search, t))]
+        looked_at += len(threes)
+        if missing := [text for three in threes if (text := " ".join(three)).strip(":;,.") not in code]:
+            stale[quote] = missing
+    assert stale == {}
+    assert looked_at > 250
