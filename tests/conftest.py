@@ -22,9 +22,9 @@ def single_rank_group() -> Iterator[None]:
     """A process group of this process alone, and our policy losses in verl's registry."""
     import torch
 
-    from aent_verl.plugin import policy_losses
+    from aent_verl.plugin import losses
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_losses.register()
+    losses.register()
     yield
     torch.distributed.destroy_process_group()

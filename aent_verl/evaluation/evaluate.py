@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TextIO
 from omegaconf import DictConfig
 
 from aent_verl.evaluation import checkpoint, records, settings, summary
-from aent_verl.evaluation.progress import Progress
 from aent_verl.evaluation.records import Answered, Problem, Response
 from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
@@ -19,6 +18,7 @@ from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import choose_platform, hand_to_workers
 from aent_verl.preflight.errors import PreflightError
 from aent_verl.runs import provenance
+from aent_verl.viewing.progress import CountDisplay
 
 if TYPE_CHECKING:
     from aent_verl.evaluation.generation import Servers
@@ -111,6 +111,8 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
 
 async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
     """All responses to all problems; each is scored as soon as it is there."""
+    from rich.console import Console
+
     from aent_verl.evaluation import generation
 
     count, each = generation.replicas(cfg)
@@ -126,7 +128,7 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
     print(f"starting {count} vLLM server{'s' if count > 1 else ''}, which takes a minute or more", file=terminal)
     servers = await generation.Servers.start(cfg, generation.load_model(cfg))
     slots = asyncio.Semaphore(servers.capacity)
-    with Progress(len(task.problems) * task.sampling.n, terminal) as progress:
+    with CountDisplay(Console(file=terminal), len(task.problems) * task.sampling.n, "responses") as progress:
 
         async def answer(problem: Problem, prompt: Sequence[int]) -> Response:
             async with slots:

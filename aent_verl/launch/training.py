@@ -17,7 +17,7 @@ from aent_verl.runs import last_start, metrics
 from aent_verl.runs.run import LOG
 
 if TYPE_CHECKING:
-    from aent_verl.viewing.progress import ProgressDisplay
+    from aent_verl.viewing.progress import TrainingDisplay
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:
@@ -75,15 +75,15 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     print(f"results in {cfg.run.dir}" + (f", plot {picture}" if picture else ""), file=terminal)
 
 
-def display(cfg: DictConfig, terminal: TextIO) -> ProgressDisplay:
+def display(cfg: DictConfig, terminal: TextIO) -> TrainingDisplay:
     """The progress display of this run."""
     from rich.console import Console
 
     from aent_verl.runs import worker_reports
-    from aent_verl.viewing.progress import ProgressDisplay
+    from aent_verl.viewing.progress import TrainingDisplay
 
     run_dir = Path(cfg.run.dir)
-    return ProgressDisplay(
+    return TrainingDisplay(
         Console(file=terminal),
         cfg.trainer.total_training_steps,
         metrics_path=run_dir / metrics.METRICS_FILE,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from aent_verl.platforms import vllm_cpu, vllm_plugin, weight_sockets
-from aent_verl.verl_api.facts import in_source
+from aent_verl.verl_api.checks import in_source
 
 VLLM = "verl.workers.rollout.vllm_rollout"
 JOB = "01000000"

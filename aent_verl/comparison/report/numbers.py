@@ -58,7 +58,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
         methods[line.place]: {"x": line.x, "mean": line.mean, "low": line.low, "high": line.high}
         for line in chart.lines
     }
-    levels = {methods[level.place]: [level.low, level.high] for level in chart.levels}
+    levels = {methods[level.place]: [level.low, level.high] for level in chart.levels if level.place is not None}
     return {"title": chart.title, "x_label": chart.x_label, "note": chart.note, "lines": lines, "levels": levels}
 
 

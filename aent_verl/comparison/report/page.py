@@ -9,7 +9,6 @@ import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aent_verl import __version__
@@ -17,8 +16,8 @@ from aent_verl.comparison.report import words
 from aent_verl.comparison.report.curves import MOST_THIN_LINES
 from aent_verl.comparison.report.samples import RULE
 from aent_verl.viewing.charts import Chart, draw, draw_intervals, draw_key
+from aent_verl.viewing.pages import amount, decimal, inline_svg, p_value, template
 from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
-from aent_verl.viewing.svg import inline_svg
 
 if TYPE_CHECKING:
     from aent_verl.comparison.report.report import Report
@@ -28,25 +27,19 @@ SIGNS = {"better": "▲", "worse": "▼", "not resolved": "?", "refused": "○"}
 
 def render(report: Report) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("aent_verl.comparison.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = template(
+        __package__,
+        decimal=decimal,
+        p_value=p_value,
+        amount=amount,
+        ends=words.ends,
+        duration=words.duration,
+        plain=words.plain,
+        dotted=_dotted,
     )
-    environment.filters |= {
-        "decimal": words.decimal,
-        "ends": words.ends,
-        "p_value": words.p_value,
-        "amount": words.amount,
-        "duration": words.duration,
-        "plain": words.plain,
-        "dotted": _dotted,
-    }
     methods = report.groups.methods
     seeds = {method: [run.seed for run in runs] for method, runs in report.groups.runs.items()}
-    return environment.get_template("page.html").render(
+    return page.render(
         report=report,
         groups=report.groups,
         accuracy=report.accuracy,

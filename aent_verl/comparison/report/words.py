@@ -2,23 +2,10 @@
 
 import math
 
-from aent_verl._util import printable
+from aent_verl import _util
 from aent_verl.comparison.report.accuracy import Accuracy
 from aent_verl.comparison.stats.crossed import Estimate
-
-NOTHING = "—"
-
-
-def decimal(value: float | None, signed: bool = False, digits: int = 3) -> str:
-    """Fixed decimals without the zero before the point, one from 10 on, none from 1000 on; a dash for None and NaN."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    if abs(value) >= 10:
-        return f"{value:{'+' if signed else ''},.{1 if abs(value) < 1000 else 0}f}"
-    # Without the sign of what rounds to zero.
-    value = round(value, digits) or 0.0
-    words = f"{value:{'+' if signed and value else ''}.{digits}f}"
-    return words.replace("0.", ".", 1) if abs(value) < 1 else words
+from aent_verl.viewing.pages import NOTHING, decimal
 
 
 def ends(found: Estimate | None, signed: bool = False) -> str:
@@ -28,39 +15,14 @@ def ends(found: Estimate | None, signed: bool = False) -> str:
     return f"[{decimal(found.low, signed)}, {decimal(found.high, signed)}]"
 
 
-def p_value(value: float | None) -> str:
-    """A p-value; "< .001" below that."""
-    return "< .001" if value is not None and value < 0.001 else decimal(value)
-
-
-def amount(value: float | None) -> str:
-    """A large number in three digits and a unit, as "1.23 M"."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    # Before its unit is chosen: 999,600 is a million.
-    value = float(f"{value:.3g}")
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
 def duration(seconds: float | None) -> str:
-    """Two units of time, as "3 h 20 min"."""
-    if seconds is None or math.isnan(seconds):
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+    """Two units of time, as "3 h 20 min"; a dash for None and NaN."""
+    return NOTHING if seconds is None or math.isnan(seconds) else _util.duration(seconds)
 
 
 def plain(text: object) -> str:
     """Text that others wrote, with a sign for every character that is not seen."""
-    return printable(str(text))
+    return _util.printable(str(text))
 
 
 def enumerated(items: list[str]) -> str:

@@ -1,10 +1,13 @@
-"""A matplotlib figure as SVG for the inside of an HTML page: its colours are CSS variables, its text is text."""
+"""What our HTML pages share: their templates, figures as SVG, and how numbers are written."""
 
 import io
+import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from aent_verl.viewing.palette import STANDING_IN, variables
@@ -12,14 +15,66 @@ from aent_verl.viewing.palette import STANDING_IN, variables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOTHING = "—"
 # A hundredth of a pixel is enough.
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"font-family: [^;\"]*;?|font: ([\d.]+px) [^;\"]*")
 _COLOUR = re.compile("|".join(variables(STANDING_IN).values()))
 _VARIABLE = {colour: f"var(--{name})" for name, colour in variables(STANDING_IN).items()}
-# What the page has no use for; a title would show as a tooltip over the whole chart.
+# What a page has no use for; a title would show as a tooltip over the whole chart.
 _DROPPED = ("metadata", "title", "style")
+
+
+def template(package: str, **filters: Callable[..., Any]) -> Template:
+    """The package's ``page.html``, with these filters; all that is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader(package, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template("page.html")
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """A number in three digits; a dash for None."""
+    if value is None:
+        return NOTHING
+    if math.isnan(value):
+        return "NaN"
+    # Without the sign of a zero.
+    return f"{value:+.3g}" if signed and value else f"{value or 0:.3g}"
+
+
+def decimal(value: float | None, signed: bool = False, digits: int = 3) -> str:
+    """Fixed decimals without the zero before the point, one from 10 on, none from 1000 on; a dash for None and NaN."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if abs(value) >= 10:
+        return f"{value:{'+' if signed else ''},.{1 if abs(value) < 1000 else 0}f}"
+    # Without the sign of what rounds to zero.
+    value = round(value, digits) or 0.0
+    words = f"{value:{'+' if signed and value else ''}.{digits}f}"
+    return words.replace("0.", ".", 1) if abs(value) < 1 else words
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; "< .001" below that."""
+    return "< .001" if value is not None and value < 0.001 else decimal(value)
+
+
+def amount(value: float | None) -> str:
+    """A large number in three digits and a unit, as "1.23 M"; a dash for None and NaN."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    # Before its unit is chosen: 999,600 is a million.
+    value = float(f"{value:.3g}")
+    units = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+    size, unit = next((each for each in units if abs(value) >= each[0]), (1, ""))
+    return f"{value / size:.3g}{unit}"
 
 
 def inline_svg(figure: "Figure", name: str, label: str) -> Markup:

@@ -1,3 +1,4 @@
+import math
 import re
 from xml.etree import ElementTree
 
@@ -6,24 +7,14 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from aent_verl.viewing import pages
 from aent_verl.viewing.charts import Chart, Interval, Level, Line, add_heading, draw, draw_intervals
-from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
-from aent_verl.viewing.svg import inline_svg
+from aent_verl.viewing.pages import inline_svg
+from aent_verl.viewing.palette import LIGHT, STANDING_IN, variables
 
 X = np.arange(5.0)
 LINES = [Line(place, X, X + place, X + place - 1, X + place + 1) for place in range(8)]
 CHART = Chart("reward", "Reward", "step", LINES, levels=[Level(1, 2, 3), Level(2, 4, 4)])
-
-
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_all_colours_are_variables_of_the_page():
@@ -78,9 +69,54 @@ def test_names_are_drawn_as_they_are(name, tmp_path):
     picture.savefig(tmp_path / "c.png")
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK])
-def test_lines_and_text_stand_out_in_both_themes(theme):
-    for place in range(7):
-        assert contrast(theme.colour(place), theme.paper) >= 3
-    for colour in (theme.ink, theme.muted):
-        assert contrast(colour, theme.paper) >= 4.5
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.1234, ".123"),
+        (-0.1234, "-.123"),
+        (-0.0001, ".000"),
+        (1.0, "1.000"),
+        (0.9999, "1.000"),
+        (12.345, "12.3"),
+        (1234.5, "1,234"),
+        (None, "—"),
+        (math.nan, "—"),
+    ],
+)
+def test_decimals(value, said):
+    assert pages.decimal(value) == said
+
+
+def test_signs():
+    assert pages.decimal(0.1, signed=True) == "+.100"
+    assert pages.decimal(-0.00001, signed=True) == ".000"
+    assert pages.decimal(20, signed=True) == "+20.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (12, "12"),
+        (1234, "1.23 k"),
+        (1.5e6, "1.5 M"),
+        (2e9, "2 G"),
+        (3e12, "3 T"),
+        (999.7, "1 k"),
+        (999_600, "1 M"),
+        (None, "—"),
+    ],
+)
+def test_amounts(value, said):
+    assert pages.amount(value) == said
+
+
+def test_p_values():
+    assert [pages.p_value(p) for p in (0.0001, 0.0234, None)] == ["< .001", ".023", "—"]
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [(0.0, True, "0"), (-0.0, False, "0"), (2.0, True, "+2"), (-1.2345, True, "-1.23"), (None, False, "—")],
+)
+def test_number(value, signed, text):
+    assert pages.number(value, signed) == text

@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.plugin.minibatch_stats import PrePass, gathered, gathered_of_any_length, summed
-from aent_verl.plugin.step import CHOSEN, StepValues, WholeBatch, whole_batch
+from aent_verl.methods.step import MiniBatchStats, StepValues
+from aent_verl.plugin.micro_batch import CHOSEN, VerlMicroBatch, minibatch_stats
+from aent_verl.plugin.minibatch_stats import StatsPass, gathered, gathered_of_any_length, initial_entropy, summed
 from tests import preset_harness as harness
 from tests import reference, reference_presets
 from tests.preset_harness import Sequence
 
 pytestmark = pytest.mark.usefixtures("single_rank_group")
 
-STEP = StepValues(step=3, total_steps=10, bonus=0.3, initial_entropy=1.1)
+STEP = StepValues(step=3, total_steps=10, bonus_coefficient=0.3, initial_entropy=1.1)
 PRESETS = ("siren", "siren+difficulty", "steer", "clip_cov", "kl_cov")
 EVERY = list(range(harness.SEQUENCES))
 # The last leaves one rank without a token in the loss.
@@ -30,28 +30,28 @@ SPLITS = {
     "one against the rest": (EVERY[7:8], EVERY[:7] + EVERY[8:]),
     "nothing on one": ([harness.MASKED_OUT], [i for i in EVERY if i != harness.MASKED_OUT]),
 }
-Found = tuple[WholeBatch, dict[int, list[bool]], dict[int, torch.Tensor], float]
+Found = tuple[MiniBatchStats, dict[int, list[bool]], dict[int, torch.Tensor], float]
 
 
 def find(config: Any, mine: list[Sequence], whole: list[Sequence], ranks: int) -> Found:
     """Statistics, chosen tokens of each sample, and this rank's gradients and loss with them."""
     data = harness.to_verl(mine, STEP, whole, ranks=ranks)
-    harness.run_pre_pass(config, mine, data)
+    harness.run_stats_pass(config, mine, data)
     outcome = harness.run_loss(config, mine, data)
     samples = [s.sample for s in mine]
     rows = data[CHOSEN].unbind() if CHOSEN in data else [torch.zeros(0)] * len(mine)
     chosen = {sample: row.bool().tolist() for sample, row in zip(samples, rows, strict=True)}
-    return whole_batch(data), chosen, dict(zip(samples, outcome.gradients, strict=True)), outcome.loss
+    return minibatch_stats(data), chosen, dict(zip(samples, outcome.gradients, strict=True)), outcome.loss
 
 
 def _rank(rank: int, folder: str, configs: dict[str, Any]) -> None:
-    from aent_verl.plugin import policy_losses
+    from aent_verl.plugin import losses
 
     torch.set_num_threads(1)
     # Ranks that do not ask for the same would wait for each other; not for verl's half hour.
     minute = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=minute)
-    policy_losses.register()
+    losses.register()
     batch = harness.batch()
     found = {
         (preset, split): find(config, [batch[i] for i in parts[rank]], batch, 2)
@@ -112,12 +112,17 @@ def test_siren_aggregates_as_its_definition(one_rank: dict[str, Found]) -> None:
 def test_siren_starts_at_its_anchor_with_a_masked_out_response_too(configs: dict[str, Any]) -> None:
     config, batch = configs["siren"], harness.batch()
     data = harness.to_verl(batch, STEP)
-    harness.run_pre_pass(config, batch, data)
-    seen = MicroBatch.of(harness.model_output(config, data, torch.cat([s.logits for s in batch])), data)
-    anchor = config.entropy_control.initial_entropy(
-        seen.entropy, seen.mask, accuracy=None, loss_agg_mode="token-mean", loss_scale_factor=None
+    harness.run_stats_pass(config, batch, data)
+    seen = VerlMicroBatch.of(harness.model_output(config, data, torch.cat([s.logits for s in batch])), data)
+    anchor = initial_entropy(
+        config.entropy_control,
+        seen.entropy,
+        seen.mask,
+        accuracy=None,
+        loss_agg_mode="token-mean",
+        loss_scale_factor=None,
     )
-    assert whole_batch(data).aggregate == pytest.approx(anchor, rel=1e-12)
+    assert minibatch_stats(data).aggregate == pytest.approx(anchor, rel=1e-12)
 
 
 def test_steer_finds_the_largest_absolute_change(one_rank: dict[str, Found]) -> None:
@@ -193,8 +198,8 @@ def test_a_mini_batch_without_a_token_in_the_loss_has_no_statistics(configs: dic
     whole = {}
     for preset, config in configs.items():
         data = harness.to_verl(empty, STEP)
-        harness.run_pre_pass(config, empty, data)
-        whole[preset] = whole_batch(data)
+        harness.run_stats_pass(config, empty, data)
+        whole[preset] = minibatch_stats(data)
     assert whole["siren"].report == {"bonus_aggregate": 0.0}
     # The loss itself is NaN, verl's policy loss over no token.
     none = harness.run(configs["siren"], empty, STEP)
@@ -212,7 +217,7 @@ def test_a_choice_needs_the_samples_indices(preset: str, configs: dict[str, Any]
     data = harness.to_verl(batch, STEP)
     del data["aent_sample"]
     with pytest.raises(RuntimeError, match="aent_sample"):
-        harness.run_pre_pass(configs[preset], batch, data)
+        harness.run_stats_pass(configs[preset], batch, data)
 
 
 @pytest.mark.parametrize("preset", ["clip_cov", "kl_cov"])
@@ -230,10 +235,10 @@ def test_an_anchor_needs_the_initial_entropy(configs: dict[str, Any]) -> None:
 
 def test_what_no_method_asks_for_is_not_measured() -> None:
     config = harness.config("grpo")
-    assert not PrePass(config).needed
+    assert not StatsPass(config).needed
     batch = harness.batch()
     data = harness.to_verl(batch, STEP)
     logits = torch.cat([s.logits for s in batch])
-    PrePass(config)(harness.model_output(config, data, logits), data, None)
-    assert whole_batch(data) == WholeBatch()
+    StatsPass(config)(harness.model_output(config, data, logits), data, None)
+    assert minibatch_stats(data) == MiniBatchStats()
     assert CHOSEN not in data

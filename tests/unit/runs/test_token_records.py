@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aent_verl.commands.main import main
-from aent_verl.viewing.tokens import TokenRecord, dump_file, read_records, write_records
+from aent_verl.runs.token_records import TokenRecord, dump_file, read_records, write_records
 
 ROOT = Path(__file__).parents[3]
 ODD = [

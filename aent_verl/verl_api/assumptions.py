@@ -1,8 +1,8 @@
-"""The list of facts about verl's API that our code relies on; each says what of ours breaks without it."""
+"""What our code assumes of verl's API; each entry says what of ours breaks without it."""
 
 from __future__ import annotations
 
-from aent_verl.verl_api.facts import Fact, called, has_fields, in_source, overridden, resolve
+from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, overridden, resolve
 
 
 def sum_ratio() -> str | None:
@@ -63,7 +63,7 @@ def policy_loss_rows() -> str | None:
 
 
 def platform_complete() -> str | None:
-    """Every method that verl asks of a platform is one that our CPU platform has."""
+    """Our CPU platform has every method that verl asks of one."""
     missing = resolve("aent_verl.platforms.cpu").platform_class().__abstractmethods__
     return f"also asks for {', '.join(sorted(missing))}" if missing else None
 
@@ -80,44 +80,42 @@ BASE = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 WORKERS = "verl.workers.engine_workers"
 FSDP = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
-TRAINER_FACTS = (
-    overridden(f"{BASE}.__init__", "self", "config", why="our trainer sets the base mode before it"),
-    in_source(
+TRAINER = (
+    overridden(
         f"{BASE}.__init__",
+        "self config",
         "self.trainer_mode = self.config.trainer.v1.trainer_mode",
-        why="the mode's name must be verl's own by the time it is read",
-    ),
-    overridden(f"{BASE}._setup", "self", why="our trainer asks the workers for their report after it"),
-    overridden(f"{BASE}._init_resource_pool_mgr", "self", why="our trainer puts its workers in place after it"),
-    in_source(
-        f"{BASE}._init_resource_pool_mgr",
-        "self.role_worker_mapping[role] = ray.remote(ActorRolloutRefWorker)",
-        why="our worker classes replace the values of role_worker_mapping",
+        why="our trainer sets the base mode before it: the name must be verl's own by the time it is read",
     ),
     overridden(
-        f"{BASE}._update_actor", "self", "batch", "metrics", why="our trainer sends the coefficient with the batch"
+        f"{BASE}._init_resource_pool_mgr",
+        "self",
+        "self.role_worker_mapping[role] = ray.remote(ActorRolloutRefWorker)",
+        why="our trainer replaces the values of role_worker_mapping by its workers after it",
     ),
-    in_source(
+    overridden(
         f"{BASE}._update_actor",
+        "self batch metrics",
         "batch.extra_info.update(",
         "self.actor_rollout_wg.update_actor(batch)",
         'rename_dict(output["metrics"], "actor/")',
         "reduce_metrics(",
         "metrics.update(",
-        why="the coefficient travels in extra_info, and our sums come back under actor/",
+        why="our trainer sends the coefficient in extra_info, and our sums come back under actor/",
     ),
-    overridden(f"{BASE}._init_dataloader", "self", why="schedules need the length of the run, known after it"),
-    in_source(
+    overridden(
         f"{BASE}._init_dataloader",
+        "self",
         "self.steps_per_epoch =",
         "self.total_training_steps =",
-        why="schedules are functions of both",
+        why="schedules need the length of the run, known after it",
     ),
-    in_source(
+    overridden(
         f"{BASE}._setup",
+        "self",
         "self._init_dataloader()",
         "self._init_resource_pool_mgr()",
-        why="the workers ask the coefficient actor, which is started after the data are loaded",
+        why="the workers, which report after it, ask the coefficient actor, started after the data are loaded",
     ),
     overridden(f"{BASE}._build_replay_buffer", "self", why="on the CPU our trainer has it look more often"),
     in_source(
@@ -127,18 +125,14 @@ TRAINER_FACTS = (
     ),
     overridden(
         f"{BASE}._compute_old_log_prob",
-        *("self", "batch", "metrics"),
-        why="the entropy before the first update is measured there",
-    ),
-    in_source(
-        f"{BASE}._compute_old_log_prob",
+        "self batch metrics",
         "batch.extra_info.update(",
         "self.actor_rollout_wg.compute_log_prob(batch)",
         "tq.kv_batch_put(",
-        why="our flag goes along, and the engine's outputs can be fetched from the queue after it",
+        why="the initial entropy is measured there: our flag goes along, and the queue then has our engine's outputs",
     ),
-    called("transfer_queue:kv_batch_get", "keys", "partition_id", "select_fields", why="we read scores and groups"),
-    called("transfer_queue:kv_batch_put", "keys", "partition_id", "fields", why="we add what workers need of samples"),
+    called("transfer_queue:kv_batch_get", "keys partition_id select_fields", why="we read scores and groups"),
+    called("transfer_queue:kv_batch_put", "keys partition_id fields", why="we add what workers need of samples"),
     in_source(
         "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ._agent_loop_postprocess",
         'kwargs["uid"], kwargs["session_id"]',
@@ -146,23 +140,25 @@ TRAINER_FACTS = (
         "field.update(kwargs)",
         why="data set row, rollout number and the reward's extra information are fields of a sample",
     ),
-    overridden(f"{BASE}._save_checkpoint", "self", why="the controller's state is written before verl's files"),
-    in_source(
+    overridden(
         f"{BASE}._save_checkpoint",
+        "self",
         'f"global_step_{self.global_steps}"',
         "latest_checkpointed_iteration.txt",
         why="the controller's state goes into verl's folder, before its tracker",
     ),
-    overridden(f"{BASE}._load_checkpoint", "self", why="the controller's state is read after it"),
-    in_source(
+    overridden(
         f"{BASE}._load_checkpoint",
+        "self",
         "self.global_steps = 0",
         'self.global_steps = int(global_step_folder.split("global_step_")[-1])',
-        why="global_steps tells our trainer whether, and where from, the run was resumed",
+        why="the controller's state is read after it, from the folder of global_steps, if the run was resumed",
     ),
     called("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", why="our trainers are registered with it"),
-    Fact("TRAINER_REGISTRY['sync'] is PPOTrainerSync", trainer_rows, "doctor and tests look our trainer up there"),
-    called("verl.trainer.main_ppo:run_ppo", "config", "task_runner_class", why="`aent-verl train` ends in it"),
+    Assumption(
+        "TRAINER_REGISTRY['sync'] is PPOTrainerSync", trainer_rows, "doctor and tests look our trainer up there"
+    ),
+    called("verl.trainer.main_ppo:run_ppo", "config task_runner_class", why="`aent-verl train` ends in it"),
     in_source(
         "verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class.run",
         "get_trainer_cls(config.trainer.v1.trainer_mode)",
@@ -170,40 +166,37 @@ TRAINER_FACTS = (
         "trainer_cls(config=config)",
         why="the copies of settings in entropy_control.host must be fixed before our trainer changes its mode's name",
     ),
-    called(
-        "verl.utils.config:validate_config", "config", "use_reference_policy", "use_critic", why="train calls it first"
-    ),
+    called("verl.utils.config:validate_config", "config use_reference_policy use_critic", why="train calls it first"),
     called("verl.utils.config:omega_conf_to_dataclass", "config", why="it builds our actor config from its _target_"),
     in_source("verl.utils.tracking:FileLogger", '"VERL_FILE_LOGGER_PATH"', why="plot and progress read that file"),
 )
 
-WORKER_FACTS = (
-    Fact("ActorRolloutRefWorker has actor_worker_cls, ref_worker_cls", plain_layers, "our workers go in there"),
-    overridden(f"{WORKERS}:ActorRolloutRefWorker.init_model", "self", why="our loss is set after it"),
-    in_source(
+WORKER = (
+    Assumption("ActorRolloutRefWorker has actor_worker_cls, ref_worker_cls", plain_layers, "our workers go in there"),
+    overridden(
         f"{WORKERS}:ActorRolloutRefWorker.init_model",
+        "self",
         "self.ref = self.ref_worker_cls(config=",
         "self.loss_fn = partial(ppo_loss, config=actor_config)",
         "self.actor = self.actor_worker_cls(config=",
         "self.actor.set_loss_fn(self.loss_fn)",
-        why="our loss takes the actor config from loss_fn.keywords",
+        why="our loss is set after it, with the actor config from loss_fn.keywords",
     ),
-    overridden(f"{WORKERS}:TrainingWorker.__init__", "self", "config", why="our workers start gloo before it"),
-    in_source(
+    overridden(
         f"{WORKERS}:TrainingWorker.__init__",
+        "self config",
         "initialize_global_process_group_ray(",
         "self.device_name =",
         "self.model_config.model_type = self.config.model_type",
         "self.engine: BaseEngine = EngineRegistry.new(model_type=self.config.model_type",
         "model_config=self.model_config",
-        why="our engine is found by model_type",
+        why="our workers start gloo before it, and our engine is found by model_type",
     ),
     called(f"{WORKERS}:TrainingWorker.set_loss_fn", "loss_fn", why="it puts our loss in place"),
     has_fields("verl.workers.config:TrainingWorkerConfig", "model_type", why="our engine is chosen by it"),
     called(
         "verl.utils.distributed:initialize_global_process_group_ray",
-        "timeout_second",
-        "backend",
+        "timeout_second backend",
         why="on CPU the backend must be gloo alone",
     ),
     called(
@@ -211,15 +204,8 @@ WORKER_FACTS = (
     ),
     has_fields(
         "verl.workers.config:FSDPActorConfig",
-        "strategy",
-        "loss_agg_mode",
-        "loss_scale_factor",
-        "global_batch_info",
-        "entropy_coeff",
-        "calculate_entropy",
-        "use_fused_kernels",
-        "ulysses_sequence_parallel_size",
-        "fsdp_config",
+        "strategy loss_agg_mode loss_scale_factor global_batch_info entropy_coeff calculate_entropy use_fused_kernels "
+        "ulysses_sequence_parallel_size fsdp_config",
         why="our actor config extends it and checks these settings",
     ),
 )
@@ -240,7 +226,7 @@ FUSED_HEADS = {
 }
 
 
-def fused_forward_calls(model: str) -> tuple[Fact, ...]:
+def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
     """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
     return tuple(
         in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
@@ -248,10 +234,10 @@ def fused_forward_calls(model: str) -> tuple[Fact, ...]:
     )
 
 
-ENGINE_FACTS = (
+ENGINE = (
     overridden(
         f"{FSDP}.prepare_model_outputs",
-        *("self", "output", "output_args", "micro_batch", "logits_processor_func"),
+        "self output output_args micro_batch logits_processor_func",
         why="our engine adds the entropies there",
     ),
     in_source(
@@ -264,7 +250,7 @@ ENGINE_FACTS = (
         'output_args["temperature"]',
         why="our engine reads these; the first pair of layouts has padding removed",
     ),
-    overridden(f"{FSDP}._gather_and_unpad_packed", "self", "tensor", "pad_size", why="it undoes Ulysses and padding"),
+    overridden(f"{FSDP}._gather_and_unpad_packed", "self tensor pad_size", why="it undoes Ulysses and padding"),
     in_source(f"{FSDP}._build_module", 'self.model_config.model_type == "language_model"', why="we restore that name"),
     in_source(
         "verl.workers.engine.base:BaseEngineCtx.__enter__",
@@ -272,47 +258,48 @@ ENGINE_FACTS = (
         why="we act in mode train only",
     ),
     overridden(
-        f"{FSDP}.forward_backward_batch", "self", "data", "loss_function", "forward_only", why="our pre-pass runs first"
-    ),
-    in_source(
         f"{FSDP}.forward_backward_batch",
+        "self data loss_function forward_only",
         "tu.assign_non_tensor(data, batch_num_tokens=",
         "tu.assign_non_tensor(data, dp_size=",
         "prepare_micro_batches(data=data",
         "torch.no_grad() if forward_only",
         "postprocess_batch_func(output_lst=output_lst, indices=indices, data=data)",
-        why="our pre-pass adds to data, and reads outputs in its order and the sizes for the aggregation",
+        why="our pass for statistics runs first, adds to data, and reads outputs in its order and the sizes",
     ),
     overridden(
-        f"{FSDP}.forward_step", "self", "micro_batch", "loss_function", "forward_only", why="a fused head is ours there"
-    ),
-    in_source(
-        f"{FSDP}.forward_step", "raw_output = self.module(", "self.prepare_model_outputs(", why="the head runs between"
+        f"{FSDP}.forward_step",
+        "self micro_batch loss_function forward_only",
+        "raw_output = self.module(",
+        "self.prepare_model_outputs(",
+        why="a fused head is ours there, and runs between",
     ),
     overridden(
         "verl.utils.experimental.torch_functional:FusedLinearForPPO.forward",
-        *("self", "hidden_states", "vocab_weights", "input_ids", "temperature"),
+        "self hidden_states vocab_weights input_ids temperature",
         why="our op takes its place",
     ),
     overridden(
         "verl.utils.kernel.linear_cross_entropy:LinearCrossEntropy.forward",
-        *("ctx", "hidden", "weight", "labels", "temperature", "reduction", "dist_process_group"),
+        "ctx hidden weight labels temperature reduction dist_process_group",
         why="our op takes the place of linear_cross_entropy",
     ),
     *fused_forward_calls("dense_common"),
     called(
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),
-    called("verl.workers.engine:EngineRegistry.register", "model_type", "backend", "device", why="we register engines"),
-    Fact("EngineRegistry._engines is model type -> backend -> device -> class", engine_rows, "we look rows up there"),
-    Fact("PlatformBase asks for no method that our platform lacks", platform_complete, "it could not be made"),
+    called("verl.workers.engine:EngineRegistry.register", "model_type backend device", why="we register engines"),
+    Assumption(
+        "EngineRegistry._engines is model type -> backend -> device -> class", engine_rows, "we look rows up there"
+    ),
+    Assumption("PlatformBase asks for no method that our platform lacks", platform_complete, "it could not be made"),
     called("verl.plugin.platform:PlatformRegistry.register", "platform", why="our CPU platform is registered with it"),
     called("verl.plugin.platform:PlatformRegistry.get", "name", why="we look for name clashes"),
-    called("verl.plugin.platform:PlatformRegistry.registered_names", why="we ask each platform for its devices"),
+    called("verl.plugin.platform:PlatformRegistry.registered_names", "", why="we ask each platform for its devices"),
 )
 
-LOSS_FACTS = (
-    called("verl.workers.utils.losses:ppo_loss", "config", "model_output", "data", "dp_group", why="our loss wraps it"),
+LOSS = (
+    called("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", why="our loss wraps it"),
     in_source(
         "verl.workers.utils.losses:ppo_loss", 'model_output.get("entropy", None)', why="verl's entropy term stays off"
     ),
@@ -325,33 +312,32 @@ LOSS_FACTS = (
         why="shaped advantages go in through the data, and our policy losses find the chosen tokens in the config",
     ),
     called("verl.trainer.ppo.core_algos:register_policy_loss", "name", why="our policy losses are registered with it"),
-    Fact("POLICY_LOSS_REGISTRY maps a name to its function", policy_loss_rows, "we look for name clashes"),
+    Assumption("POLICY_LOSS_REGISTRY maps a name to its function", policy_loss_rows, "we look for name clashes"),
     has_fields(
         "verl.workers.config:PolicyLossConfig",
-        *("loss_mode", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"),
+        "loss_mode clip_cov_ratio clip_cov_lb clip_cov_ub kl_cov_ratio ppo_kl_coef",
         why="they are the settings of our policy losses",
     ),
-    called("verl.workers.utils.padding:response_to_nested", "tensor", "response_mask", why="advantages go back in"),
-    called("verl.workers.utils.padding:response_from_nested", "tensor", "response_mask", why="it cuts responses out"),
+    called("verl.workers.utils.padding:response_to_nested", "tensor response_mask", why="advantages go back in"),
+    called("verl.workers.utils.padding:response_from_nested", "tensor response_mask", why="it cuts responses out"),
     called(
         "verl.trainer.ppo.core_algos:agg_loss",
-        *("loss_mat", "loss_mask", "loss_agg_mode", "dp_size", "batch_num_tokens", "global_batch_size"),
-        "loss_scale_factor",
+        "loss_mat loss_mask loss_agg_mode dp_size batch_num_tokens global_batch_size loss_scale_factor",
         why="the bonus is aggregated as the policy loss is",
     ),
-    called("verl.workers.utils.padding:no_padding_2_padding", "tensor", "data", why="it cuts responses out"),
-    Fact("get_non_tensor_data unwraps a value", non_tensor_data, "the coefficient reaches the loss this way"),
-    Fact("the ratio of two SUM metrics is exact", sum_ratio, "the controller is driven by such a ratio"),
-    Fact("MIN and MAX metrics are taken over all ranks", extremes, "ranks must agree on the coefficient"),
+    called("verl.workers.utils.padding:no_padding_2_padding", "tensor data", why="it cuts responses out"),
+    Assumption("get_non_tensor_data unwraps a value", non_tensor_data, "the coefficient reaches the loss this way"),
+    Assumption("the ratio of two SUM metrics is exact", sum_ratio, "the controller is driven by such a ratio"),
+    Assumption("MIN and MAX metrics are taken over all ranks", extremes, "ranks must agree on the coefficient"),
 )
 
-REWARD_FACTS = (
+REWARD = (
     called("verl.trainer.ppo.reward:get_custom_reward_fn", "config", why="preflight tries the reward function"),
     called("verl.utils.reward_score:get_default_compute_score", "reward_name", why="preflight tries verl's rewards"),
     called("verl.utils.tokenizer:normalize_token_ids", "tokenized_output", why="preflight tries the chat template"),
 )
 
-EVALUATION_FACTS = (
+EVALUATION = (
     in_source(
         f"{BASE}._write_generations",
         *("{global_steps}.jsonl", '"input": inputs', '"output": outputs', '"gts": gts', '"score": scores'),
@@ -360,24 +346,24 @@ EVALUATION_FACTS = (
     called("verl.workers.rollout.llm_server:LLMServerManager.__init__", "config", why="evaluate starts servers alone"),
     called(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
-        *("request_id", "prompt_ids", "sampling_params"),
+        "request_id prompt_ids sampling_params",
         why="evaluate asks for responses with it",
     ),
     has_fields(
         "verl.workers.config:RolloutConfig",
-        *("load_format", "logprobs_mode", "max_model_len", "nnodes", "n_gpus_per_node", "val_kwargs"),
+        "load_format logprobs_mode max_model_len nnodes n_gpus_per_node val_kwargs",
         why="evaluate sets these for servers without a trainer",
     ),
     called(
         "verl.utils.tokenizer.continuous_token_wiring:create_continuous_token_builder",
-        *("tokenizer", "hf_model_type", "chat_template_kwargs", "mm_processor_kwargs", "processor"),
+        "tokenizer hf_model_type chat_template_kwargs mm_processor_kwargs processor",
         why="evaluate renders prompts with it",
     ),
     called(
         "verl.trainer.ppo.utils:create_rl_dataset",
-        *("data_paths", "data_config", "tokenizer", "processor", "is_train", "max_samples"),
+        "data_paths data_config tokenizer processor is_train max_samples",
         why="evaluate reads data as validation does",
     ),
 )
 
-CONTRACT: tuple[Fact, ...] = TRAINER_FACTS + WORKER_FACTS + ENGINE_FACTS + LOSS_FACTS + REWARD_FACTS + EVALUATION_FACTS
+ASSUMPTIONS: tuple[Assumption, ...] = TRAINER + WORKER + ENGINE + LOSS + REWARD + EVALUATION

@@ -18,8 +18,7 @@ from aent_verl.core.controllers import (
 )
 from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.axes import AllTokens, Anchored, Linear, LinearDifficulty, PeakTokens, PositiveReweight
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig
+from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.plugin import saved_state
 from aent_verl.plugin.saved_state import NAME, RESTART, StateFileError, read, write
 
