@@ -371,6 +371,24 @@ def results(processes: list[subprocess.Popen]) -> list[str]:
     return found
 
 
+def test_initialize_gloo_where_a_worker_runs_on_the_cpu(monkeypatch, tmp_path):
+    from verl.utils import device
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "DIST_INIT_METHOD": f"file://{tmp_path}/store"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "get_device_name", lambda: "cuda")
+    assert not cpu.initialize_gloo(), "a group for a platform that is not ours"
+    monkeypatch.setattr(device, "get_device_name", lambda: "cpu")
+    assert cpu.initialize_gloo()
+    try:
+        assert torch.distributed.get_backend() == "cpu:gloo"
+        assert torch.distributed.get_world_size() == 1
+        assert not cpu.initialize_gloo()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
 def test_initialize_gloo_with_two_processes_and_with_one(tmp_path):
     two, one = "RESULT (True, False) 3 [0, 1] 2", "RESULT (True, False) 1 [0] 1"
     assert results(start_ranks(2, tmp_path)) == [two, one] * 2
@@ -389,6 +407,7 @@ assert not cpu.initialize_gloo(), "a group for a platform that is not ours"
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_active_unless_named():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VERL_", "VLLM_"))}
     environment["VERL_USE_EXTERNAL_MODULES"] = "aent_verl.plugin.entry_point"  # whose failure verl lets through
@@ -418,6 +437,7 @@ if name == "aent_trainer" and expected:
 LORA = ["experiment=cpu_arithmetic", "actor_rollout_ref.model.lora_rank=8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides", "cluster", "expected"),
     [
