@@ -40,7 +40,7 @@ class Coefficients:
         return self._states
 
     def restore(self, states: States) -> None:
-        """Go on from saved states."""
+        """Continue from saved states."""
         self._states = states
 
 

@@ -1,4 +1,4 @@
-"""What the driver knows about samples and the workers need: an index that does not depend on chance, and accuracies."""
+"""What the driver tells the workers about samples: an index that does not depend on chance, and accuracies."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def accuracy_of(extra: Any, score: float) -> float:
     if not 0.0 <= accuracy <= 1.0:
         name = "score" if given is None else ACC
         raise ValueError(
-            f"{name}={accuracy!r} of a sample is no accuracy: a method that weighs by difficulty needs a reward "
-            "function that returns `acc` in [0, 1] beside its score, or a score in [0, 1]"
+            f"{name}={accuracy!r} of a sample is not an accuracy: a method that weighs by difficulty needs a "
+            "reward function that returns `acc` in [0, 1] with its score, or a score in [0, 1]"
         )
     return accuracy
