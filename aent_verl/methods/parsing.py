@@ -132,7 +132,7 @@ def _advantages(block: Any) -> AdvantagesConfig:
 
 
 def _fields(block: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """``block`` as a dict whose keys are all in ``known``."""
+    """Copy ``block`` to a dict, whose keys must all be in ``known``."""
     if not isinstance(block, Mapping):
         raise ValueError(f"{key}={block!r} is not a block of settings; expected the keys {', '.join(known)}")
     unknown = sorted(set(block) - set(known))

@@ -76,7 +76,7 @@ class FunctionalConfig:
         return partial(function, **arguments)
 
     def arguments(self) -> dict[str, Any]:
-        """How `core.fused` is asked for one of ours."""
+        """Return how `core.fused` is asked for one of ours."""
         return {"functional": self.name, "clamp_p": self.clamp_p, "top_p": self.top_p}
 
     def __str__(self) -> str:
@@ -111,14 +111,14 @@ class BonusConfig:
     def weights(
         self, entropy: Tensor, mask: Tensor, accuracy: Callable[[], Any]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens that take part, Boolean ``[B, T]``, and weights of the samples, ``[B]``; None where all are equal.
+        """Find tokens that take part, Boolean ``[B, T]``, and weights of samples, ``[B]``; None where all are equal.
 
         ``accuracy`` is called for the groups' accuracies ``[B]`` if they are needed.
         """
         return self.token_mask.tokens(entropy, mask), self.sample_weight.weight(accuracy)
 
     def averaged_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """Tokens over which the term is averaged, Boolean ``[B, T]``: of the mask if anchored, else of the response."""
+        """Mark the tokens that the term is averaged over, ``[B, T]``: of the mask if anchored, else of the response."""
         return bonus.averaged_tokens(
             entropy, mask, self.token_mask.tokens(entropy, mask) if self.form.anchored else None
         )

@@ -38,7 +38,7 @@ ACCELERATOR_RESOURCES = frozenset(
 
 
 def is_selected() -> bool:
-    """Whether the environment names this platform, read as verl reads it."""
+    """Tell whether the environment names this platform, read as verl reads it."""
     return os.environ.get(PLATFORM_ENV, "").strip().lower() == PLATFORM_NAME
 
 
@@ -47,12 +47,12 @@ def _ignore(*_args: Any, **_kwargs: Any) -> None:
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Resident memory of this process in bytes: everything in it, not only tensors."""
+    """Measure the resident memory of this process in bytes: everything in it, not only tensors."""
     return int(psutil.Process().memory_info().rss)
 
 
 def max_memory_allocated(device: Any = None) -> int:
-    """Highest resident memory of this process since it started, in bytes; it cannot be reset."""
+    """Measure the highest resident memory of this process since it started, in bytes; it cannot be reset."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -64,12 +64,12 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def get_device_properties(device: Any = None) -> SimpleNamespace:
-    """Name and memory of the one CPU device."""
+    """Describe name and memory of the one CPU device."""
     return SimpleNamespace(name="CPU", total_memory=psutil.virtual_memory().total, multi_processor_count=cpu_count())
 
 
 def cpu_count() -> int:
-    """Cores that this process may run on."""
+    """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -79,7 +79,7 @@ class NullStream:
     wait_stream = wait_event = record_event = record = wait = synchronize = staticmethod(_ignore)
 
     def query(self) -> bool:
-        """Nothing is ever pending."""
+        """Return True: nothing is ever pending."""
         return True
 
 
@@ -245,7 +245,7 @@ def initialize_gloo(timeout_second: int | None = None) -> bool:
 
 
 def cluster_has_accelerator(resources: Mapping[str, float]) -> bool:
-    """Whether a Ray cluster has real accelerators, from `ray.cluster_resources()`.
+    """Tell whether a Ray cluster has real accelerators, from `ray.cluster_resources()`.
 
     "GPU"s count only beyond the amount of `LOGICAL_RESOURCE`; other accelerators always do.
     """
@@ -288,7 +288,7 @@ def detect_platform(ray_address: str | None = None) -> str | None:
 
 
 def cluster_to_join(ray_address: str | None = None) -> str | None:
-    """Address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
+    """Find the address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
     address = ray_address or None
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
@@ -301,7 +301,7 @@ def cluster_to_join(ray_address: str | None = None) -> str | None:
 
 
 def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:
-    """Resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
+    """Read resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
 
     Joins the cluster for a moment where this process has not: Ray tells resources to its members only.
     """
@@ -320,7 +320,7 @@ def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float]
 
 
 def local_accelerator() -> bool:
-    """Whether a platform that verl knows, other than this one, is available on this machine."""
+    """Tell whether a platform that verl knows, other than this one, is available on this machine."""
     from verl.plugin.platform import PlatformRegistry
 
     for name in PlatformRegistry.registered_names():

@@ -97,7 +97,7 @@ class VllmCpuDistribution(Distribution):
         self._installed = installed
 
     def read_text(self, filename: str) -> str | None:
-        """Text of a metadata file; in METADATA the name and the version are changed."""
+        """Read a metadata file; in METADATA the name and the version are changed."""
         text = self._installed.read_text(filename)
         if filename != "METADATA" or text is None:
             return text
@@ -108,7 +108,7 @@ class VllmCpuDistribution(Distribution):
         return message.as_string()
 
     def locate_file(self, path: Any) -> Any:
-        """Path of a file of the distribution."""
+        """Locate a file of the distribution."""
         return self._installed.locate_file(path)
 
 
@@ -123,7 +123,7 @@ class VllmCpuFinder(DistributionFinder):
         """Find no modules."""
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
-        """The renamed distribution if "vllm" is asked for, else nothing."""
+        """Return the renamed distribution if "vllm" is asked for, else nothing."""
         name = getattr(context, "name", None)
         if name is None or name.lower() != "vllm":
             return

@@ -67,7 +67,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
-        """Whether the configured entropy is wanted: in training, and for the observation before the first update."""
+        """Tell whether the configured entropy is wanted: in training, and for the measurement before the first update."""
         return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
 
 def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor | None:
-    """Mask ``[B, T]`` of the tokens that are no padding; None in the layout from which padding was removed."""
+    """Return the mask ``[B, T]`` of tokens that are not padding; None in the layout from which padding was removed."""
     if "temperature_rmpad" in output_args:
         return None
     lengths = micro_batch["input_ids"].offsets().diff()
@@ -144,7 +144,7 @@ def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor
 def _rows(
     logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
+    """Line up logits, labels and temperatures of all tokens, with padding: ``[N, V], [N], [N]``; copies no logits.
 
     Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
     """

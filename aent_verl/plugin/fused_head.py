@@ -47,7 +47,7 @@ class Head:
     def forward(
         self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy in the shape of ``input_ids``, from ``[..., D]``, ``[V, D]`` and labels ``[...]``.
+        """Compute log-probs and entropy, shaped as ``input_ids``, from ``[..., D]``, ``[V, D]`` and labels ``[...]``.
 
         ``vocab_weights`` is ignored: it may be one rank's part of the LM head's weight.
         """
@@ -85,7 +85,7 @@ class Head:
 
 
 def lm_head_of(model: Any) -> nn.Module:
-    """The LM head of a Hugging Face model, whose logits must be hidden states times its weight and nothing more.
+    """Find the LM head of a Hugging Face model, whose logits must be hidden states times its weight and nothing more.
 
     Raises:
         ValueError: they are more; verl's fused forward methods would compute other log-probs than the model's.

@@ -38,7 +38,7 @@ def of_micro_batch(
     step: StepValues,
     stats: MiniBatchStats,
 ) -> dict[str, Metric]:
-    """Metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
+    """Collect metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
 
     Args:
         batch: the tokens.
