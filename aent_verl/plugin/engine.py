@@ -67,7 +67,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
-        """Tell whether the configured entropy is wanted: in training, and for the measurement before the first update."""
+        """Tell whether the configured entropy is wanted: in training, and for the one before the first update."""
         return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
