@@ -26,8 +26,8 @@ _VARIABLE = {colour: f"var(--{name})" for name, colour in variables(STANDING_IN)
 _DROPPED = ("metadata", "title", "style")
 
 
-def template(package: str, **filters: Callable[..., Any]) -> Template:
-    """The package's ``page.html``, with these filters; all that is put into it is escaped."""
+def template(package: str, *filters: Callable[..., Any]) -> Template:
+    """The package's ``page.html``, which knows these filters by their names; all that is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader(package, "."),
         autoescape=True,
@@ -35,7 +35,7 @@ def template(package: str, **filters: Callable[..., Any]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {each.__name__.lstrip("_"): each for each in filters}
     return environment.get_template("page.html")
 
 

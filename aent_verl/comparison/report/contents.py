@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl.comparison.report import curves
 from aent_verl.comparison.report.accuracy import Accuracy, judge
 from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
-from aent_verl.comparison.report.curves import (
-    end_of,
-    final_validation,
-    full_entropy,
-    learning_curves,
-    response_length,
-    reward,
-)
 from aent_verl.comparison.report.groups import Groups, group_runs
 from aent_verl.comparison.report.samples import Problem, choose_samples
 from aent_verl.comparison.stats.crossed import Estimate, Target, check_target
@@ -97,10 +90,10 @@ def build(
         accuracy=accuracy,
         end_of_training={
             method: {
-                "reward": end_of(group, reward, CONFIDENCE),
-                "validation": final_validation(group, CONFIDENCE),
-                "entropy": end_of(group, full_entropy, CONFIDENCE),
-                "response_length": end_of(group, response_length, CONFIDENCE),
+                "reward": curves.end_of(group, curves.reward, CONFIDENCE),
+                "validation": curves.final_validation(group, CONFIDENCE),
+                "entropy": curves.end_of(group, curves.full_entropy, CONFIDENCE),
+                "response_length": curves.end_of(group, curves.response_length, CONFIDENCE),
             }
             for method, group in groups.runs.items()
         },
@@ -108,7 +101,7 @@ def build(
         costs=by_method,
         cost_notes=cost_notes(groups),
         charts={
-            "curves": learning_curves(groups, CONFIDENCE),
+            "curves": curves.learning_curves(groups, CONFIDENCE),
             "samples": [] if accuracy is None else accuracy_charts(groups, accuracy),
             "cost": cost_charts(groups, CONFIDENCE),
         },

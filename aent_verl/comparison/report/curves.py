@@ -48,6 +48,7 @@ def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
     full = {method: bound for method, bound in aims.items() if bound.functional == "full"}
     others = {method: bound for method, bound in aims.items() if method not in full}
     functionals = " and ".join(sorted({bound.functional for bound in others.values()})).capitalize()
+    controlled: Value = methodcaller("get", metrics.ENTROPY)
     weight: Value = methodcaller("get", metrics.ADVANTAGES_COEFFICIENT)
     weighted = [
         method
@@ -59,11 +60,7 @@ def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
         chart("reward", "Training reward", reward),
         chart("validation", "Validation accuracy", validation_accuracy),
         chart("entropy", "Entropy, nats", full_entropy, aims=full),
-        chart(
-            *("controlled_entropy", f"{functionals} entropy, nats", methodcaller("get", metrics.ENTROPY)),
-            aims=others,
-            only=others,
-        ),
+        chart("controlled_entropy", f"{functionals} entropy, nats", controlled, aims=others, only=others),
         chart("coefficient", "Entropy coefficient", methodcaller("get", metrics.COEFFICIENT)),
         chart("advantages_weight", "Weight of positive advantages", weight, only=weighted),
         chart("response_length", "Response length, tokens", response_length),
@@ -89,7 +86,7 @@ def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | No
         value: the metric in a step's data.
         confidence: level of the interval.
     """
-    series = [each for each in (_series(run, value) for run in runs) if any(map(math.isfinite, each.values()))]
+    series = [_series(run, value) for run in having(runs, value)]
     try:
         return mean_curve(series, confidence=confidence) if series else None
     except ValueError:
@@ -181,14 +178,9 @@ def _chart(
 def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
     """A curve as a line of a chart, over its steps or other places."""
     several = len(curve.values) > 1
-    return Line(
-        place=place,
-        x=curve.steps if x is None else x,
-        mean=curve.mean,
-        low=curve.low if several else None,
-        high=curve.high if several else None,
-        seeds=curve.values if several and thin else np.empty((0, 0)),
-    )
+    low, high = (curve.low, curve.high) if several else (None, None)
+    seeds = curve.values if several and thin else ()
+    return Line(place, curve.steps if x is None else x, curve.mean, low, high, seeds)
 
 
 def _series(run: Run, value: Value) -> dict[int, float]:

@@ -116,7 +116,7 @@ def render(records: Sequence[TokenRecord]) -> str:
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     scales = Scales.of(records)
     underline = any(len(set(_kept(record.bonus_weight, record))) > 1 for record in records)
-    page = template(__package__, number=number, spread=_spread, visible=visible, pieces=_pieces)
+    page = template(__package__, number, visible, _spread, _pieces)
     parts, texts = summarise(records)
     return page.render(
         methods=sorted({record.method for record in records}),
