@@ -116,9 +116,9 @@ def _starter(chosen: settings.Settings) -> Start:
         from aent_verl.launch.ray_jobs import RayJobs
 
         return RayJobs().start
-    from aent_verl.launch.processes import start_local
+    from aent_verl.launch.processes import LocalProcess
 
-    return start_local
+    return LocalProcess
 
 
 def report_of(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -62,7 +62,7 @@ def _check_evaluation(cell: Cell) -> None:
     from aent_verl import preflight
     from aent_verl.evaluation import settings
     from aent_verl.preflight import data, reward
-    from aent_verl.preflight.errors import root_cause
+    from aent_verl.preflight.findings import root_cause
 
     cfg = _compose_evaluation(cell)
     try:
