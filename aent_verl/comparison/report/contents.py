@@ -62,7 +62,7 @@ class Report:
 
     @property
     def differences(self) -> list[Interval]:
-        """Those to the baseline, for their chart."""
+        """The differences to the baseline, for their chart."""
         return [
             Interval(self.groups.methods.index(method), estimate.value, estimate.low, estimate.high)
             for method, verdict in (self.accuracy.verdicts.items() if self.accuracy else ())
@@ -79,7 +79,7 @@ def build(
     target: Target = "problems like these",
     failed: Sequence[str] = (),
 ) -> Report:
-    """Compute all that the page shows; see `aent_verl.comparison.report.write_report`."""
+    """Compute everything that the page shows; see `aent_verl.comparison.report.write_report`."""
     groups = group_runs(runs, baseline, allow_different, failed)
     accuracy = judge(groups, check_target(target), CONFIDENCE)
     best, by_method = costs(groups, CONFIDENCE)
@@ -114,7 +114,7 @@ def build(
 
 
 def accuracy_charts(groups: Groups, accuracy: Accuracy) -> list[Chart]:
-    """pass@k and the performance profiles."""
+    """Chart pass@k and the performance profiles."""
     places = {method: groups.methods.index(method) for method in accuracy.methods}
     charts = []
     if accuracy.samples is not None and accuracy.samples > 1:
@@ -140,7 +140,7 @@ def _line(place: int, x: np.ndarray, points: Sequence[Estimate]) -> Line:
 
 
 def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
-    """Settings that are not the same for all methods whose config is known: value by method, by key."""
+    """Return the settings that differ between methods whose config is known: value by method, by key."""
     firsts = {method: next((r.settings for r in group if r.settings), {}) for method, group in groups.runs.items()}
     known = {method: found for method, found in firsts.items() if found}
     keys = sorted({key for found in known.values() for key in found})
@@ -149,7 +149,7 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 
 
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
-    """The protocol: for each key the runs by value; one value where all agree; `NOT_RECORDED` where a run has none.
+    """Return the protocol: for each key the runs by value; `NOT_RECORDED` where a run has none.
 
     Copies of a file under several names are one value, under the first name.
     """
@@ -164,7 +164,7 @@ def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """What is known of a run: `NOT_RECORDED` where its record says nothing, no seconds where its log lacks some."""
+    """Return what is known of a run; without seconds if any step lacks them."""
     record = run.record
     overrides = [text for text in map(str, record.get("overrides") or ()) if not text.startswith(_PLACES)]
     versions = record.get("versions")

@@ -86,7 +86,7 @@ def write_report(
 
 
 def answer(written: Path) -> list[str]:
-    """What the report says that `write_report` wrote, line by line, for those who have no browser at hand."""
+    """Read back, line by line, what a report that `write_report` wrote says, for those without a browser."""
     found = json.loads((written.parent / NUMBERS).read_text(encoding="utf-8"))
     lines = [f"not made under the same protocol: {line}" for line in found["differences_of_protocol"]]
     lines += found["notices"]
@@ -97,7 +97,7 @@ def answer(written: Path) -> list[str]:
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """Render the page."""
     page = template(__package__, decimal, p_value, amount, ends, duration, plain, _dotted)
     methods = report.groups.methods
     return page.render(
@@ -121,24 +121,24 @@ def render(report: Report) -> str:
 
 
 def ends(found: Estimate | None, signed: bool = False) -> str:
-    """The interval of an estimate in brackets; empty where it has none, as of one seed."""
+    """Write the interval of an estimate in brackets; empty where it has none, as of one seed."""
     if found is None or math.isnan(found.low):
         return ""
     return f"[{decimal(found.low, signed)}, {decimal(found.high, signed)}]"
 
 
 def duration(seconds: float | None) -> str:
-    """Two units of time, as "3 h 20 min"; a dash for None and NaN."""
+    """Write two units of time, as "3 h 20 min"; a dash for None and NaN."""
     return NOTHING if seconds is None or math.isnan(seconds) else _util.duration(seconds)
 
 
 def plain(text: object) -> str:
-    """Text that others wrote, with a sign for every character that is not seen."""
+    """Replace every invisible character of a foreign text with a sign."""
     return _util.printable(str(text))
 
 
 def headline(accuracy: Accuracy | None, baseline: str | None) -> str:
-    """The whole answer in one line."""
+    """Write the whole answer in one line."""
     if accuracy is None:
         return "Nothing can be said about accuracy: no run holds an evaluation or validation of its final model."
     if not accuracy.verdicts:
@@ -155,7 +155,7 @@ def headline(accuracy: Accuracy | None, baseline: str | None) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report's numbers; what is not known, or no finite number, is null."""
+    """Write the report's numbers; what is not known or not finite is null."""
     groups, accuracy = report.groups, report.accuracy
     found = {key: value for key, value in vars(report).items() if key not in ("groups", "accuracy", "charts")}
     found |= {
@@ -174,7 +174,7 @@ def as_json(report: Report) -> str:
 
 
 def _earlier_pictures(folder: Path) -> list[str]:
-    """Names of the pictures that an earlier report in this folder wrote; there may be others, which are not ours."""
+    """List the pictures that an earlier report wrote into this folder; any others are not ours."""
     try:
         charts = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["charts"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -196,7 +196,7 @@ def _write_pictures(report: Report, folder: Path) -> None:
 
 
 def _difference_label(report: Report) -> str:
-    """What the chart of the differences shows."""
+    """Say what the chart of the differences shows."""
     assert report.accuracy is not None
     return f"difference to {report.groups.baseline} in {report.accuracy.metric}"
 
@@ -215,13 +215,13 @@ def _forest(report: Report) -> Markup | None:
 
 
 def _passes(report: Report) -> list[int]:
-    """The k of pass@k that tables show: powers of two, and n."""
+    """Return the k of pass@k that tables show: powers of two, and n."""
     samples = 1 if report.accuracy is None else report.accuracy.samples or 1
     return sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
 
 
 def _dotted(key: str) -> Markup:
-    """A setting's key, which may be broken after its dots."""
+    """Let a setting's key break after its dots."""
     return Markup(".<wbr>").join(plain(key).split("."))
 
 
@@ -243,7 +243,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON has."""
+    """Reduce to what JSON has."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):
