@@ -54,7 +54,7 @@ class Display:
 
     Args:
         console: where to show it.
-        ticks: whether it is drawn anew on its own, as for a clock; otherwise by `refresh` alone.
+        ticks: whether it redraws itself, as for a clock; otherwise `refresh` alone does.
     """
 
     def __init__(self, console: Console, *, ticks: bool = False) -> None:

@@ -40,7 +40,7 @@ class MethodAccuracy:
         truncated: share of responses cut off at the longest allowed.
         entropy: nats a token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
-        checks: other tests against the baseline; None below two seeds of each.
+        checks: other tests against the baseline; None with fewer than two seeds of either.
     """
 
     seeds: int
@@ -154,7 +154,7 @@ def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[P
     """Return all runs' scores by method: the same problems in one order, and equally many responses to each.
 
     Raises:
-        ValueError: runs share too few problems, or a score is no finite number.
+        ValueError: runs share too few problems, or a score is not finite.
     """
     found = {run.name: run.scores for group in scored.values() for run in group if run.scores is not None}
     columns = shared_problems({name: scores.problems for name, scores in found.items()}, intersect=intersect)

@@ -20,7 +20,7 @@ from aent_verl.viewing.charts import Chart, Interval, Line
 
 CONFIDENCE = 0.95
 NOT_RECORDED = "not recorded"
-# Where a run's files went had no part in its numbers, and whoever runs it again has folders of their own.
+# Where a run's files went has no part in its numbers, and other folders will serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 

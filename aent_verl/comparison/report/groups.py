@@ -116,7 +116,7 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
     if single:
         notices.append(
             f"One seed of {first_few(single)}: its numbers have no interval, and nothing is claimed from them. Another "
-            "seed might turn them round."
+            "seed might reverse them."
         )
     furthest = max(run.last_step for run in runs)
     short = [f"{run.name} ends at step {run.last_step}" for run in runs if run.last_step < furthest]
@@ -154,8 +154,9 @@ def _left_out(runs: list[Run]) -> list[str]:
 
 def _final_notices(runs: list[Run]) -> list[str]:
     """Name scores that are there but are not those of the final model."""
-    found = [(run.name, note) for run in runs for note in run.notes]
+    found = []
     for run in runs:
+        found += [(run.name, note) for note in run.notes]
         steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
         final = validation_accuracy(run.metrics[run.last_step])
         if final is None and steps:

@@ -86,7 +86,7 @@ def write_page(
 
     Args:
         paths: files and folders.
-        output: the file to write; ``tokens.html`` in the first folder, or beside the first file, if not given.
+        output: the file to write; ``tokens.html`` in the first folder, or alongside the first file, if not given.
         steps: only these training steps.
 
     Returns:
