@@ -61,7 +61,7 @@ def test_a_run_composes_and_is_valid(words: list[str]):
 @pytest.mark.parametrize("words", [p for p in ours("compare") if "--from" not in p.values[0]])  # type: ignore[attr-defined]
 def test_a_comparison_composes(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    assert plan.cells(settings.parse(words))
+    assert plan.plan_runs(settings.parse(words))
 
 
 def test_there_are_commands_to_check():

@@ -48,12 +48,12 @@ class GridDisplay:
             self._live.update(Group(table(grid), total(grid, self._parallel)))
             return
         for status in grid:
-            before = self._states.get(status.cell.name, WAITING)
+            before = self._states.get(status.run.name, WAITING)
             if status.state != before:
-                self._states[status.cell.name] = status.state
-                self._say(f"{status.cell.name}: {describe(status)}")
+                self._states[status.run.name] = status.state
+                self._say(f"{status.run.name}: {describe(status)}")
         if time.monotonic() - self._last_line > HEARTBEAT_SECONDS:
-            running = [f"{status.cell.name} {describe(status)}" for status in grid if _active(status)]
+            running = [f"{status.run.name} {describe(status)}" for status in grid if _active(status)]
             self._say(f"{'; '.join(running)}; {total(grid, self._parallel).plain}")
 
     def _say(self, line: str) -> None:
@@ -70,9 +70,9 @@ def table(grid: Sequence[Status]) -> Table:
         list(grid) if len(grid) <= _MOST_ROWS else [status for status in grid if status.state not in (WAITING, DONE)]
     )
     for status in shown:
-        steps = status.cell.total_steps
+        steps = status.run.total_steps
         drawn.add_row(
-            status.cell.name,
+            status.run.name,
             Text(status.state, style={DONE: "green", FAILED: "red", WAITING: "dim"}.get(status.state, "bold")),
             f"{status.step}/{steps or '?'}",
             ProgressBar(total=steps or 1, completed=status.step, width=16),
@@ -100,7 +100,7 @@ def describe(status: Status) -> str:
     if status.state == DONE:
         accuracy = "" if status.accuracy is None else f", last validation {status.accuracy:.3f}"
         return f"done, {status.step} steps{accuracy}, {duration(sum(status.seconds.values()))}"
-    return f"{status.state} ({status.step} of {status.cell.total_steps or '?'} steps)"
+    return f"{status.state} ({status.step} of {status.run.total_steps or '?'} steps)"
 
 
 def duration(seconds: float) -> str:
