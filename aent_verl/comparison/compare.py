@@ -173,9 +173,9 @@ def _starter(settings: Settings) -> Start:
         from aent_verl.launch.ray_jobs import RayJobs
 
         return RayJobs().start
-    from aent_verl.launch.processes import start_local
+    from aent_verl.launch.processes import LocalProcess
 
-    return start_local
+    return LocalProcess
 
 
 def _asked(results: Path) -> dict[str, Any]:

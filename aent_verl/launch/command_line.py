@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from aent_verl.launch import compose
 from aent_verl.plugin.guard import BLOCK
-from aent_verl.preflight.errors import Finding
+from aent_verl.preflight.findings import Finding
 
 OURS, VERLS = (compose.MODULE, compose.TRAINER), ("verl.trainer.config", "ppo_trainer")
 SEARCH_PATH = f"hydra.searchpath=[pkg://{compose.MODULE}]"
@@ -65,11 +65,11 @@ class CommandLine:
         Raises:
             HydraException: what remains does not compose.
         """
-        from aent_verl.preflight import moved
+        from aent_verl.preflight import keys
 
         # A key counts as known or not in the config that groups and our presets make, without any setting.
-        base = replace(self, overrides=moved.group_choices(self.overrides)).compose()
-        findings, remaining = moved.unknown_overrides(self.overrides, base)
+        base = replace(self, overrides=keys.group_choices(self.overrides)).compose()
+        findings, remaining = keys.unknown_overrides(self.overrides, base)
         return findings, replace(self, overrides=tuple(remaining))
 
     def compose(self) -> DictConfig:

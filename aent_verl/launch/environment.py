@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -40,14 +41,14 @@ def choose_platform(cfg: DictConfig) -> str | None:
         os.environ.update(_cpu_variables(cfg))
         if cfg.trainer.device != "cpu":
             raise LaunchError(
-                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="
+                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), but trainer.device="
                 f"{cfg.trainer.device!r}: to train on the CPU add platform=cpu; to use a GPU cluster, point Ray at it "
                 "with RAY_ADDRESS"
             )
     elif cfg.trainer.device == "cpu":
         raise LaunchError(
             "trainer.device='cpu', but there is an accelerator: leave platform=cpu out to use it, or set "
-            "VERL_PLATFORM=cpu to train on the CPU all the same"
+            "VERL_PLATFORM=cpu to train on the CPU anyway"
         )
     return platform
 
@@ -88,3 +89,15 @@ def _cpu_variables(cfg: DictConfig) -> dict[str, str]:
     if threads is not None and (type(threads) is not int or threads < 1):
         raise LaunchError(f"run.threads={threads!r}: must be a whole number from 1, or null for a share of the cores")
     return cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=threads)
+
+
+def start_ray(cfg: DictConfig, **more: Any) -> None:
+    """Start or join Ray as verl's trainer does, with more of Ray's own settings."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    given = cfg.ray_kwargs.ray_init
+    runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
+    settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
+    assert isinstance(settings, dict)
+    ray.init(**{str(key): value for key, value in settings.items()}, **more)

@@ -16,11 +16,10 @@ from aent_verl.core.backends import Kernel
 from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
-from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.methods.settings import FunctionalConfig
 from aent_verl.plugin.fused_head import Head, lm_head_of, replaced
-from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, REMOVED_MASS
-from aent_verl.plugin.minibatch_stats import PrePass
-from aent_verl.plugin.step import MEASURE_INITIAL
+from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, MEASURE_INITIAL, REMOVED_MASS
+from aent_verl.plugin.minibatch_stats import StatsPass
 
 MODEL_TYPE = "aent_language_model"
 
@@ -33,12 +32,12 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
     ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
     asks for it.
 
-    ``functional``, ``kernel``, ``pre_pass`` and ``truncation`` are set by the worker before the first step.
+    ``functional``, ``kernel``, ``stats_pass`` and ``truncation`` are set by the worker before the first step.
     """
 
     functional: FunctionalConfig
     kernel: Kernel = "auto"
-    pre_pass: PrePass | None = None
+    stats_pass: StatsPass | None = None
     # How the rollout cuts the distribution off: then the entropy of what is left is measured, too.
     truncation: Truncation = Truncation()
     # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
@@ -52,9 +51,9 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """As verl's; before it, in training, the pass without gradient that the method needs over all of ``data``."""
-        if not forward_only and self.pre_pass is not None and self.pre_pass.needed:
+        if not forward_only and self.stats_pass is not None and self.stats_pass.needed:
             output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
-            self.pre_pass(output, data, self.get_data_parallel_group())
+            self.stats_pass(output, data, self.get_data_parallel_group())
             del output
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
@@ -109,7 +108,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                     **self._settings(micro_batch),
                 )
             log_probs, entropy, statistics = cast(WithStatistics, result)
-            # Not in the pre-pass, which computes without gradient.
+            # Not in the pass for statistics, which computes without gradient.
             if self.truncation.active and self.mode == "train" and torch.is_grad_enabled():
                 statistics[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
         results = {"log_probs": log_probs}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from aent_verl.methods.settings import EntropyControlConfig
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.viewing import tokens
+from aent_verl.plugin.micro_batch import VerlMicroBatch
+from aent_verl.runs import token_records
 
 
 @dataclass
@@ -28,7 +28,7 @@ class TokenDump:
     _written: set[int] = field(default_factory=set)
 
     @torch.no_grad()
-    def write(self, batch: MicroBatch, *, shaped: Tensor, bonus_weight: Tensor, step: int) -> None:
+    def write(self, batch: VerlMicroBatch, *, shaped: Tensor, bonus_weight: Tensor, step: int) -> None:
         """Write those of this micro-batch that are due.
 
         Args:
@@ -47,17 +47,17 @@ class TokenDump:
         self._written |= {index for _, index in due}
         assert self.control.token_dump_dir is not None
         records = [self._record(batch, row, index, shaped[row], bonus_weight[row]) for row, index in due]
-        tokens.write_records(tokens.dump_file(self.control.token_dump_dir, step, self.rank), records)
+        token_records.write_records(token_records.dump_file(self.control.token_dump_dir, step, self.rank), records)
 
     def _record(
-        self, batch: MicroBatch, row: int, index: int, shaped: Tensor, bonus_weight: Tensor
-    ) -> tokens.TokenRecord:
+        self, batch: VerlMicroBatch, row: int, index: int, shaped: Tensor, bonus_weight: Tensor
+    ) -> token_records.TokenRecord:
         data = batch.data
         prompt, response = data["prompts"][row].tolist(), data["responses"][row].tolist()
         length = len(response)
         advantage = batch.advantages[row, :length].tolist()
         pairs = zip(shaped.tolist(), advantage, strict=False)
-        return tokens.TokenRecord(
+        return token_records.TokenRecord(
             step=self._step,
             sample=index,
             rank=self.rank,

@@ -21,14 +21,15 @@ from verl.workers.utils.padding import response_from_nested
 
 from aent_verl.core.controllers import Schedule
 from aent_verl.core.diagnostics import EntropyChange
-from aent_verl.methods.settings import EntropyControlActorConfig, EntropyControlConfig
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.methods.step import StepValues
 from aent_verl.platforms import cpu
-from aent_verl.plugin import coefficients, loss, measurements, samples, saved_state, step
+from aent_verl.plugin import coefficients, losses, measurements, micro_batch, samples, saved_state
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
-from aent_verl.plugin.micro_batch import ENTROPY
-from aent_verl.plugin.minibatch_stats import PrePass
-from aent_verl.plugin.step import StepValues
+from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
+from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
 from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
 from aent_verl.runs import worker_reports
 from aent_verl.runs.checkpoints import step_folder
@@ -70,7 +71,7 @@ class EntropyControlMixin(PPOTrainer):
                 f"trainer.v1.trainer_mode=aent_{self.base_mode} has no method: the preset sets both. Type\n  {LINE}"
             )
         self.entropy_control = control
-        self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
+        self._needs_samples = StatsPass(actor_config).needs_samples or self.entropy_control.token_dump > 0
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -115,9 +116,9 @@ class EntropyControlMixin(PPOTrainer):
             return super()._compute_old_log_prob(batch, metrics)
         if self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[step.MEASURE_INITIAL] = True
+        batch.extra_info[micro_batch.MEASURE_INITIAL] = True
         batch = super()._compute_old_log_prob(batch, metrics)
-        batch.extra_info.pop(step.MEASURE_INITIAL, None)
+        batch.extra_info.pop(micro_batch.MEASURE_INITIAL, None)
         entropy = self._initial_entropy(batch)
         ray.get(self._coefficients.observe_initial.remote(entropy))
         logger.info("entropy before the first update: %g nats (%s)", entropy, self.entropy_control.functional)
@@ -125,15 +126,16 @@ class EntropyControlMixin(PPOTrainer):
 
     def _initial_entropy(self, batch: KVBatchMeta) -> float:
         """The entropy of the whole batch as the bonus aggregates it, or its token mean, in nats."""
-        fields = [ENTROPY, "response_mask", *([step.ACCURACY] if self.entropy_control.needs_accuracy else [])]
+        fields = [ENTROPY, "response_mask", *([ACCURACY] if self.entropy_control.needs_accuracy else [])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
         padded = data.select(ENTROPY, "response_mask").to_padded_tensor()
         actor = self.config.actor_rollout_ref.actor
-        return self.entropy_control.initial_entropy(
+        return initial_entropy(
+            self.entropy_control,
             padded[ENTROPY],
             padded["response_mask"].bool(),
-            accuracy=data.get(step.ACCURACY),
+            accuracy=data.get(ACCURACY),
             loss_agg_mode=actor.loss_agg_mode,
             loss_scale_factor=actor.loss_scale_factor,
         )
@@ -150,14 +152,14 @@ class EntropyControlMixin(PPOTrainer):
         if self._needs_samples:
             known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
             order = zip(filler, *known, batch.keys, strict=True)
-            fields[step.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+            fields[micro_batch.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
         if self.entropy_control.needs_accuracy:
             # A reward model in the workers' place puts `acc` beside the score, a reward function into extra_fields.
             extra = columns.get("extra_fields", blank)
             extra = (
                 [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]] if samples.ACC in there else extra
             )
-            fields[step.ACCURACY] = samples.group_accuracies(
+            fields[ACCURACY] = samples.group_accuracies(
                 [str(uid) for uid in columns["uid"]],
                 extra,
                 [float(score.sum()) for score in columns["rm_scores"]],
@@ -176,14 +178,14 @@ class EntropyControlMixin(PPOTrainer):
         sent = StepValues(
             step=self.global_steps,
             total_steps=self._total_steps,
-            bonus=self._in_force("bonus", before),
-            advantages=self._in_force("advantages", before),
+            bonus_coefficient=self._in_force("bonus", before),
+            advantages_coefficient=self._in_force("advantages", before),
             initial_entropy=before["bonus"].initial_entropy,
             entropy_mean=before["bonus"].entropy_mean,
         )
         if self._needs_samples or self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[step.STEP] = sent
+        batch.extra_info[micro_batch.STEP] = sent
         batch = super()._update_actor(batch, metrics)
         measured = measurements.of_step(metrics, sent)
         entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
@@ -214,13 +216,13 @@ class EntropyControlMixin(PPOTrainer):
             entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
         )
         about = {
-            "aent/coefficient": sent.bonus,
+            "aent/coefficient": sent.bonus_coefficient,
             "aent/coefficient_next": new.coefficient,
             "aent/coefficient_at_bound": float(new.at_bound),
             "aent/bound_hits": new.bound_hits,
             "aent/band_side": new.band_side,
             "aent/nonfinite_steps": new.nonfinite,
-            "aent/advantages_coefficient": sent.advantages,
+            "aent/advantages_coefficient": sent.advantages_coefficient,
             "aent/coefficient_before_gate": old.level,
             "aent/initial_entropy": new.initial_entropy,
             "aent/entropy_mean": old.entropy_mean,
@@ -285,7 +287,7 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
         raise PlugInNotActiveError(f"no worker reports an actor: {reports}")
     wanted = {
         "engine": EntropyControlEngine.__name__,
-        "loss": loss.entropy_control_loss.__name__,
+        "loss": losses.entropy_control_loss.__name__,
         "method": expected.method,
         "functional": str(expected.functional),
         "bonus": str(expected.bonus),

@@ -1,4 +1,4 @@
-"""What a config is compared with: verl's own defaults, and what is set in ours."""
+"""verl's own defaults, and what a config sets that differs from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 
 # What no config holds; null is a value.
 _ABSENT = object()
@@ -26,7 +26,7 @@ def verl_folder() -> str:
 
 @functools.cache
 def verl_file(name: str) -> DictConfig:
-    """A file of verl's config folder; do not change what you get."""
+    """A file of verl's config folder, or at an absolute path; do not change what you get."""
     loaded = OmegaConf.load(os.path.join(verl_folder(), "trainer", "config", name))
     assert isinstance(loaded, DictConfig)
     return loaded
@@ -72,6 +72,28 @@ def is_default(cfg: DictConfig, key: str) -> bool:
     if ours is _ABSENT or theirs is _ABSENT:
         return ours is theirs
     return bool(ours == theirs) if OmegaConf.is_config(ours) else bool(ours._value() == theirs._value())
+
+
+def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
+    """Settings at or below ``key`` that differ from verl's defaults, with their values.
+
+    A default that refers to another key follows ``cfg``: what verl derives from other settings counts as unchanged.
+    """
+    block = node(cfg, key)
+    names = leaves(block, f"{key}.") if is_mapping(block) and len(block) else [key]
+    different = {name: value(cfg, name) for name in names if not is_default(cfg, name)}
+    return {name: given for name, given in different.items() if given != _default(cfg, name)}
+
+
+def _default(cfg: DictConfig, key: str) -> Any:
+    """The default that verl has for a key, resolved within this config."""
+    default = node(stock(cfg), key)
+    if default is _ABSENT:
+        return default
+    block, _, name = key.rpartition(".")
+    given = AnyNode(default._value(), key=name, parent=node(cfg, block)) if default._is_interpolation() else default
+    found = given._dereference_node()
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found._value()
 
 
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

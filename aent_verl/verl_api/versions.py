@@ -1,4 +1,4 @@
-"""Which versions we run with, and whether verl's API is what our code relies on.
+"""The versions that we run with, and whether verl's API is what our code relies on.
 
 `check_versions` reads package metadata only, so that it can speak before anything is imported. `violations` imports
 verl's trainer, so verl's platform must be decided before it is called.
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from aent_verl.verl_api.contract import CONTRACT
+from aent_verl.verl_api.assumptions import ASSUMPTIONS
 
 
 class VersionError(RuntimeError):
-    """A package is missing or has a version that we do not run with; the message says what to install."""
+    """A package is missing or has an unsupported version; the message says what to install."""
 
 
-class ContractError(VersionError):
+class VerlApiError(VersionError):
     """verl's version is in range, but its API is not what our code relies on."""
 
 
@@ -73,21 +73,19 @@ def _check_range(requirement: Requirement, found: str) -> None:
 
 
 def violations() -> list[str]:
-    """Check every fact of `CONTRACT` against the installed verl; one line for each that does not hold."""
-    return [line for fact in CONTRACT if (line := fact.violation()) is not None]
+    """Check every assumption against the installed verl; one line for each that does not hold."""
+    return [line for assumption in ASSUMPTIONS if (line := assumption.violation()) is not None]
 
 
-def check_contract() -> None:
+def check_assumptions() -> None:
     """Stop if verl is not what our code was written for.
 
     Raises:
-        ContractError: lists every violation.
+        VerlApiError: lists every violation.
     """
-    broken = violations()
-    if broken:
-        version = importlib.metadata.version("verl")
-        raise ContractError(
-            f"verl {version} differs in {len(broken)} point(s) from the API that aent_verl relies on; "
-            'mend it with pip install --force-reinstall --no-deps "verl==0.9.1", or install a newer aent_verl:\n  '
-            + "\n  ".join(broken)
+    if broken := violations():
+        raise VerlApiError(
+            f"verl {importlib.metadata.version('verl')} differs in {len(broken)} point(s) from the API that aent_verl "
+            'relies on; repair it with pip install --force-reinstall --no-deps "verl==0.9.1", or install a newer '
+            "aent_verl:\n  " + "\n  ".join(broken)
         )

@@ -3,7 +3,8 @@
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from aent_verl.methods.settings import EntropyControlActorConfig, EntropyControlConfig
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
 
 MICRO_BATCHES = [
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",

@@ -31,9 +31,8 @@ from aent_verl.methods.axes import (
     Steer,
     Unchanged,
 )
-from aent_verl.methods.blocks import NoEffectWarning
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.methods.parsing import NoEffectWarning, parse
+from aent_verl.methods.settings import FunctionalConfig
 from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -247,7 +246,7 @@ def test_the_block_reaches_the_workers_resolved() -> None:
         "rollout_n": 1,
         "token_dump_dir": "outputs/aent_verl/run_aent/tokens",
     }
-    assert EntropyControlConfig.parse(block).method == "aent"
+    assert parse(block).method == "aent"
 
 
 @pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])

@@ -212,7 +212,7 @@ def _check_evaluation(run: GridRun) -> None:
     from aent_verl.evaluation import settings
     from aent_verl.launch import compose
     from aent_verl.preflight import data, reward
-    from aent_verl.preflight.errors import root_cause
+    from aent_verl.preflight.findings import root_cause
 
     overrides = settings.long_form(run.evaluation_overrides)
     try:

@@ -7,9 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from aent_verl._util import first_few
 from aent_verl.comparison.report.curves import curve_of, having, line
-from aent_verl.comparison.report.groups import Groups
+from aent_verl.comparison.report.groups import Groups, sentences
 from aent_verl.comparison.stats.curves import Curve, best, first_reaching
 from aent_verl.runs.metrics import STEP_SECONDS, validation_accuracy
 from aent_verl.runs.run import Run
@@ -91,22 +90,21 @@ def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
 
 def cost_notes(groups: Groups) -> tuple[str, ...]:
     """Sentences on runs whose cost is not known to their end, because their log lacks something."""
-    by_reason: dict[str, list[str]] = {}
+    found = []
     for run in groups.all:
         for key, words in _NONE_OF.items():
-            gaps = _gaps(run, key)
-            if gaps:
+            if gaps := _gaps(run, key):
                 reason = (
                     f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
-                    "its method costs from there on is not known."
+                    "its method costs from there on is not known"
                 )
-                by_reason.setdefault(reason, []).append(run.name)
-    return tuple(f"{first_few(names)}: {reason}" for reason, names in by_reason.items())
+                found.append((run.name, reason))
+    return tuple(sentences(found))
 
 
 def spent(run: Run, key: str) -> float | None:
     """What a run has spent in all; None if a step does not say."""
-    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in _steps(run))
+    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
 
 
 def _reach(curve: Curve | None, level: float | None, places_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
@@ -132,8 +130,7 @@ def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
     for run in runs:
         values = [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, int(steps[-1]) + 1)]
         # A sum with NaN or infinity in it stays one.
-        sums = np.concatenate([[0.0], np.cumsum(values)])
-        found.append(sums[steps])
+        found.append(np.concatenate([[0.0], np.cumsum(values)])[steps])
     mean = np.mean(found, axis=0)
     return np.where(np.isfinite(mean), mean, math.nan)
 
@@ -147,8 +144,5 @@ def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
 
 def _gaps(run: Run, key: str) -> list[int]:
     """Steps of a run that do not say what they cost."""
-    return [step for step in _steps(run) if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]
-
-
-def _steps(run: Run) -> range:
-    return range(1, run.last_step + 1)
+    steps = range(1, run.last_step + 1)
+    return [step for step in steps if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]

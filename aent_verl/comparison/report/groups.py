@@ -2,24 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aent_verl._util import first_few
-from aent_verl.runs.metrics import (
-    COEFFICIENT,
-    ENTROPY,
-    ENTROPY_FULL,
-    REWARD,
-    validation_accuracy,
-    validation_left_out,
-    validation_sources,
-)
+from aent_verl.runs import metrics
+from aent_verl.runs.metrics import validation_accuracy, validation_left_out, validation_sources
 from aent_verl.runs.protocol import Protocol, differences
 from aent_verl.runs.run import Run, by_method
 
 # What is looked through for NaN.
-_CHECKED = (REWARD, ENTROPY, ENTROPY_FULL, COEFFICIENT)
+_CHECKED = (metrics.REWARD, metrics.ENTROPY, metrics.ENTROPY_FULL, metrics.COEFFICIENT)
 
 
 @dataclass(frozen=True)
@@ -92,6 +85,14 @@ def protocol_differences(runs: Sequence[Run]) -> list[str]:
     return found + differences({run.name: _evaluation(run) for run in runs if run.scores is not None})
 
 
+def sentences(found: Iterable[tuple[str, str]]) -> list[str]:
+    """One for each reason, with the names of the runs that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found:
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{first_few(names)}: {reason}." for reason, names in by_reason.items()]
+
+
 def _missing(failed: Sequence[str]) -> str:
     return f" ({'; '.join(failed)})" if failed else ""
 
@@ -137,12 +138,11 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
 
 def _left_out(runs: list[Run]) -> list[str]:
     """Data sources of the validation that do not count, by the runs in which they do not."""
+    left_out = {run.name: set().union(*map(validation_left_out, run.metrics.values())) for run in runs}
     by_runs: dict[tuple[str, ...], list[str]] = {}
-    for source in sorted(
-        {source for run in runs for data in run.metrics.values() for source in validation_left_out(data)}
-    ):
-        names = (run.name for run in runs if any(source in validation_left_out(data) for data in run.metrics.values()))
-        by_runs.setdefault(tuple(names), []).append(source)
+    for source in sorted(set().union(*left_out.values())):
+        names = tuple(name for name, sources in left_out.items() if source in sources)
+        by_runs.setdefault(names, []).append(source)
     return [
         f"Validation accuracy{'' if len(names) == len(runs) else f' of {first_few(names)}'} leaves out the data source"
         f"{'s' if len(sources) > 1 else ''} {', '.join(sources)}: only a reward is logged there, which is not averaged "
@@ -154,22 +154,20 @@ def _left_out(runs: list[Run]) -> list[str]:
 
 def _final_notices(runs: list[Run]) -> list[str]:
     """Scores that are there but are not those of the final model."""
-    by_reason: dict[str, list[str]] = {}
+    found = [(run.name, note) for run in runs for note in run.notes]
     for run in runs:
-        for reason in run.notes:
-            by_reason.setdefault(reason, []).append(run.name)
         steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
         final = validation_accuracy(run.metrics[run.last_step])
         if final is None and steps:
             reason = f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
-            by_reason.setdefault(reason, []).append(run.name)
+            found.append((run.name, reason))
         elif final is not None and not math.isfinite(final):
             reason = (
                 "the last validation is NaN or infinite. It is not left out for its result: where methods are compared "
                 "by their last validation, nothing is claimed about its method"
             )
-            by_reason.setdefault(reason, []).append(run.name)
-    return [f"{first_few(names)}: {reason}." for reason, names in by_reason.items()]
+            found.append((run.name, reason))
+    return sentences(found)
 
 
 def _seed_notices(method: str, group: list[Run]) -> list[str]:

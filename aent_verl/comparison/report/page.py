@@ -3,56 +3,43 @@
 Charts are inline SVG in CSS variables. The boxes of the legend show and hide methods by CSS alone.
 """
 
-from __future__ import annotations
-
 import datetime
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aent_verl import __version__
-from aent_verl.comparison.report import words
+from aent_verl import __version__, _util
+from aent_verl.comparison.report.accuracy import Accuracy
+from aent_verl.comparison.report.contents import Report
 from aent_verl.comparison.report.curves import MOST_THIN_LINES
 from aent_verl.comparison.report.samples import RULE
+from aent_verl.comparison.stats.crossed import Estimate
 from aent_verl.viewing.charts import Chart, draw, draw_intervals, draw_key
+from aent_verl.viewing.pages import NOTHING, amount, decimal, inline_svg, p_value, template
 from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
-from aent_verl.viewing.svg import inline_svg
-
-if TYPE_CHECKING:
-    from aent_verl.comparison.report.report import Report
 
 SIGNS = {"better": "▲", "worse": "▼", "not resolved": "?", "refused": "○"}
 
 
 def render(report: Report) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("aent_verl.comparison.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "decimal": words.decimal,
-        "ends": words.ends,
-        "p_value": words.p_value,
-        "amount": words.amount,
-        "duration": words.duration,
-        "plain": words.plain,
-        "dotted": _dotted,
+    written: dict[str, Callable[..., str]] = {
+        "decimal": decimal,
+        "p_value": p_value,
+        "amount": amount,
+        "ends": ends,
+        "duration": duration,
     }
+    page = template(__package__, **written, plain=plain, dotted=_dotted)
     methods = report.groups.methods
-    seeds = {method: [run.seed for run in runs] for method, runs in report.groups.runs.items()}
-    return environment.get_template("page.html").render(
+    return page.render(
         report=report,
         groups=report.groups,
         accuracy=report.accuracy,
         methods=methods,
-        seeds=seeds,
-        headline=words.headline(report.accuracy, report.groups.baseline),
+        headline=headline(report.accuracy, report.groups.baseline),
         size=_size(report),
         place={method: place for place, method in enumerate(methods)},
         keys=[inline_svg(draw_key(place, STANDING_IN), f"line{place}", "") for place in range(len(methods))],
@@ -68,6 +55,50 @@ def render(report: Report) -> str:
     )
 
 
+def ends(found: Estimate | None, signed: bool = False) -> str:
+    """The interval of an estimate in brackets; empty where it has none, as of one seed."""
+    if found is None or math.isnan(found.low):
+        return ""
+    return f"[{decimal(found.low, signed)}, {decimal(found.high, signed)}]"
+
+
+def duration(seconds: float | None) -> str:
+    """Two units of time, as "3 h 20 min"; a dash for None and NaN."""
+    return NOTHING if seconds is None or math.isnan(seconds) else _util.duration(seconds)
+
+
+def plain(text: object) -> str:
+    """Text that others wrote, with a sign for every character that is not seen."""
+    return _util.printable(str(text))
+
+
+def enumerated(items: list[str]) -> str:
+    """Items as in "a, b and c"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def headline(accuracy: Accuracy | None, baseline: str | None) -> str:
+    """The whole answer in one line."""
+    if accuracy is None:
+        return "Nothing can be said about accuracy: no run holds an evaluation or validation of its final model."
+    if not accuracy.verdicts:
+        return "Nothing is compared: that takes a baseline, another method, and several seeds of each."
+    by_state: dict[str, list[str]] = {}
+    for method, verdict in accuracy.verdicts.items():
+        by_state.setdefault(verdict.state, []).append(plain(method))
+    parts = [
+        f"{enumerated(by_state[state])} {'is' if len(by_state[state]) == 1 else 'are'} {state} than {plain(baseline)}"
+        for state in ("better", "worse")
+        if state in by_state
+    ]
+    if "not resolved" in by_state:
+        parts.append(f"not resolved: {enumerated(by_state['not resolved'])}")
+    if "refused" in by_state:
+        parts.append(f"no claim: {enumerated(by_state['refused'])}")
+    said = "; ".join(parts)
+    return f"{said[0].upper() if parts[0].startswith(('not', 'no ')) else said[0]}{said[1:]}."
+
+
 def difference_label(report: Report) -> str:
     """What the chart of the differences shows."""
     assert report.accuracy is not None
@@ -75,7 +106,7 @@ def difference_label(report: Report) -> str:
 
 
 def _svg(chart: Chart, methods: list[str]) -> Markup:
-    shown = ", ".join(words.plain(methods[line.place]) for line in chart.lines)
+    shown = ", ".join(plain(methods[line.place]) for line in chart.lines)
     return inline_svg(draw(chart, STANDING_IN), chart.name, f"{chart.title} over {chart.x_label}: {shown}")
 
 
@@ -84,7 +115,7 @@ def _forest(report: Report) -> Markup | None:
         return None
     label = difference_label(report)
     figure = draw_intervals(report.differences, report.groups.methods, label, STANDING_IN)
-    return inline_svg(figure, "differences", f"{words.plain(label)}, with {report.confidence:.0%} intervals")
+    return inline_svg(figure, "differences", f"{plain(label)}, with {report.confidence:.0%} intervals")
 
 
 def _size(report: Report) -> str:
@@ -111,7 +142,7 @@ def _passes(report: Report) -> list[int]:
 
 def _dotted(key: str) -> Markup:
     """A setting's key, which may be broken after its dots."""
-    return Markup(".<wbr>").join(words.plain(key).split("."))
+    return Markup(".<wbr>").join(plain(key).split("."))
 
 
 def _range(values: list[int]) -> str:

@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aent_verl.plugin.step import StepValues
+from aent_verl.methods.step import StepValues
 from tests import preset_harness as harness
 from tests.preset_harness import COMBINED, Sequence, stock
 
 pytestmark = pytest.mark.usefixtures("single_rank_group")
 
-ON = StepValues(step=3, total_steps=10, bonus=0.3, advantages=0.3, initial_entropy=1.1, entropy_mean=0.6)
-OFF = replace(ON, bonus=0.0)
+ON = StepValues(
+    step=3, total_steps=10, bonus_coefficient=0.3, advantages_coefficient=0.3, initial_entropy=1.1, entropy_mean=0.6
+)
+OFF = replace(ON, bonus_coefficient=0.0)
 PARTS = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 # Every policy loss of ours, every shaping, a pre-pass of each kind, and a loss of verl's that averages over responses.
 TOUCHED = ("grpo", "clip_cov", "kl_cov", "siren", "steer", "entropy_adv", "progrpo", "aent+gspo")

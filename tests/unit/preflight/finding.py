@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import Finding, PreflightError
+from aent_verl.preflight.findings import Finding, PreflightError
 from tests.config.composing import composed
 
 GROUPS = ("entropy_control", "experiment", "platform")

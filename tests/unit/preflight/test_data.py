@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from aent_verl import preflight
-from aent_verl.preflight import PreflightError, data, scan
+from aent_verl.preflight import PreflightError, data
+from aent_verl.preflight.rows import SAMPLE
 from tests.unit.preflight.rows import ROWS, row, write
 
 
@@ -96,7 +97,7 @@ def test_rows_beyond_the_sample_are_counted(settings, tmp_path, name):
     else:
         (tmp_path / name).write_text("\n".join(map(json.dumps, ROWS * 20)))
     sample, lines = data.check(settings)
-    assert len(sample.train[str(tmp_path / name)]) == scan.SAMPLE
+    assert len(sample.train[str(tmp_path / name)]) == SAMPLE
     assert "320 rows" in lines[0]
 
 

@@ -149,3 +149,12 @@ def test_a_cluster_that_nobody_named_is_joined_with_a_warning(settings, monkeypa
     found = [item for item in resources.check(settings) if isinstance(item, PreflightWarning)]
     assert len(found) == warns
     assert all("10.0.0.9:6379" in str(item) and "RAY_ADDRESS=local" in str(item) for item in found)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "tensor", "expected"), [(8, 2, 2, (8, 2)), (1, 1, 1, (1, 1)), (1, 1, 2, (0, 2))]
+)
+def test_number_of_rollout_engines(settings, gpus, nodes, tensor, expected):
+    settings.trainer.n_gpus_per_node, settings.trainer.nnodes = gpus, nodes
+    settings.actor_rollout_ref.rollout.tensor_model_parallel_size = tensor
+    assert resources.replicas(settings) == expected

@@ -137,7 +137,7 @@ def test_a_reward_that_is_a_coroutine(settings):
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("return int(solution_str) == int(ground_truth)", "fails on the answer .*ValueError.*Mend it"),
+        ("return int(solution_str) == int(ground_truth)", "fails on the answer .*ValueError.*Fix it"),
         ("return {'acc': 1.0}", "KeyError: 'score'"),
         ("return float('nan')", "the score is nan"),
         ("return 1.0, 'right'", "TypeError"),

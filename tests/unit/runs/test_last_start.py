@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.launch import resume
+from aent_verl.launch import training
 from aent_verl.launch.environment import LaunchError
 from aent_verl.runs import last_start
 from aent_verl.runs.checkpoints import TRACKER
@@ -69,11 +69,11 @@ def test_the_launcher_warns_where_a_run_resumes_or_is_complete(
     last_start.write(config(**settings), tmp_path)
     cfg = config(**settings, **{"entropy_control.token_dump": 4})
     terminal = io.StringIO()
-    assert not resume.is_complete(cfg, CONTROL, terminal)
+    assert not training.is_complete(cfg, CONTROL, terminal)
     assert terminal.getvalue() == "", "without a checkpoint the run starts afresh"
     (tmp_path / "checkpoints").mkdir()
     checkpoint(tmp_path / "checkpoints", step)
-    assert resume.is_complete(cfg, CONTROL, terminal) is (step == 4)
+    assert training.is_complete(cfg, CONTROL, terminal) is (step == 4)
     assert "now entropy_control.token_dump=4 (was 0)." in terminal.getvalue()
 
 
@@ -81,4 +81,4 @@ def test_a_damaged_tracker_stops_the_launcher(config: Callable[..., DictConfig],
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / TRACKER).write_text("")
     with pytest.raises(LaunchError, match="holds '' and not a step"):
-        resume.resume_folder(config())
+        training.resume_folder(config())

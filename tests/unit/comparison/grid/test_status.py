@@ -73,8 +73,8 @@ def test_lines_tell_what_changed(grid: list[Status]):
         shown.show(grid)
     assert out.getvalue() == before
     assert before.splitlines() == [
-        "grpo seed 1: done, 6 steps, last validation 0.250, 2 min",
-        "aent seed 1: done, 6 steps, last validation 0.250, 3 min",
+        "grpo seed 1: done, 6 steps, last validation 0.250, 1 min 37 s",
+        "aent seed 1: done, 6 steps, last validation 0.250, 2 min 37 s",
         "grpo seed 2: train (2 of 6 steps)",
         "aent seed 2: failed: out of memory",
     ]
@@ -89,17 +89,10 @@ def test_the_table_fits_a_terminal_of_80_columns(grid: list[Status]):
     assert max(map(len, lines)) <= 80
     assert len(lines) == 6
     assert "grpo seed 2  train     2/6" in lines[3]
-    assert lines[-1].startswith("2 of 4 runs done, about 3 min left")
+    assert lines[-1].startswith("2 of 4 runs done, about 3 min 24 s left")
 
 
 def test_a_large_grid_shows_what_runs_and_what_failed(tmp_path: Path):
     states = [DONE] * 40 + [TRAIN, EVALUATE, FAILED] + [WAITING] * 10
     grid = [Status(grid_run(tmp_path, "grpo", seed), {"seconds": {}}, state) for seed, state in enumerate(states)]
     assert display.table(grid).row_count == 3
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (89, "89 s"), (100, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds: float, text: str):
-    assert display.duration(seconds) == text

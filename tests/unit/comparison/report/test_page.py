@@ -2,18 +2,25 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup, escape
 
 pytest.importorskip("matplotlib")
 
 from aent_verl.comparison.report import answer, write_report
-from aent_verl.comparison.report.numbers import as_json
+from aent_verl.comparison.report import page as pages
+from aent_verl.comparison.report.accuracy import Accuracy
+from aent_verl.comparison.report.contents import build
+from aent_verl.comparison.report.curves import bare
 from aent_verl.comparison.report.page import render
-from aent_verl.comparison.report.report import build
-from aent_verl.comparison.report.words import decimal
+from aent_verl.comparison.report.write import as_json
+from aent_verl.comparison.stats.verdict import Verdict
 from aent_verl.runs.run import load_run
+from aent_verl.viewing.pages import decimal
 from tests.unit.comparison.report.html_check import Page, squeeze
 from tests.unit.comparison.report.synthetic import (
     AENT,
@@ -44,6 +51,14 @@ def check(text):
     assert page.loads() == []
     assert len(page.ids) == len(set(page.ids))
     return page
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts are made but not written, which is what takes time; what is drawn is tested with `whole`."""
+    svg = Markup("<svg>{}</svg>")
+    monkeypatch.setattr(pages, "inline_svg", lambda figure, name, label: svg.format(escape(label)))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +170,8 @@ def test_methods_can_be_hidden_without_a_script(whole):
 def test_the_same_runs_give_the_same_page(whole):
     _, _, folder = whole
     runs = [load_run(path) for path in sorted((folder / "runs").iterdir())]
-    pages = [render(build(runs, "grpo", "Test")) for _ in range(2)]
-    assert pages[0] == pages[1]
+    again = render(build(runs, "grpo", "Test", commands=["aent-verl compare a=1 b='x y'"]))
+    assert again == (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_text_of_others_is_only_text(tmp_path):
@@ -177,7 +192,7 @@ def test_text_of_others_is_only_text(tmp_path):
     assert numbers["title"].startswith("<script>")
 
 
-def test_different_protocols_are_refused_or_said_first(tmp_path):
+def test_different_protocols_are_refused_or_said_first(tmp_path, undrawn):
     runs = make_runs(tmp_path / "runs", seeds=3)
     runs.append(load_run(write_run(tmp_path / "x", AENT, 4, protocol=PROTOCOL | {"data.train_files": "other <b>"})))
     with pytest.raises(ValueError, match="not made under the same protocol"):
@@ -191,7 +206,7 @@ def test_different_protocols_are_refused_or_said_first(tmp_path):
     assert f"not recorded ({recorded}); other <b> (aent seed 4)" in page.text
 
 
-def test_one_seed_claims_nothing(tmp_path):
+def test_one_seed_claims_nothing(tmp_path, undrawn):
     page, numbers = page_of(make_runs(tmp_path, seeds=1))
     assert "No claim: aent." in page.text
     assert "One seed of grpo, aent: its numbers have no interval" in page.text
@@ -210,7 +225,7 @@ def test_one_run_of_one_step_is_readable(tmp_path, method):
     assert "nan" not in page.text.lower()
 
 
-def test_without_an_evaluation_the_page_says_so(tmp_path):
+def test_without_an_evaluation_the_page_says_so(tmp_path, undrawn):
     page, numbers = page_of(make_runs(tmp_path, seeds=3, evaluate=False))
     assert "in final validation accuracy" in page.text
     assert "Only the last validation of each run is compared" in page.text
@@ -218,7 +233,7 @@ def test_without_an_evaluation_the_page_says_so(tmp_path):
     assert "responses" not in page.ids
 
 
-def test_missing_metrics_leave_gaps_and_no_charts(tmp_path):
+def test_missing_metrics_leave_gaps_and_no_charts(tmp_path, undrawn):
     runs = []
     for method in (GRPO, AENT):
         folder = write_run(tmp_path / method.name, method, 1, evaluate=False)
@@ -230,7 +245,7 @@ def test_missing_metrics_leave_gaps_and_no_charts(tmp_path):
     assert "grpo seed 1 was never validated" in page.text
 
 
-def test_nan_is_null_in_the_json_and_named_on_the_page(tmp_path):
+def test_nan_is_null_in_the_json_and_named_on_the_page(tmp_path, undrawn):
     folder = write_run(tmp_path / "runs", GRPO, 1)
     run = metrics(GRPO, 1, 40)
     for step in range(20, 41):
@@ -241,7 +256,7 @@ def test_nan_is_null_in_the_json_and_named_on_the_page(tmp_path):
     assert numbers["charts"]["entropy"]["lines"]["grpo"]["x"] == list(range(1, 20))
 
 
-def test_runs_of_stock_verl(tmp_path):
+def test_runs_of_stock_verl(tmp_path, undrawn):
     writer_of = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
     for seed in (1, 2):
         with writer_of(str(tmp_path / f"tb{seed}")) as writer:
@@ -261,7 +276,7 @@ def test_runs_of_stock_verl(tmp_path):
     assert "Not known: the runs have neither a record nor a config." in page.text
 
 
-def test_an_older_report_is_replaced(tmp_path):
+def test_an_older_report_is_replaced(tmp_path, undrawn):
     (tmp_path / "figures").mkdir()
     for name in ("figures/pass_at_k.png", "figures/mine.png", "report.html"):
         (tmp_path / name).write_text("old")
@@ -273,7 +288,7 @@ def test_an_older_report_is_replaced(tmp_path):
     assert "<title>New</title>" in (tmp_path / "report.html").read_text()
 
 
-def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path):
+def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path, undrawn):
     runs = make_runs(tmp_path / "runs", (GRPO,), seeds=2, evaluate=False)
     runs += make_runs(tmp_path / "runs", (AENT,), seeds=2)
     runs[0].metrics[40]["val-core/digits/acc/mean@4"] = math.nan
@@ -288,7 +303,7 @@ def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path)
     assert page.rows("grpo")[0][1] == "—"
 
 
-def test_costs_that_are_not_known_are_dashes_with_a_note(tmp_path):
+def test_costs_that_are_not_known_are_dashes_with_a_note(tmp_path, undrawn):
     folder = write_run(tmp_path, GRPO, 1)
     write_metrics(folder, {step: data for step, data in metrics(GRPO, 1, 40).items() if step > 20})
     page, numbers = page_of([load_run(folder)])
@@ -299,7 +314,7 @@ def test_costs_that_are_not_known_are_dashes_with_a_note(tmp_path):
     assert "first at step 1," in numbers["cost_notes"][0]
 
 
-def test_without_training_again_no_test_over_seeds_is_shown(tmp_path):
+def test_without_training_again_no_test_over_seeds_is_shown(tmp_path, undrawn):
     """Copies of one run of each method."""
     runs = []
     for method in (GRPO, AENT):
@@ -313,7 +328,7 @@ def test_without_training_again_no_test_over_seeds_is_shown(tmp_path):
     assert checks[1] == "—"
 
 
-def test_runs_that_failed_are_on_the_page(tmp_path):
+def test_runs_that_failed_are_on_the_page(tmp_path, undrawn):
     page, numbers = page_of(make_runs(tmp_path, seeds=2), failed=["aent seed 3 failed: <out of memory>"])
     assert "aent seed 3 failed: <out of memory>." in page.text
     assert "none is left out for its result" in page.text
@@ -323,6 +338,36 @@ def test_runs_that_failed_are_on_the_page(tmp_path):
 def test_a_wrong_target_is_refused(tmp_path):
     with pytest.raises(ValueError, match="target='all' is not allowed"):
         build(make_runs(tmp_path, seeds=1, evaluate=False), "grpo", "x", target="all")
+
+
+def test_ends_of_an_interval():
+    assert pages.ends(bare(0.5, 0.4, 0.6)) == "[.400, .600]"
+    assert pages.ends(bare(0.5)) == ""
+    assert pages.ends(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(2.34, "2 s"), (60, "1 min"), (95, "1 min 35 s"), (3600, "1 h"), (3 * 3600 + 1230, "3 h 20 min"), (None, "—")],
+)
+def test_durations(seconds, said):
+    assert pages.duration(seconds) == said
+
+
+def test_headline():
+    verdict = Verdict("", "grpo", "mean@8", "better", None, None, None, 1, None, ())
+    states = {"a": "better", "b": "better", "c": "worse", "d": "not resolved", "e": "refused"}
+    accuracy = Accuracy("mean@8", "", "these problems", {}, ())
+
+    def said(methods):
+        found = {m: replace(verdict, method=m, state=states[m]) for m in methods}
+        return pages.headline(replace(accuracy, verdicts=found), "grpo")
+
+    assert said("abcde") == "a and b are better than grpo; c is worse than grpo; not resolved: d; no claim: e."
+    assert said("d") == "Not resolved: d."
+    assert said("e") == "No claim: e."
+    assert said("").startswith("Nothing is compared")
+    assert pages.headline(None, "grpo").startswith("Nothing can be said about accuracy")
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 import pytest
 
-from aent_verl.data.prepare.answers import after_hashes, automatic, boxed, whole
+from aent_verl.data.prepare.table import after_hashes, automatic, boxed, whole
 
 
 @pytest.mark.parametrize(

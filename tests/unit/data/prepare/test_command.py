@@ -3,6 +3,7 @@ import shlex
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from aent_verl._util import locked
 from aent_verl.commands import prepare as command
-from aent_verl.data.prepare import jobs, manifest, report
+from aent_verl.data.prepare import jobs, output
 from tests.unit.data.prepare.conftest import entry, findings, prepare, problems, write_jsonl, write_parquet
 from tests.unit.data.prepare.native import ROWS
 
@@ -25,6 +26,10 @@ def sums(count, start=0):
 
 def mine(folder, rows=None, name="mine.jsonl"):
     return write_jsonl(folder / name, sums(20) if rows is None else rows)
+
+
+def written(split, name):
+    return SimpleNamespace(files={split: f"{name}.parquet"}, reward="aent_verl.data.tasks.math_reward")
 
 
 def test_the_report_and_prepare_json_say_what_was_made_from_what(tmp_path):
@@ -115,7 +120,7 @@ def test_other_input_changed_output_and_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")], ids=["two sets", "the same set"])
 def test_two_at_once_write_one_after_the_other(tmp_path, monkeypatch, names):
     path, out = mine(tmp_path), tmp_path / "out"
-    build, write, both = jobs.MathJob.build, manifest.write_json, threading.Barrier(2, timeout=60)
+    build, write, both = jobs.MathJob.build, output.write_json, threading.Barrier(2, timeout=60)
 
     def build_together(job, held_out):
         outcome = build(job, held_out)
@@ -127,10 +132,10 @@ def test_two_at_once_write_one_after_the_other(tmp_path, monkeypatch, names):
         write(*arguments)
 
     monkeypatch.setattr(jobs.MathJob, "build", build_together)
-    monkeypatch.setattr(manifest, "write_json", write_slowly)
+    monkeypatch.setattr(output, "write_json", write_slowly)
     with ThreadPoolExecutor(2) as threads:
         reports = list(threads.map(lambda name: prepare(path, "--name", name, "--output", out), names))
-    assert set(manifest.read(out)) == set(names)
+    assert set(output.read_manifest(out)) == set(names)
     assert sum("already in" in text for text in reports) == 2 - len(set(names))
     assert all("already in" in prepare(path, "--name", name, "--output", out) for name in names)
 
@@ -359,13 +364,13 @@ def test_files_for_different_rewards_are_not_offered_for_one_run(tmp_path):
 
 
 def test_several_files_are_written_as_a_hydra_list(tmp_path):
-    lines = report.usage(tmp_path, {"test": ["a.parquet", "b.parquet"]}, ["aent_verl.data.tasks.math_reward"])
+    lines = output.usage(tmp_path, [written("test", "a"), written("test", "b")])
     assert lines[0] == f"use: data.val_files=[{tmp_path / 'a.parquet'},{tmp_path / 'b.parquet'}]"
 
 
 def test_a_folder_with_a_space_is_quoted_for_the_shell_and_for_hydra(tmp_path):
     folder = tmp_path / "my data"
-    (line, _) = report.usage(folder, {"train": ["a.parquet"]}, ["aent_verl.data.tasks.math_reward"])
+    (line, _) = output.usage(folder, [written("train", "a")])
     (override,) = shlex.split(line.removeprefix("use: "))
     parsed = OverridesParser.create().parse_override(override)
     assert (parsed.key_or_group, parsed.value()) == ("data.train_files", str(folder / "a.parquet"))

@@ -3,7 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from aent_verl.data.prepare.generators import settings
+from aent_verl.data.prepare.jobs import generator_settings as settings
 from aent_verl.data.prepare.rows import normalise
 from aent_verl.data.tasks import reasoning_gym_data
 from aent_verl.data.tasks.reward import compute_score

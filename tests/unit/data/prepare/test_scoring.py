@@ -2,8 +2,8 @@ import importlib.util
 
 import pytest
 
-from aent_verl.data.prepare import scoring
-from aent_verl.data.prepare.scoring import refusals, unscorable
+from aent_verl.data.prepare import checks
+from aent_verl.data.prepare.checks import refusals, unscorable
 from aent_verl.data.tasks import math_reward
 
 # math-verify accepts it as itself at once, and computes it for any other answer.
@@ -34,15 +34,15 @@ def test_a_truth_must_be_its_own_answer_and_refuse_a_wrong_one_in_time(two_secon
 
 
 def test_a_truth_that_accepts_a_wrong_answer_is_unscorable(monkeypatch):
-    monkeypatch.setattr(scoring, "refusals", lambda jobs: {})
+    monkeypatch.setattr(checks, "refusals", lambda jobs: {})
     assert unscorable(["5"]) == {"5": "the reward accepts -98765.4321 for it"}
 
 
 def test_many_answers_are_spread_over_processes_and_come_back_in_order(monkeypatch):
     used = set()
     verify = math_reward.Verifier.verify
-    monkeypatch.setattr(scoring, "_JOBS_A_PROCESS", 4)
-    monkeypatch.setattr(scoring.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(checks, "_PAIRS_PER_PROCESS", 4)
+    monkeypatch.setattr(checks.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(math_reward.Verifier, "verify", lambda self, *pair: used.add(self) or verify(self, *pair))
     jobs = [(str(number), str(number + number % 2)) for number in range(9)]
     assert list(refusals(jobs)) == [(str(number), str(number + 1)) for number in (1, 3, 5, 7)]
@@ -50,7 +50,7 @@ def test_many_answers_are_spread_over_processes_and_come_back_in_order(monkeypat
 
 
 def test_without_math_verify_it_says_what_to_install(monkeypatch):
-    scoring._verifier.cache_clear()
+    checks._verifier.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"this reward needs math-verify, sympy: pip install .*\[math\]"):
         refusals([("1", "1")])

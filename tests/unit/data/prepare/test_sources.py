@@ -99,14 +99,13 @@ def test_a_failing_hub_says_what_was_tried_and_how_to_do_without(tmp_path, monke
     message = str(caught.value)
     table = TABLE["olympiadbench"]
     for part in (
-        table.repository,
+        *table.hub.split("@"),
         "config OE_TO_maths_en_COMP, split train",
-        table.revision,
         "https://mirror.example",
         "ConnectionError: Couldn't reach the Hub",
         "HF_ENDPOINT=",
         "HF_HUB_OFFLINE=1",
-        f"hf download {table.repository} --repo-type dataset",
+        f"hf download {table.hub.partition('@')[0]} --repo-type dataset",
         "aent-verl prepare olympiadbench --from",
     ):
         assert part in message

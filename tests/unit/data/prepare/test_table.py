@@ -19,7 +19,7 @@ def written(folder, name, split):
 
 
 def check_rows(folder, name):
-    assert set(ROWS[name]) == set(TABLE[name].splits)
+    assert set(ROWS[name]) == set(TABLE[name].rows)
     for split, truths in TRUTHS[name].items():
         rows = written(folder, name, split)
         assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": one} for one in truths]
@@ -51,7 +51,7 @@ def test_each_set_is_made_from_local_files_as_published(tmp_path, no_hub, name, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_set_is_made_from_a_folder_that_datasets_saved(tmp_path, no_hub, name):
-    splits = {TABLE[name].splits[split]: datasets.Dataset.from_list(rows) for split, rows in ROWS[name].items()}
+    splits = {TABLE[name].hub_split or split: datasets.Dataset.from_list(rows) for split, rows in ROWS[name].items()}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     prepare(name, "--from", tmp_path / "saved", "--output", tmp_path / "out")
     check_rows(tmp_path / "out", name)
@@ -60,7 +60,7 @@ def test_each_set_is_made_from_a_folder_that_datasets_saved(tmp_path, no_hub, na
 @pytest.mark.parametrize("name", NAMES)
 def test_each_set_is_asked_from_the_hub_by_repository_config_split_and_revision(tmp_path, monkeypatch, name):
     table, asked = TABLE[name], []
-    back = {hub_split: split for split, hub_split in table.splits.items()}
+    back = {table.hub_split or split: split for split in table.rows}
 
     def load_dataset(repository, config, *, split, revision):
         asked.append((repository, config, split, revision))
@@ -73,11 +73,12 @@ def test_each_set_is_asked_from_the_hub_by_repository_config_split_and_revision(
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repository, timeout: Info)
     prepare(name, "--output", tmp_path)
     check_rows(tmp_path, name)
-    revision = table.revision or "newest"
-    expected = {(table.repository, table.config, split, revision) for split in table.splits.values()}
+    repository, _, revision = table.hub.partition("@")
+    revision = revision or "newest"
+    expected = {(repository, table.config, split, revision) for split in back}
     assert set(asked) == expected
     assert entry(tmp_path, name)["request"]["source"] == {
-        "hub": table.repository,
+        "hub": repository,
         "config": table.config,
         "revision": revision,
     }
@@ -136,8 +137,8 @@ def test_another_number_of_rows_than_published_is_noted(tmp_path, no_hub):
 
 def test_the_list_names_every_set_with_rows_repository_and_licence():
     listing = prepare("--list")
-    for table in TABLE.values():
-        assert f"{table.name}: {table.about}" in listing
-        assert table.repository in listing
+    for name, table in TABLE.items():
+        assert f"{name}: {table.about}" in listing
+        assert table.hub.partition("@")[0] in listing
         assert table.license in listing
     assert "train 7,500, test 5,000" in listing
