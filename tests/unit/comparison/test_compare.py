@@ -18,7 +18,7 @@ from tests.unit.comparison.report.synthetic import AENT, GRPO, make_runs
 @pytest.fixture
 def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a test the drawing of a report that it only reads."""
-    monkeypatch.setattr("aent_verl.comparison.report.report._write_pictures", lambda *_: None)
+    monkeypatch.setattr("aent_verl.comparison.report.write._write_pictures", lambda *_: None)
     monkeypatch.setattr("aent_verl.comparison.report.page.inline_svg", lambda *_: Markup())
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aent_verl.comparison.report.numbers import as_json
-from aent_verl.comparison.report.report import build
+from aent_verl.comparison.report.contents import build
+from aent_verl.comparison.report.write import as_json
 
 from aent_verl.comparison.grid.record import last_checkpoint
 from aent_verl.comparison.grid.scheduler import Scheduler, _Stage
