@@ -1,4 +1,4 @@
-"""What decides where a run computes, and what every process of it needs to know."""
+"""Where a run computes, and what every process of it needs to know."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     """Check accelerators and CPU slots of the Ray cluster that is joined or started, and memory on the CPU platform.
 
     Returns:
-        One line for each passed check, and a warning about a cluster that nobody named.
+        One line for each passed check, and a warning about a cluster that was not named.
 
     Raises:
         PreflightError: something is short.
