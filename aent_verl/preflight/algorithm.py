@@ -105,8 +105,7 @@ def _critic(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _kl(cfg: DictConfig) -> Iterator[Finding]:
-    in_reward, in_loss = "algorithm.use_kl_in_reward", f"{ACTOR}.use_kl_loss"
-    control = "algorithm.kl_ctrl"
+    in_reward, in_loss, control = "algorithm.use_kl_in_reward", f"{ACTOR}.use_kl_loss", "algorithm.kl_ctrl"
     if value(cfg, in_reward) and value(cfg, in_loss):
         yield at(cfg, in_reward).warning(
             f"with {in_loss}=true the KL divergence is penalised twice, in the rewards and in the loss",

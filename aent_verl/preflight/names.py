@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -70,6 +71,7 @@ def compared(target: str, *names: str) -> Names:
     return lambda cfg: sorted(compared_strings(resolve(target), *names))
 
 
+@functools.cache
 def compared_strings(function: Any, *names: str) -> set[str]:
     """What `compared` gives, for a function or class."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
