@@ -9,9 +9,6 @@ import pytest
 from tests import hydra_cache
 
 hydra_cache.install()
-# With torch and verl imported each full collection takes a tenth of a second, and at Python's thresholds composing a
-# config starts several.
-gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.hookimpl(tryfirst=True)
