@@ -25,27 +25,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def yaml_parsed_once() -> Iterator[None]:
-    """Hydra parses the same forty YAML files for each config that it composes, which takes half of its time."""
-    import pickle
-
-    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-
-    parsed: dict[tuple[str, str], bytes] = {}
-    load = ImportlibResourcesConfigSource.load_config
-
-    def load_config(self: ImportlibResourcesConfigSource, config_path: str) -> object:
-        key = self.path, config_path
-        if key not in parsed:
-            parsed[key] = pickle.dumps(load(self, config_path))
-        return pickle.loads(parsed[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImportlibResourcesConfigSource, "load_config", load_config)
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random two-layer Qwen2 model with a byte tokenizer."""

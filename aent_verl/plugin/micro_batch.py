@@ -79,18 +79,15 @@ class VerlMicroBatch(MicroBatch):
         keys = ["log_probs", ENTROPY, ENTROPY_FULL, REMOVED_MASS]
         keys += [ENTROPY_SAMPLED] * (ENTROPY_SAMPLED in model_output)
         together = torch.stack([model_output[key].values() for key in keys], dim=-1)
-        log_prob, entropy, entropy_full, removed_mass, *sampled = no_padding_2_padding(together, data).unbind(-1)
+        names = ("log_prob", "entropy", "entropy_full", "removed_mass", "entropy_sampled")
         return cls(
             mask=padded["response_mask"].bool(),
-            log_prob=log_prob,
             old_log_prob=padded["old_log_probs"],
             advantages=padded["advantages"],
-            entropy=entropy,
-            entropy_full=entropy_full,
-            removed_mass=removed_mass,
             data=data,
             all_log_probs=model_output["log_probs"],
-            entropy_sampled=sampled[0] if sampled else None,
+            # The last name has no tensor where the rollout truncates nothing.
+            **dict(zip(names, no_padding_2_padding(together, data).unbind(-1), strict=False)),
         )
 
     @property

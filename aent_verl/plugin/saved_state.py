@@ -101,15 +101,12 @@ def read(
             _check_anchor(path, content, states["bonus"].initial_entropy, control.anchor)
     except (KeyError, TypeError, ValueError) as error:
         raise StateFileError(f"{path} is damaged or does not fit this run ({error}); {AFRESH}") from error
-    return (
-        states,
-        change,
-        [
-            f"the checkpoint {folder} was saved with {name} {old}, and this run continues with {new}"
-            for name, (old, new) in changed.items()
-            if old != new
-        ],
-    )
+    differences = [
+        f"the checkpoint {folder} was saved with {name} {old}, and this run continues with {new}"
+        for name, (old, new) in changed.items()
+        if old != new
+    ]
+    return states, change, differences
 
 
 def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, anchor: dict[str, Any]) -> None:

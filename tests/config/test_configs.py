@@ -43,16 +43,18 @@ EXPERIMENTS = sorted(p.stem for p in (CONFIG / "experiment").glob("*.yaml"))
 
 
 def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See tests/hydra_cache.py."""
-    overrides = ("experiment=cpu_arithmetic", "entropy_control=siren", "trainer.nnodes=2")
+    """See tests/hydra_cache.py, and tests/config/composing.py for values that are set afterwards."""
+    overrides = ("experiment=cpu_arithmetic", "trainer.nnodes=2", "entropy_control=siren", "+run.extra={a: [1, b]}")
     remembered = composed(*overrides)
     remembered.trainer.device = "changed"
     remembered = composed(*overrides)
     source: Any = SourcesRegistry.instance().resolve("pkg")
     for place, name in ((ConfigLoaderImpl, "load_configuration"), (source, "load_config")):
         monkeypatch.setattr(place, name, getattr(place, name).__wrapped__)
-    assert OmegaConf.to_yaml(remembered) == OmegaConf.to_yaml(composed(*overrides))
-    assert OmegaConf.is_struct(remembered.trainer) == OmegaConf.is_struct(composed(*overrides).trainer)
+    with initialize_config_module("aent_verl._config", version_base="1.3"):
+        plain = compose("aent_trainer", overrides=list(overrides))
+    assert OmegaConf.to_yaml(remembered) == OmegaConf.to_yaml(plain)
+    assert OmegaConf.is_struct(remembered.trainer) == OmegaConf.is_struct(plain.trainer)
 
 
 def test_presets_are_what_the_docs_promise() -> None:

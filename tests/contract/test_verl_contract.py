@@ -55,8 +55,9 @@ def test_a_called_function_with_a_new_required_parameter(monkeypatch):
 
 def test_a_called_function_without_a_parameter(monkeypatch):
     functional = importlib.import_module("verl.utils.torch_functional")
-    monkeypatch.setattr(functional, "calculate_sum_pi_squared_from_logits", lambda scores: None)
-    assert len(broken("calculate_sum_pi_squared_from_logits")) == 1
+    for other in (lambda scores: None, lambda scores=None: None):
+        monkeypatch.setattr(functional, "calculate_sum_pi_squared_from_logits", other)
+        assert len(broken("calculate_sum_pi_squared_from_logits")) == 1
 
 
 def test_a_called_function_may_gain_an_optional_parameter(monkeypatch):

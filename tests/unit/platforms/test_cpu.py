@@ -66,6 +66,7 @@ def test_the_cluster_that_we_start_counts_as_one_without_accelerator():
         (None, HEAD_NODE_OF_GPU_CLUSTER, False, None),
         (None, CPU_CLUSTER, True, "cpu"),
         (None, OUR_OWN_CLUSTER, False, "cpu"),
+        (None, {}, True, "cpu"),
         # Nothing to join: this machine decides.
         (None, None, True, None),
         (None, None, False, "cpu"),
