@@ -33,7 +33,7 @@ def build_task(
     build: Callable[[Path], Mapping[str, Any]],
     packages: Sequence[str] = (),
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Make sure that `cache` holds a task's files; see `build_once`, which prints, raises and leaves alone the same.
+    """Make sure that `cache` holds a task's files; `build_once` says what is printed, raised and left alone.
 
     Args:
         cache: Folder, created when absent.
@@ -65,7 +65,7 @@ def build_task(
 
 
 def package_versions(*distributions: str) -> dict[str, str]:
-    """Installed versions by distribution name, for the manifest."""
+    """Return installed versions by distribution name, for the manifest."""
     return {name: importlib.metadata.version(name) for name in distributions}
 
 
