@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[float, float]]:
 
 
 def _measure(cfg: DictConfig, kind: str) -> dict[str, tuple[float, float]]:
-    from aent_verl.preflight import data, model, scan  # noqa: F401  importing Arrow is not what is measured
+    from aent_verl.preflight import data, model, rows  # noqa: F401  importing Arrow is not what is measured
 
     times = [_now()]
     sample = data.read_files(cfg, "data.train_files").sample

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aent_verl import _util
 
 if TYPE_CHECKING:
-    from aent_verl.preflight.result import Row
+    from aent_verl.preflight.findings import Row
 
 DESCRIPTION = """\
 Check everything that a training run needs, without starting it: versions, plug-in, verl's API, every setting, data,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     # Nearly all of its time are imports, whose objects live until it ends: the collector would look at them in vain.
     gc.disable()
     from aent_verl.launch import doctor
-    from aent_verl.preflight.result import FAILED, WARNING
+    from aent_verl.preflight.findings import FAILED, WARNING
 
     try:
         assume = doctor.Machines.parse(options.assume) if options.assume else None
@@ -63,7 +63,7 @@ def show(rows: Sequence[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING
+    from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING
 
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "result", "detail"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,19 +47,10 @@ def main(overrides: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     _util.require("verl", "aent-verl evaluate")
-    import hydra
-
     from aent_verl.evaluation.settings import long_form
     from aent_verl.launch import compose
-    from aent_verl.launch.environment import check_installation
 
-    if (problem := check_installation()) is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    # Hydra reads the command line itself.
-    sys.argv = ["aent-verl evaluate", *long_form(overrides)]
-    hydra.main(version_base="1.3", config_path=f"pkg://{compose.MODULE}", config_name=compose.EVALUATION)(run)()
-    return 0
+    return compose.run("aent-verl evaluate", long_form(overrides), compose.EVALUATION, run)
 
 
 def run(cfg: DictConfig) -> None:
@@ -69,29 +59,15 @@ def run(cfg: DictConfig) -> None:
 
     from aent_verl.evaluation import checkpoint, settings
     from aent_verl.evaluation.evaluate import LOG, evaluate
-    from aent_verl.launch.terminal import redirected_output
-    from aent_verl.preflight.errors import root_cause
+    from aent_verl.launch.terminal import exit_on_error
 
     typed = settings.typed_keys(HydraConfig.get().overrides.task)
-    where = ""
-    try:
+    with exit_on_error(words=settings.short_form):
         model = checkpoint.locate(cfg.actor_rollout_ref.model.path)
-        output = Path(os.path.abspath(cfg.evaluation.output or model.output))
-        cfg.evaluation.output = str(output)
-        if not cfg.run.progress:
-            evaluate(cfg, model, typed, sys.stdout)
-            return
-        where = f"; the full log is {output / LOG}"
-        with redirected_output(output / LOG) as terminal:
-            try:
-                evaluate(cfg, model, typed, terminal)
-            except Exception:
-                traceback.print_exc()
-                raise
-    except Exception as error:
-        cause = root_cause(error)
-        print(f"error: {settings.short_form(str(cause))}\n({type(cause).__name__}{where})", file=sys.stderr)
-        sys.exit(1)
+    output = Path(os.path.abspath(cfg.evaluation.output or model.output))
+    cfg.evaluation.output = str(output)
+    with exit_on_error(output / LOG if cfg.run.progress else None, words=settings.short_form) as terminal:
+        evaluate(cfg, model, typed, terminal)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,44 +38,24 @@ def main(overrides: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     _util.require("verl", "aent-verl train")
-    import hydra
-
     from aent_verl.launch import compose
-    from aent_verl.launch.environment import check_installation
 
-    if (problem := check_installation()) is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    # Hydra reads the command line itself.
-    sys.argv = ["aent-verl train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{compose.MODULE}", config_name=compose.TRAINER)(run)()
-    return 0
+    return compose.run("aent-verl train", overrides, compose.TRAINER, run)
 
 
 def run(cfg: DictConfig) -> None:
-    """Train on the config that Hydra composed from the command line."""
+    """Train on the config that Hydra composed from the command line; with a progress display all else is logged."""
     from aent_verl.launch.compose import make_paths_absolute
-    from aent_verl.launch.terminal import redirected_output
+    from aent_verl.launch.terminal import exit_on_error
     from aent_verl.launch.training import train
-    from aent_verl.preflight.errors import root_cause
     from aent_verl.runs.run import LOG
 
     make_paths_absolute(cfg)
     if not cfg.run.progress:
         train(cfg, sys.stdout)
         return
-    log = Path(cfg.run.dir) / LOG
-    try:
-        with redirected_output(log) as terminal:
-            try:
-                train(cfg, terminal)
-            except Exception:
-                traceback.print_exc()
-                raise
-    except Exception as error:
-        cause = root_cause(error)
-        print(f"error: {cause}\n({type(cause).__name__}; the full log is {log})", file=sys.stderr)
-        sys.exit(1)
+    with exit_on_error(Path(cfg.run.dir) / LOG) as terminal:
+        train(cfg, terminal)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Which model `model=` means: a folder as it is, a name on the hub, or the shards of a verl checkpoint put together."""
+"""Which model `model=` means: a folder as it is, a name on the hub, or the merged shards of a verl checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aent_verl._util import locked
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.findings import PreflightError, Setting
 from aent_verl.preflight.model import WEIGHTS
+from aent_verl.runs.checkpoints import step_folders, step_of
 from aent_verl.runs.run import CONFIGS
 
-# Beside verl's own `huggingface`, which has config and tokenizer and no weights.
+# Alongside verl's own `huggingface`, which has config and tokenizer but no weights.
 MERGED = "huggingface_merged"
 COMPLETE = "merged.json"
 _LOCK = f".{MERGED}.lock"
-_STEP = re.compile(r"global_step_\d+")
 _SHARDS = "model_world_size_*_rank_*.pt"
 _PIECE = 1 << 20
 
@@ -33,7 +32,7 @@ class Model:
     Attributes:
         given: as the user wrote it; a local path is absolute.
         name: short, for folders and tables.
-        actor: folder of a checkpoint's shards, None where there is nothing to put together.
+        actor: folder of a checkpoint's shards, None where there is nothing to merge.
         run: folder of the run that trained it, None if that is not known.
         output: where its results go by default.
     """
@@ -52,20 +51,16 @@ def locate(path: str) -> Model:
         PreflightError: nothing is named, or a checkpoint has no shards.
     """
     if not isinstance(path, str) or not path:
-        raise PreflightError(
-            "model",
-            path,
+        raise Setting("model", path).error(
             "no model is named",
-            expected="a model folder, a name on the hub, or a checkpoint",
-            hint="Set model=<run>/checkpoints/global_step_N, or model=Qwen/Qwen2.5-0.5B-Instruct",
+            "Set model=<run>/checkpoints/global_step_N, or model=Qwen/Qwen2.5-0.5B-Instruct",
+            "a model folder, a name on the hub, or a checkpoint",
         )
     folder = Path(path).expanduser()
     step = folder.parent if folder.name == "actor" else folder
     if not folder.is_dir() or (folder / "config.json").is_file():
-        if not folder.is_dir() and _STEP.search(str(folder)):
-            raise PreflightError(
-                "model", path, "there is no such checkpoint", expected=_there(folder), hint="Check the path"
-            )
+        if not folder.is_dir() and step_of(folder) is not None:
+            raise Setting("model", path).error("there is no such checkpoint", "Check the path", _there(folder))
         given = os.path.abspath(folder) if folder.is_dir() else path
         # The folder may be one that the experiment has yet to make.
         name = "--".join(part for part in folder.parts[-2:] if part not in ("/", "."))
@@ -73,12 +68,10 @@ def locate(path: str) -> Model:
     step = Path(os.path.abspath(step))
     actor = step / "actor"
     if not any(actor.glob(_SHARDS)):
-        raise PreflightError(
-            "model",
-            path,
-            f"it has no config.json, and there are no {_SHARDS} in {actor}",
-            expected="a model folder, or a checkpoint of verl's FSDP trainer (global_step_N)",
-            hint="Check the path; a Megatron checkpoint has to be merged with `python -m verl.model_merger` first",
+        raise Setting("model", path).error(
+            f"has no config.json, and there are no {_SHARDS} in {actor}",
+            "Check the path; a Megatron checkpoint has to be merged with `python -m verl.model_merger` first",
+            "a model folder, or a checkpoint of verl's FSDP trainer (global_step_N)",
         )
     run = next((one for one in (step.parent.parent, step.parent) if any((one / c).is_file() for c in CONFIGS)), None)
     output = (run or step.parent) / "evaluation"
@@ -86,12 +79,12 @@ def locate(path: str) -> Model:
 
 
 def _there(folder: Path) -> str:
-    found = sorted(one.name for one in folder.parent.glob("global_step_*")) if folder.parent.is_dir() else []
+    found = [one.name for one in step_folders(folder.parent)]
     return f"one of {', '.join(found)}" if found else "a folder global_step_N"
 
 
 def model_folder(model: Model) -> str:
-    """The folder, or name on the hub, that transformers and vLLM can load; puts a checkpoint together if need be.
+    """The folder, or name on the hub, that transformers and vLLM can load; merges a checkpoint if need be.
 
     verl's merger rounds weights to bfloat16, in which vLLM got them during training, too, unless that ran in fp32.
 
@@ -121,12 +114,10 @@ def _merge_into(model: Model, merged: Path, shards: str) -> None:
     try:
         _merge(model, partial)
         if (partial / "lora_adapter").exists():
-            raise PreflightError(
-                "model",
-                model.given,
+            raise Setting("model", model.given).error(
                 "the checkpoint is a LoRA adapter, and vLLM would evaluate its base model",
-                expected="a checkpoint of all weights",
-                hint="Merge the adapter into its base model (peft: merge_and_unload) and evaluate that folder",
+                "Merge the adapter into its base model (peft: merge_and_unload) and evaluate that folder",
+                "a checkpoint of all weights",
             )
         (partial / COMPLETE).write_text(json.dumps({"shards": shards}) + "\n", encoding="utf-8")
         shutil.rmtree(merged, ignore_errors=True)
@@ -136,7 +127,7 @@ def _merge_into(model: Model, merged: Path, shards: str) -> None:
 
 
 def _merge(model: Model, target: Path) -> None:
-    """In a process of its own: the merger holds all weights, and returns its memory only by ending."""
+    """Run the merger in a process of its own: it holds all weights, and returns its memory only by ending."""
     command = ["merge", "--backend", "fsdp", "--local_dir", str(model.actor), "--target_dir", str(target)]
     done = subprocess.run([sys.executable, "-m", "verl.model_merger", *command], text=True, capture_output=True)
     print(done.stdout, done.stderr, flush=True)
@@ -146,12 +137,10 @@ def _merge(model: Model, target: Path) -> None:
 
 
 def _unmerged(model: Model, reason: str) -> PreflightError:
-    return PreflightError(
-        "model",
-        model.given,
-        f"verl.model_merger cannot put its shards together ({reason})",
-        expected="the complete checkpoint of verl's FSDP trainer, in a folder that may be written to",
-        hint="Check that no shard and no file of actor/huggingface is missing; the merger's output is in the log",
+    return Setting("model", model.given).error(
+        f"verl.model_merger cannot merge its shards ({reason})",
+        "Check that no shard and no file of actor/huggingface is missing; the merger's output is in the log",
+        "the complete checkpoint of verl's FSDP trainer, in a folder that may be written to",
     )
 
 
@@ -163,7 +152,7 @@ def _is_complete(merged: Path, shards: str) -> bool:
 
 
 def fingerprint(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> str:
-    """Tells weights apart without reading all of them: names, sizes, first and last MiB of each file."""
+    """Identify weights without reading all of them: names, sizes, first and last MiB of each file."""
     digest = hashlib.sha256()
     for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         size = file.stat().st_size

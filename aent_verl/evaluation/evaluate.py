@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig
 
 from aent_verl.evaluation import checkpoint, records, settings, summary
-from aent_verl.evaluation.progress import Progress
 from aent_verl.evaluation.records import Answered, Problem, Response
 from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
 from aent_verl.launch.compose import prepare_task
-from aent_verl.launch.environment import choose_platform, hand_to_workers
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.launch.environment import choose_platform, hand_to_workers, start_ray
+from aent_verl.preflight import resources
+from aent_verl.preflight.findings import Setting
 from aent_verl.runs import provenance
+from aent_verl.viewing.progress import CountDisplay
 
 if TYPE_CHECKING:
     from aent_verl.evaluation.generation import Servers
@@ -40,6 +42,8 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
     Raises:
         ValueError, RuntimeError: something does not fit, or a server failed; nothing was written.
     """
+    import ray
+
     from aent_verl.evaluation import generation
     from aent_verl.platforms.cpu import cpu_count
 
@@ -59,10 +63,10 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
         preload=generation.REWARD_MODULES,
     ) as scorer:
         try:
-            generation.start_ray(cfg)
+            start_ray(cfg)
             answered = asyncio.run(_sample(cfg, task, scorer, terminal))
         finally:
-            generation.stop_ray()
+            ray.shutdown()  # ends the servers, and Ray if it was started here
     result = task.record | {
         "versions": provenance.versions(),
         "seconds": round(time.monotonic() - start, 1),
@@ -97,12 +101,10 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
         return False
     differences = records.differences(there, task.record)
     if differences:
-        raise PreflightError(
-            "output",
-            str(output),
+        raise Setting("output", str(output)).error(
             f"there is another evaluation in it ({'; '.join(differences)})",
-            expected="an empty folder, or the same evaluation",
-            hint="Choose another folder with output=, or replace it with overwrite=true",
+            "Choose another folder with output=, or replace it with overwrite=true",
+            "an empty folder, or the same evaluation",
         )
     print(f"this evaluation is complete, in {output}\nto repeat it add overwrite=true", file=terminal)
     _print(summary.table(there["summary"], task.sampling.n), terminal)
@@ -111,64 +113,50 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
 
 async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
     """All responses to all problems; each is scored as soon as it is there."""
+    from rich.console import Console
+
     from aent_verl.evaluation import generation
 
-    count, each = generation.replicas(cfg)
+    count, each = resources.replicas(cfg)
     found = generation.accelerators(count * each)
     if found < count * each:
-        raise PreflightError(
-            "gpus",
-            cfg.trainer.n_gpus_per_node,
+        raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
             f"with trainer.nnodes={cfg.trainer.nnodes} that is {count * each} accelerators",
-            expected=f"at most the {found:g} that Ray has",
-            hint="Lower it, or point Ray at a larger cluster with RAY_ADDRESS",
+            "Lower it, or point Ray at a larger cluster with RAY_ADDRESS",
+            f"at most the {found:g} that Ray has",
         )
     print(f"starting {count} vLLM server{'s' if count > 1 else ''}, which takes a minute or more", file=terminal)
     servers = await generation.Servers.start(cfg, generation.load_model(cfg))
     slots = asyncio.Semaphore(servers.capacity)
-    with Progress(len(task.problems) * task.sampling.n, terminal) as progress:
+    with CountDisplay(Console(file=terminal), len(task.problems) * task.sampling.n, "responses") as progress:
 
         async def answer(problem: Problem, prompt: Sequence[int]) -> Response:
             async with slots:
-                response = await _respond(servers, scorer, problem, prompt, greedy=task.sampling.greedy)
+                response = await _respond(servers, scorer, problem, prompt)
             progress.advance()
             return response
 
-        tasks = [
-            asyncio.ensure_future(answer(problem, prompt))
-            for problem, prompt in zip(task.problems, task.prompts, strict=True)
-            for _ in range(task.sampling.n)
-        ]
+        asked = zip(task.problems, task.prompts, strict=True)
+        n = task.sampling.n
+        tasks = [asyncio.ensure_future(answer(*problem)) for problem in asked for _ in range(n)]
         try:
             responses = await asyncio.gather(*tasks)
         finally:
             for one in tasks:
                 one.cancel()
-    n = task.sampling.n
     return [Answered(problem, responses[i * n : (i + 1) * n]) for i, problem in enumerate(task.problems)]
 
 
-async def _respond(
-    servers: Servers, scorer: Scorer, problem: Problem, prompt: Sequence[int], *, greedy: bool
-) -> Response:
-    generated = await servers.respond(prompt)
+async def _respond(servers: Servers, scorer: Scorer, problem: Problem, prompt: Sequence[int]) -> Response:
+    response = await servers.respond(prompt)
     scored = await scorer.score_async(
         data_source=problem.data_source,
-        solution_str=generated.text,
+        solution_str=response.text,
         ground_truth=problem.ground_truth,
         # verl adds the last two.
         extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
     )
-    return Response(
-        text=generated.text,
-        tokens=generated.tokens,
-        truncated=generated.truncated,
-        # The likeliest token is certain; vLLM gives the log-probability that it would have at temperature 1.
-        entropy=0.0 if greedy else records.entropy_of(generated.log_probs),
-        score=scored.score,
-        answer=scored.answer,
-        error=scored.error,
-    )
+    return replace(response, score=scored.score, answer=scored.answer, error=scored.error)
 
 
 def _print(renderable: object, terminal: TextIO) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from aent_verl.evaluation.records import Response, entropy_of
 
 if TYPE_CHECKING:
     from verl.workers.config import HFModelConfig
@@ -22,23 +23,6 @@ SINGLE_TURN = "single_turn_agent"
 RESOURCE_SECONDS = 20
 # What every process that scores responses needs.
 REWARD_MODULES = ("verl.trainer.ppo.reward", "verl.utils.reward_score")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One response.
-
-    Attributes:
-        text: decoded without special tokens, as verl hands it to a reward function.
-        tokens: its length, the token that ends it included.
-        log_probs: of its tokens under the distribution that they were drawn from (after temperature, top-p, top-k).
-        truncated: it reached the longest length allowed and did not end there by itself.
-    """
-
-    text: str
-    tokens: int
-    log_probs: Sequence[float]
-    truncated: bool
 
 
 def load_model(cfg: DictConfig) -> HFModelConfig:
@@ -94,25 +78,6 @@ def _load_reward(reward: Any) -> Callable[..., Any]:
     return get_custom_reward_fn(cfg) or get_default_compute_score(cfg.reward.reward_manager.name)
 
 
-def start_ray(cfg: DictConfig) -> None:
-    """Start or join Ray as verl's trainer does."""
-    import ray
-    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-
-    given = cfg.ray_kwargs.ray_init
-    runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
-    settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
-    assert isinstance(settings, dict)
-    ray.init(**{str(key): value for key, value in settings.items()})
-
-
-def stop_ray() -> None:
-    """End the servers, and Ray if it was started here."""
-    import ray
-
-    ray.shutdown()
-
-
 def prepare_servers(cfg: DictConfig) -> None:
     """Set what the servers need to stand alone: real weights, log-probabilities as sampled, room for all responses."""
     rollout = cfg.actor_rollout_ref.rollout
@@ -157,8 +122,8 @@ class Servers:
         manager = await LLMServerManager.create(config=cfg)
         return cls(cfg, model, manager.get_client(), len(manager.get_replicas()))
 
-    async def respond(self, prompt_ids: Sequence[int]) -> Generated:
-        """Sample one response.
+    async def respond(self, prompt_ids: Sequence[int]) -> Response:
+        """Sample one response, which is not scored.
 
         Raises:
             RuntimeError: the server gave none.
@@ -174,7 +139,9 @@ class Servers:
             )
         ended = bool(tokens) and tokens[-1] in self._ends
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Generated(text, len(tokens), log_probs, truncated=len(tokens) >= self._longest and not ended)
+        # The likeliest token is certain; vLLM gives the log-probability that it would have at temperature 1.
+        entropy = 0.0 if self._sampling["temperature"] == 0 else entropy_of(log_probs)
+        return Response(text, len(tokens), len(tokens) >= self._longest and not ended, entropy)
 
 
 def end_tokens(model: HFModelConfig) -> frozenset[int]:
@@ -182,13 +149,6 @@ def end_tokens(model: HFModelConfig) -> frozenset[int]:
     given = getattr(model.generation_config, "eos_token_id", None)
     more = given if isinstance(given, list | tuple) else [given]
     return frozenset(token for token in (model.tokenizer.eos_token_id, *more) if token is not None)
-
-
-def replicas(cfg: DictConfig) -> tuple[int, int]:
-    """Servers, and accelerators that each takes."""
-    rollout = cfg.actor_rollout_ref.rollout
-    each = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    return int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes) // each, int(each)
 
 
 def accelerators(needed: int) -> float:

@@ -1,11 +1,10 @@
 """The files of an evaluation: a summary, a line of scores for each problem, and its responses.
 
-They are written so that ``evaluation.json`` is there only once the other two are complete.
+``evaluation.json`` is written last, when the other two are complete.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._util import atomic_path
+from aent_verl.runs.problems import problem_id
 
 FORMAT = 1
 SUMMARY = "evaluation.json"
 SCORES = "scores.jsonl"
 RESPONSES = "responses.jsonl"
-# What has to be equal for two evaluations to be the same one.
+# What must be equal for two evaluations to be the same.
 IDENTITY = (
     *("format", "model", "weights", "data", "sampling", "prompts"),
     *("reward", "reward_settings", "reward_sha256"),
@@ -32,7 +32,7 @@ class Problem:
     Attributes:
         data_source: its data set.
         messages: the prompt, as chat messages.
-        ground_truth: the right answer, in whatever form the reward function wants it.
+        ground_truth: the right answer, in the form that the reward function expects.
         extra_info: what else the row has for the reward function.
     """
 
@@ -45,7 +45,7 @@ class Problem:
     def id(self) -> str:
         """The same in all evaluations and runs that have this problem: a hash of data source and prompt."""
         prompt = json.dumps([dict(message) for message in self.messages], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(f"{self.data_source}\0{prompt}".encode()).hexdigest()[:16]
+        return problem_id(self.data_source, prompt)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def entropy_of(log_probs: Sequence[float]) -> float:
     training reports as ``aent/entropy_full``.
 
     Raises:
-        ValueError: a log-probability is no number, or positive: the model's weights are broken.
+        ValueError: a log-probability is not a number, or positive: the model's weights are broken.
     """
     if not log_probs:
         return 0.0
@@ -140,15 +140,6 @@ def distinct(problems: Iterable[Problem]) -> list[Problem]:
     return list(found.values())
 
 
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """``evaluation.json`` of a folder; None if there is no complete evaluation in it.
 
@@ -169,7 +160,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two evaluations are not the same, for people; empty if they are."""
+    """Describe where two evaluations differ; empty if they do not."""
     new = json.loads(json.dumps(new))
     return [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in IDENTITY if old.get(key) != new.get(key)]
 

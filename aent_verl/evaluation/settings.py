@@ -1,19 +1,20 @@
-"""What an evaluation is asked to do: short keys for verl's settings, what a trained run passes on, and all bounds."""
+"""What an evaluation is asked to do: short keys for verl's settings, what it inherits from a run, and all bounds."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aent_verl import preflight
-from aent_verl.preflight import PreflightError, Row
+from aent_verl._util import number, whole_number
+from aent_verl.preflight.findings import Row, Setting, at
 
-# What users type, and the setting of verl's that it is: that way an experiment's values are the defaults.
+# What users type, and verl's setting for it: an experiment's values are then the defaults.
 SHORT_KEYS = {
     "model": "actor_rollout_ref.model.path",
     "data": "data.val_files",
@@ -30,18 +31,13 @@ SHORT_KEYS = {
     "scorers": "evaluation.scorers",
     "score_timeout": "evaluation.score_timeout",
 }
-# What a checkpoint's own run says about them holds unless the user says otherwise.
+# What a checkpoint's own run says about them holds unless the user sets it.
 INHERITED = (
     *(SHORT_KEYS[key] for key in ("data", "n", "temperature", "top_p", "top_k")),
     *(SHORT_KEYS[key] for key in ("max_prompt_length", "max_response_length")),
-    "data.prompt_key",
-    "data.reward_fn_key",
-    "data.filter_overlong_prompts",
-    "data.truncation",
-    "data.apply_chat_template_kwargs",
-    "actor_rollout_ref.model.custom_chat_template",
-    "actor_rollout_ref.model.trust_remote_code",
-    "reward.custom_reward_function",
+    *("data.prompt_key", "data.reward_fn_key", "data.filter_overlong_prompts", "data.truncation"),
+    *("data.apply_chat_template_kwargs", "actor_rollout_ref.model.custom_chat_template"),
+    *("actor_rollout_ref.model.trust_remote_code", "reward.custom_reward_function"),
 )
 _SAMPLING = ("n", "temperature", "top_p", "top_k")
 
@@ -72,18 +68,11 @@ class Sampling:
         """Whether nothing is left to chance."""
         return self.temperature == 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """For the evaluation's record."""
-        return asdict(self)
-
 
 def long_form(overrides: Sequence[str]) -> list[str]:
     """Hydra overrides with the short keys written out; all others as they are."""
-    result = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        result.append(f"{SHORT_KEYS.get(key, key)}{equals}{value}")
-    return result
+    parts = (override.partition("=") for override in overrides)
+    return [f"{SHORT_KEYS.get(key, key)}{equals}{value}" for key, equals, value in parts]
 
 
 def short_form(message: str) -> str:
@@ -99,12 +88,12 @@ def typed_keys(overrides: Sequence[str]) -> set[str]:
 
 
 def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[str]:
-    """Take over from the run that trained the model what the user has not said.
+    """Take what the user has not set from the run that trained the model.
 
     Args:
         cfg: the composed config; changed.
         run: the config of that run.
-        typed: the keys that the user set; with an experiment nothing is taken over.
+        typed: the keys that the user set; with an experiment nothing is inherited.
 
     Returns:
         The keys whose value changed.
@@ -125,34 +114,31 @@ def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[st
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
-    """The sampling settings, every bound checked.
+    """Read the sampling settings, and check every bound.
 
     Raises:
         PreflightError: one is out of range.
     """
-    values = {name: OmegaConf.select(cfg, SHORT_KEYS[name]) for name in _SAMPLING}
-    values |= {"max_response_length": cfg.data.max_response_length, "seed": cfg.actor_rollout_ref.rollout.seed}
-    _check_whole("n", values["n"], 1, "Set n=16, say: with n=1 there is neither pass@k nor a majority")
-    _check_number("temperature", values["temperature"], 0.0, math.inf, "Set temperature=1.0 to sample as in training")
-    _check_number("top_p", values["top_p"], 0.0, 1.0, "Set top_p=1.0 to sample from all tokens")
-    if values["top_p"] == 0:
-        raise PreflightError("top_p", 0, "nothing is left to sample", expected="in (0, 1]", hint="Set top_p=1.0")
-    if values["top_k"] != -1:
-        _check_whole("top_k", values["top_k"], 1, "Set top_k=-1 to sample from all tokens")
-    _check_whole("max_response_length", values["max_response_length"], 1, "Set it to the longest answer to be allowed")
-    _check_whole("seed", values["seed"], 0, "Set seed=0, say")
-    return Sampling(
-        n=values["n"],
-        temperature=float(values["temperature"]),
-        top_p=float(values["top_p"]),
-        top_k=values["top_k"],
-        max_tokens=values["max_response_length"],
-        seed=values["seed"],
+    n, temperature, top_p, top_k = (OmegaConf.select(cfg, SHORT_KEYS[name]) for name in _SAMPLING)
+    max_tokens, seed = cfg.data.max_response_length, cfg.actor_rollout_ref.rollout.seed
+    _check_whole("n", n, 1, "Set n=16, for example: with n=1 there is neither pass@k nor a majority")
+    _check_number(
+        "temperature",
+        temperature,
+        lambda x: 0 <= x < math.inf,
+        "at least 0",
+        "Set temperature=1.0, as in training",
     )
+    _check_number("top_p", top_p, lambda x: 0 < x <= 1, "in (0, 1]", "Set top_p=1.0 to sample from all tokens")
+    if top_k != -1:
+        _check_whole("top_k", top_k, 1, "Set top_k=-1 to sample from all tokens")
+    _check_whole("max_response_length", max_tokens, 1, "Set it to the length of the longest answer allowed")
+    _check_whole("seed", seed, 0, "Set seed=0, for example")
+    return Sampling(n, float(temperature), top_p, top_k, max_tokens, seed)
 
 
 def check(cfg: DictConfig) -> Iterator[Row]:
-    """All that can be said of an evaluation's settings, from its composed config."""
+    """Check an evaluation's settings, from its composed config alone."""
     yield from preflight.check_evaluation(cfg)
     yield from preflight.attempt("evaluation", lambda: _check_own(cfg))
 
@@ -160,18 +146,10 @@ def check(cfg: DictConfig) -> Iterator[Row]:
 def _check_own(cfg: DictConfig) -> Iterator[Warning]:
     sampling = sampling_of(cfg)
     check_scoring(cfg)
-    check_machines(cfg)
+    hint = "Set gpus to the number on each node; 1 with platform=cpu"
+    _check_whole("gpus", cfg.trainer.n_gpus_per_node, 1, hint)
+    _check_whole("trainer.nnodes", cfg.trainer.nnodes, 1, "Set trainer.nnodes=1, for example")
     yield from map(UserWarning, warnings_of(sampling, cfg))
-
-
-def check_machines(cfg: DictConfig) -> None:
-    """Check the numbers of GPUs and nodes.
-
-    Raises:
-        PreflightError: one is no whole number from 1.
-    """
-    _check_whole("gpus", cfg.trainer.n_gpus_per_node, 1, "Set gpus to the number on each node; 1 with platform=cpu")
-    _check_whole("trainer.nnodes", cfg.trainer.nnodes, 1, "Set trainer.nnodes=1, say")
 
 
 def check_scoring(cfg: DictConfig) -> None:
@@ -180,28 +158,24 @@ def check_scoring(cfg: DictConfig) -> None:
     Raises:
         PreflightError: a bound, or a reward that is not a function.
     """
-    if cfg.evaluation.scorers is not None:
-        _check_whole("scorers", cfg.evaluation.scorers, 1, "Leave it out for one process a core")
-    timeout = cfg.evaluation.score_timeout
-    _check_number("score_timeout", timeout, 0.0, math.inf, "Set score_timeout=30, say")
-    if timeout == 0:
-        raise PreflightError("score_timeout", 0, "no score is that fast", expected="above 0", hint="Set it to 30, say")
+    scorers, seconds = cfg.evaluation.scorers, cfg.evaluation.score_timeout
+    if scorers is not None:
+        _check_whole("scorers", scorers, 1, "Remove it for one process a core")
+    _check_number("score_timeout", seconds, lambda x: 0 < x < math.inf, "above 0", "Set score_timeout=30, for example")
     if cfg.reward.reward_model.enable:
-        raise PreflightError(
-            "reward.reward_model.enable",
-            True,
+        raise at(cfg, "reward.reward_model.enable").error(
             "evaluate scores with a reward function alone",
-            expected="false",
-            hint="Name a function in reward.custom_reward_function.path",
+            "Name a function in reward.custom_reward_function.path",
+            "false",
         )
 
 
 def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
-    """Settings that are legal and do less than one may think."""
+    """Name settings that are legal and do less than one may expect."""
     found = []
     if sampling.greedy and sampling.n > 1:
         found.append(
-            f"temperature=0 with n={sampling.n}: all responses to a problem are equal but for rounding, so pass@k is "
+            f"temperature=0 with n={sampling.n}: all responses to a problem are equal up to rounding, so pass@k is "
             "the accuracy and entropy 0; set n=1, or temperature=1.0"
         )
     if sampling.greedy and (sampling.top_p < 1 or sampling.top_k != -1):
@@ -215,12 +189,14 @@ def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
 
 
 def _check_whole(key: str, value: Any, lowest: int, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise PreflightError(key, value, "out of range", expected=f"a whole number, at least {lowest}", hint=hint)
+    try:
+        whole_number(key, value, lowest=lowest)
+    except ValueError:
+        raise Setting(key, value).error("out of range", hint, f"a whole number, at least {lowest}") from None
 
 
-def _check_number(key: str, value: Any, lowest: float, highest: float, hint: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not lowest <= value <= highest:
-        bounds = f"at least {lowest:g}" if math.isinf(highest) else f"in [{lowest:g}, {highest:g}]"
-        raise PreflightError(key, value, "out of range", expected=f"a number {bounds}", hint=hint)
+def _check_number(key: str, value: Any, ok: Callable[[float], bool], allowed: str, hint: str) -> None:
+    try:
+        number(key, value, ok, allowed=allowed)
+    except ValueError:
+        raise Setting(key, value).error("out of range", hint, f"a number {allowed}") from None

@@ -1,19 +1,20 @@
-"""What is to be evaluated, checked before anything starts: settings, data, model, prompts, reward function."""
+"""What to evaluate, checked before anything starts: settings, data, model, prompts, reward function."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl._util import file_sha256
 from aent_verl.evaluation import checkpoint, records, settings
 from aent_verl.evaluation.records import Problem
 from aent_verl.preflight import resources
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.findings import Setting, at
 
 DATA = settings.SHORT_KEYS["data"]
 
@@ -36,7 +37,7 @@ class Task:
 
 
 def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
-    """Check everything, cheap things first, and put the model together if it is a checkpoint.
+    """Check everything, cheap things first, and merge the model if it is a checkpoint.
 
     Args:
         cfg: the composed config; what the servers need is filled in.
@@ -56,7 +57,7 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     files = data.named_files(cfg, DATA)
     found = data.read_files(cfg, DATA)
     if found.count is None:
-        raise PreflightError(DATA, files, "it is remote", expected="files of this machine", hint="Copy them here first")
+        raise Setting(DATA, files).error("is remote", "Copy them here first", "files of this machine")
     sample = data.Sample(validation=found.sample)
     cfg.actor_rollout_ref.model.path = checkpoint.model_folder(model)
     lines = [*found.warnings, *preflight.model.check(cfg, sample), *reward.check(cfg, sample)]
@@ -100,25 +101,22 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
 def _check_servers(cfg: DictConfig) -> None:
     from aent_verl.evaluation import generation
 
-    count, each = generation.replicas(cfg)
+    count, each = resources.replicas(cfg)
     if count < 1:
-        raise PreflightError(
-            "gpus",
-            cfg.trainer.n_gpus_per_node,
+        raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
             f"with trainer.nnodes={cfg.trainer.nnodes} that is too few for one server, which takes {each} (tensor, "
             "data and pipeline parallel sizes of actor_rollout_ref.rollout)",
-            expected=f"at least {each} on all nodes together",
-            hint=f"Set gpus={each}, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+            f"Set gpus={each}, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+            f"at least {each} on all nodes together",
         )
     resources.check_executor(cfg)
-    rollout = cfg.actor_rollout_ref.rollout
-    if rollout.agent.default_agent_loop != generation.SINGLE_TURN or rollout.multi_turn.enable:
-        raise PreflightError(
-            "actor_rollout_ref.rollout.agent.default_agent_loop",
-            rollout.agent.default_agent_loop,
-            f"evaluate asks for one response to a prompt (multi_turn.enable={rollout.multi_turn.enable})",
-            expected=f"{generation.SINGLE_TURN!r} and multi_turn.enable=false",
-            hint="Evaluate agents with verl's own validation: aent-verl train ... trainer.val_only=true",
+    loop = at(cfg, "actor_rollout_ref.rollout.agent.default_agent_loop")
+    turns = cfg.actor_rollout_ref.rollout.multi_turn.enable
+    if loop.value != generation.SINGLE_TURN or turns:
+        raise loop.error(
+            f"evaluate asks for one response to a prompt (multi_turn.enable={turns})",
+            "Evaluate agents with verl's own validation: aent-verl train ... trainer.val_only=true",
+            f"{generation.SINGLE_TURN!r} and multi_turn.enable=false",
         )
 
 
@@ -126,47 +124,37 @@ def _check_lengths(cfg: DictConfig, context: int) -> None:
     prompt, response = cfg.data.max_prompt_length, cfg.data.max_response_length
     if prompt + response > context:
         fits = max(0, context - prompt)
-        raise PreflightError(
-            "max_response_length",
-            response,
-            f"with max_prompt_length={prompt} that is {prompt + response} tokens, and the model takes {context}",
-            expected=f"at most {fits}" if fits else f"a max_prompt_length below {context}",
-            hint=f"Set max_response_length={fits}" if fits else "Set max_prompt_length to what your prompts need",
+        raise Setting("max_response_length", response).error(
+            f"with max_prompt_length={prompt} that is {prompt + response} tokens, but the model takes {context}",
+            f"Set max_response_length={fits}" if fits else "Set max_prompt_length to what your prompts need",
+            f"at most {fits}" if fits else f"a max_prompt_length below {context}",
         )
 
 
 def _say_what_is_left(cfg: DictConfig, rows: int, problems: int, in_files: int, terminal: TextIO) -> None:
     """Name what is not evaluated, or evaluated only once."""
+    limit = Setting("max_prompt_length", cfg.data.max_prompt_length)
     if rows < in_files:
-        limit = cfg.data.max_prompt_length
         print(
             f"warning: {in_files - rows} of {in_files} rows are left out, by data.filter_overlong_prompts (prompts of "
-            f"more than max_prompt_length={limit} tokens) or data.val_max_samples",
+            f"more than {limit.key}={limit.value} tokens) or data.val_max_samples",
             file=terminal,
         )
     if problems == 0:
-        raise PreflightError(
-            "max_prompt_length",
-            cfg.data.max_prompt_length,
-            f"all {in_files} prompts are longer",
-            expected="room for the prompts",
-            hint="Raise it",
-        )
+        raise limit.error(f"all {in_files} prompts are longer", "Raise it", "room for the prompts")
     if problems < rows:
         print(f"{rows} rows are {problems} problems, some of them repeated: each is evaluated once", file=terminal)
 
 
 def _check_prompts(cfg: DictConfig, prompts: Sequence[Sequence[int]]) -> None:
-    """Of every prompt: preflight looks at the first few, and verl would cut off the beginning of a longer one."""
-    limit = cfg.data.max_prompt_length
-    longer = [len(prompt) for prompt in prompts if len(prompt) > limit]
+    """Check every prompt: preflight looks at the first few, and verl would cut the beginning off a longer one."""
+    limit = Setting("max_prompt_length", cfg.data.max_prompt_length)
+    longer = [len(prompt) for prompt in prompts if len(prompt) > limit.value]
     if longer:
-        raise PreflightError(
-            "max_prompt_length",
-            limit,
+        raise limit.error(
             f"{len(longer)} of {len(prompts)} prompts are longer, up to {max(longer)} tokens",
-            expected=f"at least {max(longer)}",
-            hint="Raise it, or leave such problems out with data.filter_overlong_prompts=true",
+            "Raise it, or leave such problems out with data.filter_overlong_prompts=true",
+            f"at least {max(longer)}",
         )
 
 
@@ -176,7 +164,7 @@ def _record(
     by_file: dict[str, list[Problem]],
     sampling: settings.Sampling,
 ) -> dict[str, Any]:
-    """What this evaluation is about, and by what it is told from another one."""
+    """What this evaluation is about, and what distinguishes it from another one."""
     folder = Path(cfg.actor_rollout_ref.model.path)
     function = cfg.reward.custom_reward_function
     script = str(function.path or "").removeprefix("file://")
@@ -185,14 +173,10 @@ def _record(
         "model": model.given,
         "weights": checkpoint.fingerprint(folder) if folder.is_dir() else None,
         "data": [
-            {
-                "path": os.path.abspath(path),
-                "sha256": records.file_hash(path),
-                "problems": len({problem.id for problem in group}),
-            }
+            {"path": os.path.abspath(path), "sha256": file_sha256(path), "problems": len({each.id for each in group})}
             for path, group in by_file.items()
         ],
-        "sampling": sampling.as_dict(),
+        "sampling": asdict(sampling),
         "prompts": {
             "max_tokens": cfg.data.max_prompt_length,
             "longer_left_out": bool(cfg.data.filter_overlong_prompts),
@@ -201,7 +185,7 @@ def _record(
         },
         "reward": f"{function.path}:{function.name}" if function.path else "verl:default_compute_score",
         "reward_settings": _plain(function.get("reward_kwargs")),
-        "reward_sha256": records.file_hash(script) if os.path.isfile(script) else None,
+        "reward_sha256": file_sha256(script) if os.path.isfile(script) else None,
     }
 
 

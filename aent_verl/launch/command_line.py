@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from aent_verl.launch import compose
 from aent_verl.plugin.guard import BLOCK
-from aent_verl.preflight.errors import Finding
+from aent_verl.preflight.findings import Finding
 
 OURS, VERLS = (compose.MODULE, compose.TRAINER), ("verl.trainer.config", "ppo_trainer")
 SEARCH_PATH = f"hydra.searchpath=[pkg://{compose.MODULE}]"
@@ -37,7 +37,7 @@ class CommandLine:
         return self.source == OURS[0]
 
     def value(self, key: str) -> str | None:
-        """What the overrides set ``key`` to; None if they do not."""
+        """The value that the overrides give ``key``; None if they do not set it."""
         found = None
         for override in self.overrides:
             name, equals, value = override.partition("=")
@@ -54,22 +54,22 @@ class CommandLine:
         return (*path, *method)
 
     def completed(self) -> CommandLine:
-        """The same with what it lacks; a search path that has not ours gives way to one that has."""
+        """Add what it lacks; a search path without ours is replaced by one with it."""
         lacks = self.lacks()
         kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
         return replace(self, overrides=(*kept, *lacks))
 
     def sorted_out(self) -> tuple[list[Finding], CommandLine]:
-        """Overrides whose key verl no longer has, each with where it went, and the command without them.
+        """Separate overrides whose key verl no longer has, each with where it went, from the rest of the command.
 
         Raises:
             HydraException: what remains does not compose.
         """
-        from aent_verl.preflight import moved
+        from aent_verl.preflight import keys
 
         # A key counts as known or not in the config that groups and our presets make, without any setting.
-        base = replace(self, overrides=moved.group_choices(self.overrides)).compose()
-        findings, remaining = moved.unknown_overrides(self.overrides, base)
+        base = replace(self, overrides=keys.group_choices(self.overrides)).compose()
+        findings, remaining = keys.unknown_overrides(self.overrides, base)
         return findings, replace(self, overrides=tuple(remaining))
 
     def compose(self) -> DictConfig:
@@ -89,8 +89,8 @@ class CommandLine:
 def parse(arguments: Sequence[str]) -> CommandLine:
     """Read what follows ``aent-verl doctor``: overrides of ``aent-verl train``, or a whole command.
 
-    A command is one with ``verl.trainer.main_ppo`` or ``main_ppo.py`` in it, or with a ``train`` of ours; what stands
-    before is the interpreter and its environment. Overrides that search for our configuration are verl's command too.
+    A command is one with ``verl.trainer.main_ppo`` or ``main_ppo.py`` in it, or with a ``train`` of ours; what comes
+    before is the interpreter and its environment. Overrides that search for our configuration are verl's command, too.
     """
     words = [word for word in arguments if word not in ("\\", "$@")]
     entry = next((i for i, word in enumerate(words) if word.endswith(("main_ppo", "main_ppo.py"))), None)

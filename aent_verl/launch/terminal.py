@@ -1,9 +1,10 @@
-"""Keeps the terminal for people: what libraries and Ray's workers print goes into a log file."""
+"""The terminal is for people: what libraries and Ray's workers print goes into a log file, and errors are one line."""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -36,3 +37,30 @@ def redirected_output(log: Path) -> Iterator[TextIO]:
             for target, copy in enumerate(saved, start=1):
                 os.dup2(copy, target)
                 os.close(copy)
+
+
+@contextmanager
+def exit_on_error(log: Path | None = None, *, words: Callable[[str], str] = str) -> Iterator[TextIO]:
+    """End the process with status 1 and one line on what caused an error within; the traceback goes into ``log``.
+
+    Args:
+        log: the file that gets all other output, if any.
+        words: rewords the line, for a command with keys of its own.
+
+    Yields:
+        The terminal.
+    """
+    from aent_verl.preflight.findings import root_cause
+
+    try:
+        with redirected_output(log) if log else nullcontext(sys.stdout) as terminal:
+            try:
+                yield terminal
+            except Exception:
+                if log:
+                    traceback.print_exc()
+                raise
+    except Exception as error:
+        cause, where = root_cause(error), f"; the full log is {log}" if log else ""
+        print(f"error: {words(str(cause))}\n({type(cause).__name__}{where})", file=sys.stderr)
+        sys.exit(1)

@@ -24,27 +24,9 @@ from aent_verl.preflight import (
     sampling,
     settings,
 )
-from aent_verl.preflight.errors import PreflightError, PreflightWarning
-from aent_verl.preflight.resources import check_cluster
-from aent_verl.preflight.result import FAILED, NOTE, OK, WARNING, PreflightFailed, Row, attempt, say
+from aent_verl.preflight.findings import PreflightError, Row, attempt, say
 
-__all__ = [
-    "FAILED",
-    "NOTE",
-    "OK",
-    "WARNING",
-    "PreflightError",
-    "PreflightFailed",
-    "PreflightWarning",
-    "Row",
-    "attempt",
-    "check_api",
-    "check_cluster",
-    "check_evaluation",
-    "check_run",
-    "check_settings",
-    "say",
-]
+__all__ = ["PreflightError", "Row", "attempt", "check_api", "check_evaluation", "check_run", "check_settings", "say"]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
 # In the order in which they speak of a key: those that know most of it first.
@@ -61,17 +43,17 @@ EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation, "names": names.ch
 
 
 def check_settings(cfg: DictConfig) -> Iterator[Row]:
-    """All that can be said of a training run's settings, from its composed config; verl's platform must be decided."""
+    """Check a training run's settings, from its composed config alone; verl's platform must be decided."""
     yield from _each_key_once(TRAINING, cfg)
 
 
 def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
-    """The same of an evaluation's settings."""
+    """Check an evaluation's settings."""
     yield from _each_key_once(EVALUATION, cfg)
 
 
 def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row]:
-    """Rows of all checks; of a key that several have something to say about, those of the first."""
+    """Yield rows of all checks; of a key that several have something to say about, those of the first."""
     said: set[str | None] = set()
     for name, check in checks.items():
         rows = [row for row in attempt(name, partial(check, cfg)) if row.key is None or row.key not in said]
@@ -107,12 +89,12 @@ def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | 
 
 
 def check_api() -> Iterator[Row]:
-    """Check the facts about verl's API that our code relies on."""
-    yield from attempt("verl API", _check_contract)
+    """Check what our code assumes of verl's API."""
+    yield from attempt("verl API", _check_assumptions)
 
 
-def _check_contract() -> Iterator[str]:
-    from aent_verl.verl_api import contract, versions
+def _check_assumptions() -> Iterator[str]:
+    from aent_verl.verl_api import assumptions, versions
 
-    versions.check_contract()
-    yield f"{len(contract.CONTRACT)} facts that our code relies on hold"
+    versions.check_assumptions()
+    yield f"{len(assumptions.ASSUMPTIONS)} assumptions of our code hold"

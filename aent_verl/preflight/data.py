@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import PreflightError
+from aent_verl.preflight.findings import Setting, at
 
 if TYPE_CHECKING:
-    from aent_verl.preflight.scan import Found, Scan
+    from aent_verl.preflight.rows import Found
 
 FORMATS = (".parquet", ".json", ".jsonl")
 SOURCE, REWARD, TRUTH, EXTRA = "data_source", "reward_model", "ground_truth", "extra_info"
 # verl reads these of a row where the file has them.
 OPTIONAL = ("agent_name", "__rollout_n__")
-# verl hands a row's columns to its agent loop as keyword arguments, beside its own of these names, and writes them over
-# the results of these names.
+# verl passes a row's columns to its agent loop as keyword arguments, alongside its own of these names, and writes them
+# over the results of these names.
 RESERVED = frozenset(
     {"metrics", "mm_processor_kwargs", "mm_processor_output", "num_turns", "output", "prompts", "response_mask"}
     | {"responses", "rm_scores", "rollout_log_probs", "routed_experts", "sampling_params", "self", "session_id"}
     | {"extra_fields", "teacher_ids", "teacher_logprobs", "trace", "trajectory", "validate"}
 )
-# Who uses the ground truths: a function of verl's, which needs them; code of the user's, which may; nobody.
+# Who uses the ground truths: a function of verl's, which needs them; custom code, which may; nobody.
 NEEDED, PASSED_ON, UNREAD = "needed", "passed on", "unread"
 
 Rows = list[dict[str, Any]]
@@ -109,28 +109,19 @@ def read_files(cfg: DictConfig, key: str) -> Files:
     Raises:
         PreflightError: see `check`.
     """
-    from aent_verl.preflight import rows
-
     paths = named_files(cfg, key)
     if any("://" in path for path in paths):
         return Files({}, None)
-    sample: dict[str, Rows] = {}
-    scans: list[Scan] = []
-    warnings: list[Warning] = []
-    for path in paths:
-        file = File(cfg, key, path)
-        warnings += file.check()
-        sample[path] = file.sample
-        scans.append(file.scan)
-    complete = {
-        "prompt": True,
-        "data source": not any(found.sources.count for found in scans),
-        "ground truth": not any(found.truths.count for found in scans),
-    }
-    names = [name for name, holds in complete.items() if holds]
+    files = [File(cfg, key, path) for path in paths]
+    warnings = tuple(warning for file in files for warning in file.check())
+    scans = [file.scan for file in files]
+    names = ["prompt"]
+    for kind, name in (("sources", "data source"), ("truths", "ground truth")):
+        if not any(scan.lacking[kind].count for scan in scans):
+            names.append(name)
     content = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    whole = not any(rows.read_in_part(path) for path in paths)
-    return Files(sample, sum(found.count for found in scans), content, tuple(warnings), whole)
+    sample = {file.path: list(file.rows.values()) for file in files}
+    return Files(sample, sum(scan.count for scan in scans), content, warnings, not any(file.in_part for file in files))
 
 
 def named_files(cfg: DictConfig, key: str) -> list[str]:
@@ -139,21 +130,22 @@ def named_files(cfg: DictConfig, key: str) -> list[str]:
     Raises:
         PreflightError: none is named.
     """
-    value = OmegaConf.select(cfg, key)
-    paths = list(value) if isinstance(value, list | tuple | ListConfig) else [value]
+    files = at(cfg, key)
+    paths = files.value if isinstance(files.value, list) else [files.value]
     if not paths or any(not isinstance(path, str) or not path for path in paths):
-        raise PreflightError(
-            key,
-            value,
-            "no data set is named",
-            expected="a file, or a list of files",
-            hint=f"Set {key}=<file>.parquet, or try the built-in task with experiment=cpu_arithmetic",
-        )
+        hint = f"Set {key}=<file>.parquet, or try the built-in task with experiment=cpu_arithmetic"
+        raise files.error("no data set is named", hint, "a file, or a list of files")
     return paths
 
 
 class File:
     """One file, read once.
+
+    Attributes:
+        columns: their names.
+        scan: what was found in all rows.
+        rows: those to look at closely, by number.
+        in_part: whether only the beginning was read.
 
     Raises:
         PreflightError: it is missing, damaged, empty or of another format.
@@ -161,34 +153,31 @@ class File:
 
     def __init__(self, cfg: DictConfig, key: str, path: str) -> None:
         from aent_verl.preflight import rows
-        from aent_verl.preflight.scan import scan
 
         self.key, self.path = key, path
         self.prompt_key = cfg.data.prompt_key
         self.use = use_of_truths(cfg)
+        self._error = Setting(key, path).error
+        self._hint = f"Set {key} to your data set, or make one with `aent-verl prepare`"
         self._check_name()
         try:
+            self.in_part = rows.read_in_part(path)
             self.columns = rows.columns(path)
-            self.scan = scan(path, self.prompt_key, [name for name in OPTIONAL if name in self.columns])
-            self._rows = rows.take(path, [self.prompt_key, SOURCE, REWARD, EXTRA], self.scan.samples)
+            self.scan = rows.scan(path, self.prompt_key, [name for name in OPTIONAL if name in self.columns])
+            self.rows = rows.take(path, [self.prompt_key, SOURCE, REWARD, EXTRA], self.scan.samples)
         except Exception as error:
             raise self._error(
                 f"the file cannot be read ({type(error).__name__}: {error})",
-                expected=f"a {os.path.splitext(path)[1][1:]} file",
-                hint="It may be damaged or only half copied: make it again",
+                "It may be damaged or only half copied: make it again",
+                f"a {os.path.splitext(path)[1][1:]} file",
             ) from error
         if self.scan.count == 0:
-            raise self._error("the file has no rows", expected="at least one row", hint=self._hint)
+            raise self._error("the file has no rows", self._hint, "at least one row")
 
-    @property
-    def sample(self) -> Rows:
-        """The rows to look at closely."""
-        return list(self._rows.values())
-
-    def check(self) -> list[Warning]:
+    def check(self) -> Iterator[Warning]:
         """Check what verl and the reward read of each row.
 
-        Returns:
+        Yields:
             A warning for each thing that rows lack and the run can do without.
 
         Raises:
@@ -197,35 +186,27 @@ class File:
         self._check_columns()
         self._check_prompts()
         self._check_records()
-        return [*self._check_whole(), *self._check_truths(), *self._check_sources()]
+        if self.in_part:
+            size = os.path.getsize(self.path) >> 20
+            yield self._warning(
+                f"is a JSON array of {size} MiB, of which the first {self.scan.count} rows are checked; as parquet or "
+                "JSON lines all are"
+            )
+        if self.use != UNREAD:
+            yield from self._check_truths()
+            yield from self._check_sources()
 
-    @property
-    def _hint(self) -> str:
-        return f"Set {self.key} to your data set, or make one with `aent-verl prepare`"
-
-    def _error(self, problem: str, *, expected: str, hint: str) -> PreflightError:
-        return PreflightError(self.key, self.path, problem, expected=expected, hint=hint)
+    def _warning(self, text: str) -> Warning:
+        return UserWarning(f"{self.key}: {self.path} {text}")
 
     def _check_name(self) -> None:
         path = self.path
         if not os.path.isfile(path):
             unexpanded = f"verl does not expand '~': write {os.path.expanduser(path)}, if that is where it is"
             hint = unexpanded if path.startswith("~") else self._hint
-            raise self._error("there is no such file", expected="a file that exists", hint=hint)
+            raise self._error("there is no such file", hint, "a file that exists")
         if not path.endswith(FORMATS):
-            expected = f"a name that ends in {', '.join(FORMATS)}"
-            raise self._error("verl does not know this format", expected=expected, hint=self._hint)
-
-    def _check_whole(self) -> list[Warning]:
-        from aent_verl.preflight import rows
-
-        if not rows.read_in_part(self.path):
-            return []
-        text = (
-            f"{self.key}: {self.path} is a JSON array of {os.path.getsize(self.path) >> 20} MiB, of which the first "
-            f"{self.scan.count} rows are checked; as parquet or JSON lines all are"
-        )
-        return [UserWarning(text)]
+            raise self._error("verl does not know this format", self._hint, f"a name that ends in {', '.join(FORMATS)}")
 
     def _check_columns(self) -> None:
         needed = {self.prompt_key: "data.prompt_key"}
@@ -234,90 +215,75 @@ class File:
             needed[REWARD] = '{"ground_truth": ...}, read by verl\'s reward loop'
         missing = [f"{name!r} ({why})" for name, why in needed.items() if name not in self.columns]
         if missing:
+            names, found = (", ".join(map(repr, each)) for each in (needed, sorted(self.columns)))
             raise self._error(
                 f"the file has no column {', '.join(missing)}",
-                expected=f"the columns {', '.join(map(repr, needed))}, it has "
-                f"{', '.join(map(repr, sorted(self.columns)))}",
-                hint="Convert the file, or name its column of prompts with data.prompt_key",
+                "Convert the file, or name its column of prompts with data.prompt_key",
+                f"the columns {names}, it has {found}",
             )
         taken = sorted(RESERVED & self.columns)
         if taken:
             raise self._error(
-                f"verl has values of its own under the names {', '.join(map(repr, taken))}, and would mix up these "
-                "columns with them",
-                expected="other names for these columns",
-                hint="Rename or drop them",
+                f"verl has values named {', '.join(map(repr, taken))} itself, and would mix them up with these columns",
+                "Rename or drop them",
+                "other names for these columns",
             )
 
     def _check_prompts(self) -> None:
         self._require(
             self.prompt_key,
-            self.scan.prompts,
-            expected='chat messages, as in [{"role": "user", "content": "..."}]',
-            hint="Convert the file, or name another column with data.prompt_key",
+            self.scan.lacking["prompts"],
+            'chat messages, as in [{"role": "user", "content": "..."}]',
+            "Convert the file, or name another column with data.prompt_key",
         )
-        for name, found in self.scan.nulls.items():
-            self._require(name, found, expected="a value in every row", hint="Fill it in, or drop the column")
+        for name in filter(self.columns.__contains__, OPTIONAL):
+            self._require(name, self.scan.lacking[name], "a value in every row", "Fill it in, or drop the column")
 
     def _check_records(self) -> None:
         """Reward and extra information are indexed as records, by validation even where no reward reads them."""
         if REWARD in self.columns:
+            hint = "Store a record, not its JSON text or the bare answer"
             self._require(
-                REWARD,
-                self.scan.records,
-                expected='a record in every row, as in {"ground_truth": "5"}',
-                hint="Store a record, neither its JSON text nor the bare answer",
+                REWARD, self.scan.lacking["records"], 'a record in every row, as in {"ground_truth": "5"}', hint
             )
-        for number, row in self._rows.items():
+        for number, row in self.rows.items():
             extra = row.get(EXTRA)
             if extra is not None and not isinstance(extra, Mapping):
                 raise self._error(
                     f"{EXTRA!r} of row {number} is {_short(extra)}",
-                    expected="a record, or null",
-                    hint="Store a record instead of its JSON text, or drop the column",
+                    "Store a record instead of its JSON text, or drop the column",
+                    "a record, or null",
                 )
 
-    def _check_truths(self) -> list[Warning]:
-        if self.use == UNREAD:
-            return []
-        nulls, empty = self.scan.truths, self.scan.empty
+    def _check_truths(self) -> Iterator[Warning]:
+        nulls, empty = self.scan.lacking["truths"], self.scan.lacking["filled truths"]
         # A null is passed on to the function; where the record lacks the name, verl fails before.
         absent = self.use == PASSED_ON and any(TRUTH not in row[REWARD] for row in self._take(nulls).values())
         if absent or self.use == NEEDED:
-            expected = f"{{{TRUTH!r}: ...}} with a value in every row"
             hint = "Fill it in, or drop these rows; a reward that needs none is reward.custom_reward_function.path"
             for found in (nulls, empty):
-                self._require(REWARD, found, expected=expected, hint=hint)
-        return self._warned(f"{REWARD}.{TRUTH}", nulls, "null")
+                self._require(REWARD, found, f"{{{TRUTH!r}: ...}} with a value in every row", hint)
+        yield from self._warned(f"{REWARD}.{TRUTH}", nulls, "null")
 
-    def _check_sources(self) -> list[Warning]:
-        if self.use == UNREAD:
-            return []
-        found, distinct = self.scan.sources, self.scan.distinct
+    def _check_sources(self) -> Iterator[Warning]:
+        found, distinct = self.scan.lacking["sources"], self.scan.distinct
         if self.use == NEEDED:
             hint = "verl's reward goes by the data source: fill it in"
-            self._require(SOURCE, found, expected="a name in every row", hint=hint)
-        warnings = self._warned(SOURCE, found, "null or empty")
+            self._require(SOURCE, found, "a name in every row", hint)
+        yield from self._warned(SOURCE, found, "null or empty")
         untried = sum(not taken for taken in distinct.values())
         if untried:
-            warnings.append(
-                UserWarning(
-                    f"{self.key}: {self.path} has {len(distinct)} data sources; the reward is not tried on {untried}"
-                )
-            )
-        return warnings
+            yield self._warning(f"has {len(distinct)} data sources; the reward is not tried on {untried}")
 
-    def _warned(self, name: str, found: Found, state: str) -> list[Warning]:
-        if not found.count:
-            return []
-        text = f"{self.key}: {name} of {found} of {self.path} is {state}, and your reward gets it like that"
-        return [UserWarning(text)]
+    def _warned(self, name: str, found: Found, state: str) -> Iterator[Warning]:
+        if found.count:
+            yield UserWarning(f"{self.key}: {name} of {found} of {self.path} is {state}, and your reward receives it")
 
-    def _require(self, name: str, found: Found, *, expected: str, hint: str) -> None:
+    def _require(self, name: str, found: Found, expected: str, hint: str) -> None:
         """Raise if rows were found that lack something."""
         if found.count:
             value = self._take(found)[found.first[0]].get(name)
-            raise self._error(f"{name!r} of {found} is {_short(value)}", expected=expected, hint=hint)
+            raise self._error(f"{name!r} of {found} is {_short(value)}", hint, expected)
 
     def _take(self, found: Found) -> dict[int, dict[str, Any]]:
         from aent_verl.preflight import rows
@@ -333,7 +299,7 @@ def use_of_truths(cfg: DictConfig) -> str:
         return PASSED_ON
     if cfg.reward.reward_model.enable:
         return UNREAD
-    # An agent loop of the user's own may score its answers itself.
+    # A custom agent loop may score its answers itself.
     own_loop = OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path")
     return PASSED_ON if own_loop else NEEDED
 
@@ -347,30 +313,24 @@ def _check_batch(cfg: DictConfig, rows: int) -> list[Warning]:
     # verl's words: max_samples > 0 limits, anything else does not.
     limit = cfg.data.get("train_max_samples", -1)
     if limit is None:
-        raise PreflightError(
-            "data.train_max_samples", limit, "verl compares it with 0", expected="a number", hint="Set it to -1 for all"
-        )
+        raise at(cfg, "data.train_max_samples").error("verl compares it with 0", "Set it to -1 for all", "a number")
     rows = min(rows, limit) if limit > 0 else rows
-    size, fetched = cfg.data.train_batch_size, cfg.data.get("gen_batch_size")
-    if rows < size:
-        raise PreflightError(
-            "data.train_batch_size",
-            size,
+    batch, fetch = at(cfg, "data.train_batch_size"), at(cfg, "data.gen_batch_size")
+    if rows < batch.value:
+        raise batch.error(
             f"the training data has only {rows} rows",
-            expected=f"at most {rows}",
-            hint=f"Set data.train_batch_size={rows} or lower, or train on more data (see data.train_max_samples, too)",
+            f"Set {batch.key}={rows} or lower, or train on more data (see data.train_max_samples, too)",
+            f"at most {rows}",
         )
     reason = _single_fetches(cfg)
-    if reason and fetched not in (None, 1):
-        text = f"data.gen_batch_size={fetched} has no effect: with {reason} verl fetches prompts one by one"
+    if reason and fetch.value not in (None, 1):
+        text = f"{fetch.key}={fetch.value} has no effect: with {reason} verl fetches prompts one by one"
         return [UserWarning(text)]
-    if not reason and fetched and size % fetched:
-        raise PreflightError(
-            "data.gen_batch_size",
-            fetched,
-            f"verl puts a batch of data.train_batch_size={size} prompts together from whole fetches",
-            expected=f"a divisor of {size}",
-            hint="Leave it out (data.gen_batch_size=null) or set a divisor",
+    if not reason and fetch.value and batch.value % fetch.value:
+        raise fetch.error(
+            f"verl composes a batch of {batch.key}={batch.value} prompts of whole fetches",
+            f"Remove it ({fetch.key}=null) or set a divisor",
+            f"a divisor of {batch.value}",
         )
     return []
 

@@ -1,4 +1,4 @@
-"""Settings that compose and that nothing reads: keys of an older verl, keys without a reader, keys of no schema."""
+"""Keys that compose and that nothing reads, in a config and in overrides: of an older verl, unread, of no schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
+from aent_verl.preflight.findings import Finding, PreflightError, Setting, at
 from aent_verl.preflight.schema import (
     has,
     has_critic,
@@ -28,11 +28,11 @@ from aent_verl.preflight.schema import (
     verl_file,
     verl_folder,
 )
-from aent_verl.preflight.unread import UNREAD, Unread
+from aent_verl.preflight.verl_keys import GONE, MOVED, UNREAD
 
 LEGACY = "legacy_reward_impl.yaml"
-# What verl hands on as a whole (to Ray, a rollout engine, TransferQueue, MindSpeed, Nsight, Megatron), and what is ours
-# and looked at elsewhere.
+# What verl passes on as a whole (to Ray, a rollout engine, TransferQueue, MindSpeed, Nsight, Megatron), and what is
+# ours and checked elsewhere.
 FREE = (
     *("ray_kwargs.ray_init", "transfer_queue", "distillation.teacher_models", "global_profiler.global_tool_config"),
     *("actor_rollout_ref.rollout.custom", "actor_rollout_ref.actor.entropy_control"),
@@ -41,54 +41,45 @@ FREE = (
 FREE_NAMES = ("engine_kwargs", "turbo_config", "override_transformer_config", "reward_kwargs", "runtime_env")
 # Blocks that verl turns into dataclasses, which refuse a field that they do not have.
 TYPED = ("actor_rollout_ref.", "critic.")
-# How near a name must be to be taken for a slip of the keyboard.
+# Those that hold sampling parameters.
+SAMPLING = ("actor_rollout_ref.rollout", "actor_rollout_ref.rollout.val_kwargs")
+# How near a name must be to be taken for a typing error.
 CLOSE = 0.8
+CONFIG = Path(__file__).parent.parent / "_config"
 
 
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Yield a finding for each key that the run would not read.
 
-    An error where the run would compute something else than asked, or fail in a worker; a warning where it would not.
+    An error where the run would compute something other than asked, or fail in a worker; a warning where it would not.
     """
     yield from legacy(cfg)
     yield from unread(cfg)
-    yield from unknown(cfg)
+    own = (verl_file(f"{CONFIG}/aent_{name}.yaml") for name in ("trainer", "evaluate"))
+    yield from _unknown(cfg, cfg, [stock(cfg), *own], "")
 
 
 def legacy(cfg: DictConfig) -> Iterator[Finding]:
-    """Reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
-    given = {
-        key: found
-        for block in map(str, verl_file(LEGACY))
-        if is_mapping(node(cfg, block))
-        for key in leaves(cfg[block], f"{block}.")
-        if (found := value(cfg, key)) is not None
-    }
-    if not given:
-        return
-    targets = moves(cfg)
-    for key, found in given.items():
-        target = targets.get(key)
+    """Find reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
+    blocks = [block for block in map(str, verl_file(LEGACY)) if is_mapping(node(cfg, block))]
+    settings = [at(cfg, key) for block in blocks for key in leaves(cfg[block], f"{block}.")]
+    given = [setting for setting in settings if setting.value is not None]
+    targets = moves(cfg) if given else {}
+    for setting in given:
+        target = targets.get(setting.key)
         if target is None:
-            yield PreflightError(
-                key,
-                found,
-                "verl no longer reads it, and nothing takes its place",
-                hint="Remove it; see reward.* instead",
-            )
+            yield setting.error("verl no longer reads it, and nothing replaces it", "Remove it; see reward.* instead")
             continue
         current = value(cfg, target)
-        hint = f"Type {override(target, found, exists=has(stock(cfg), target))} instead{_managers(target, found)}"
-        if current == found:
-            yield PreflightWarning(key, found, f"verl no longer reads it; {target} says the same", hint=hint)
+        replacement = override(target, setting.value, exists=has(stock(cfg), target))
+        hint = f"Type {replacement} instead{_managers(target, setting.value)}"
+        if current == setting.value:
+            yield setting.warning(f"verl no longer reads it; {target} says the same", hint)
             continue
-        effect = f"{target} stays {current!r}"
-        if (
-            target.startswith("reward.custom_reward_function")
-            and value(cfg, "reward.custom_reward_function.path") is None
-        ):
-            effect = "the run would train on verl's default reward"
-        yield PreflightError(key, found, f"verl no longer reads it: {effect}", hint=hint)
+        function = "reward.custom_reward_function"
+        lost = target.startswith(function) and value(cfg, f"{function}.path") is None
+        effect = "the run would train on verl's default reward" if lost else f"{target} stays {current!r}"
+        yield setting.error(f"verl no longer reads it: {effect}", hint)
 
 
 def _managers(target: str, found: Any) -> str:
@@ -100,7 +91,7 @@ def _managers(target: str, found: Any) -> str:
 
 
 def moves(cfg: DictConfig) -> dict[str, str]:
-    """Where verl's own migration puts each key of the legacy reward blocks, those that a user added among them."""
+    """Where verl's own migration puts each key of the legacy reward blocks, including those that a user added."""
     from verl.experimental.reward_loop.reward_loop import migrate_legacy_reward_impl
 
     blocks = [str(name) for name in verl_file(LEGACY)]
@@ -118,57 +109,43 @@ def moves(cfg: DictConfig) -> dict[str, str]:
 
 
 def unread(cfg: DictConfig) -> Iterator[Finding]:
-    """Keys of verl's config that nothing reads under FSDP."""
+    """Find keys of verl's config that nothing reads under FSDP."""
     if not str(value(cfg, "actor_rollout_ref.actor.strategy")).startswith("fsdp"):
         return
     critic = has_critic(cfg)
     for key, entry in UNREAD.items():
         if not has(cfg, key) or is_default(cfg, key) or (key.startswith("critic.") and not critic):
             continue
-        found = value(cfg, key)
-        if found is None or found in entry.harmless or _says_the_same(cfg, entry, found):
+        setting, instead = at(cfg, key), entry.instead
+        if setting.value is None or setting.value in entry.harmless:
             continue
-        yield _no_reader(cfg, key, found, entry)
-
-
-def _says_the_same(cfg: DictConfig, entry: Unread, found: Any) -> bool:
-    return entry.instead is not None and has(cfg, entry.instead) and value(cfg, entry.instead) == found
-
-
-def _no_reader(cfg: DictConfig, key: str, found: Any, entry: Unread) -> Finding:
-    stops = entry.stops and not (entry.unless and value(cfg, entry.unless))
-    problem = f"verl's v1 trainers do not read it: {entry.effect}"
-    hint = f"Remove it, or revert to {value(stock(cfg), key)!r}"
-    if entry.instead is not None:
-        exists = has(cfg, entry.instead)
-        current = f", which is {value(cfg, entry.instead)!r}" if exists else ""
-        hint = f"The key that is read is {'' if exists else '+'}{entry.instead}{current}; set that and remove this one"
-    return (PreflightError if stops else PreflightWarning)(key, found, problem, hint=hint)
-
-
-def unknown(cfg: DictConfig) -> Iterator[Finding]:
-    """Keys that stand in no schema and that verl's source does not ask for."""
-    yield from _unknown(cfg, cfg, [stock(cfg), *_own_schemas()], "")
-
-
-@functools.cache
-def _own_schemas() -> tuple[DictConfig, ...]:
-    """What our two primary configs set."""
-    folder = Path(__file__).parent.parent / "_config"
-    both = [OmegaConf.load(folder / f"aent_{name}.yaml") for name in ("trainer", "evaluate")]
-    return tuple(each for each in both if isinstance(each, DictConfig))
+        hint = f"Remove it, or revert to {value(stock(cfg), key)!r}"
+        if instead is not None and has(cfg, instead):
+            current = value(cfg, instead)
+            if current == setting.value:
+                continue
+            hint = f"Set {instead} (now {current!r}) instead, and remove this one"
+        elif instead is not None:
+            hint = f"Set +{instead} instead, and remove this one"
+        stops = entry.stops and not (entry.unless and value(cfg, entry.unless))
+        finding = setting.error if stops else setting.warning
+        yield finding(f"verl's v1 trainers do not read it: {entry.effect}", hint)
 
 
 def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], prefix: str) -> Iterator[Finding]:
-    """Look at one block; a mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML."""
-    fields = _fields([block, *schemas])
+    """Find keys of a block that are in no schema and that verl's source does not ask for.
+
+    A mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML.
+    """
+    fields, names = _fields([block, *schemas]), set[str]().union(*schemas)
+    typed = bool(fields) and prefix.startswith(TYPED)
     for name in map(str, block):
         key = f"{prefix}{name}"
-        if name == "_target_" or key in FREE or name in FREE_NAMES or name in fields - set().union(*schemas):
+        if name == "_target_" or key in FREE or name in FREE_NAMES or name in fields - names:
             continue
         known = [node(each, name) for each in schemas if has(each, name)]
-        if not known and not _is_read(name) and not _is_trainer_mode(key):
-            yield _stranger(cfg, key, set(fields).union(*schemas), typed=bool(fields))
+        if not known and (typed or not (_is_read(name) or _is_trainer_mode(key))):
+            yield _stranger(cfg, key, fields | names, typed=typed)
         inner, known = node(block, name), [each for each in known if is_mapping(each) and len(each)]
         if known and is_mapping(inner):
             yield from _unknown(cfg, inner, known, f"{key}.")
@@ -176,16 +153,17 @@ def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], 
 
 def _stranger(cfg: DictConfig, key: str, siblings: set[str], *, typed: bool) -> Finding:
     block, _, name = key.rpartition(".")
-    found = value(cfg, key)
     close = difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=CLOSE)
-    hint = "Remove it; if code of your own reads it, this is only a reminder"
+    hint = "Remove it; if your own code reads it, this is only a reminder"
     if close:
         near = f"{block}.{close[0]}" if block else close[0]
-        hint = f"Did you mean {near}? If code of your own reads this one, give it a name that is not so near"
-    if typed and key.startswith(TYPED):
-        return PreflightError(key, found, "verl has no such setting here, and its workers fail on it", hint=hint)
-    problem = "nothing in verl or aent_verl reads it"
-    return (PreflightError if close else PreflightWarning)(key, found, problem, hint=hint)
+        hint = f"Did you mean {near}? If your own code reads this one, give it a name that is not so close"
+    if typed:
+        passed_on = "; of sampling parameters verl passes on only temperature, top_p and top_k"
+        problem = f"verl has no such setting here, and its workers fail on it{passed_on if block in SAMPLING else ''}"
+        return at(cfg, key).error(problem, hint if close else "Remove it")
+    found = at(cfg, key)
+    return (found.error if close else found.warning)("nothing in verl or aent_verl reads it", hint)
 
 
 def _fields(blocks: Sequence[DictConfig]) -> set[str]:
@@ -201,7 +179,7 @@ def _fields(blocks: Sequence[DictConfig]) -> set[str]:
 
 @functools.cache
 def _object(path: str) -> Any:
-    """What stands at a dotted path; None where it cannot be imported, which whoever builds the block will say."""
+    """The object at a dotted path; None if it cannot be imported, which whoever builds the block will report."""
     from hydra.utils import get_object
 
     try:
@@ -220,7 +198,7 @@ def _is_trainer_mode(key: str) -> bool:
 
 @functools.cache
 def _verl_source() -> str:
-    """All of verl's Python, read once and only if a key stands in no schema."""
+    """All of verl's Python, read once and only if a key is in no schema."""
     texts = []
     for folder, _, names in os.walk(verl_folder()):
         texts += [Path(folder, name).read_text(encoding="utf-8") for name in names if name.endswith(".py")]
@@ -232,3 +210,92 @@ def _is_read(name: str) -> bool:
     quoted = rf"""["'](?:[\w.]+\.)?{re.escape(name)}["']"""
     lookup = rf"(?:get|getattr|hasattr|pop|select)\([^()\n]*{quoted}|\[{quoted}\]|{quoted} (?:not )?in "
     return re.search(lookup, _verl_source()) is not None
+
+
+def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[list[Finding], list[str]]:
+    """Sort overrides into those whose key verl no longer has, or that Hydra's grammar refuses, and those that compose.
+
+    Args:
+        overrides: Hydra overrides, one a string.
+        cfg_base: the config that they change, composed without them.
+
+    Returns:
+        An error for each that does not fit, and the remaining overrides in their order.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    findings: list[Finding] = []
+    remaining = []
+    for text in overrides:
+        try:
+            parsed = parser.parse_override(text)
+        except HydraException as error:
+            problem = f"Hydra cannot read it: {str(error).splitlines()[0]}"
+            findings.append(Setting(text, None).error(problem, "Write key=value, quoted for the shell"))
+            continue
+        finding = None if _is_group(parsed.key_or_group) else _look_up(parsed, text, cfg_base)
+        if finding is None:
+            remaining.append(text)
+        else:
+            findings.append(finding)
+    return findings, remaining
+
+
+def group_choices(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the overrides that choose a file of a config group, or are Hydra's own."""
+    keys = ((text, text.partition("=")[0].lstrip("+~")) for text in overrides)
+    return tuple(text for text, key in keys if _is_group(key))
+
+
+def _is_group(key: str) -> bool:
+    """Whether this chooses a file of a config group, or is Hydra's own."""
+    folders = CONFIG, Path(verl_folder(), "trainer", "config")
+    group = key.partition("@")[0]
+    return "/" in key or "@" in key or key.startswith("hydra.") or any(os.path.isdir(each / group) for each in folders)
+
+
+def _look_up(parsed: Any, text: str, cfg: DictConfig) -> Finding | None:
+    """What is wrong with the key of an override that assigns, adds (+) or deletes (~); None if Hydra takes it."""
+    key, given = parsed.key_or_group, text.partition("=")[2]
+    setting, known = Setting(key, given), has(cfg, key)
+    if not known and (moved := _moved(setting, cfg)) is not None:
+        return moved
+    if parsed.is_add() and known and not is_mapping(node(cfg, key)):
+        return setting.error("verl has this key, so + cannot add it", f"Type {key}={given}")
+    if known or parsed.is_add() or parsed.is_force_add():
+        return None
+    if _is_open(cfg, key):
+        return setting.error("Hydra sets a new key only with +", f"Type +{key}={given}")
+    close = difflib.get_close_matches(key, list(leaves(cfg)), n=1, cutoff=0.7)
+    hint = f"The closest key is {close[0]}" if close else "Remove it, or type it with + if your own code reads it"
+    return setting.error("verl 0.9.1 has no such key", hint)
+
+
+def _moved(setting: Setting, cfg: DictConfig) -> PreflightError | None:
+    """Where a key is today, or why it is gone: what the tables say of it, or else of the longest block around it."""
+    for block in (setting.key, *reversed(_blocks(setting.key))):
+        if block in MOVED or block in GONE:
+            target = MOVED[block] + setting.key.removeprefix(block) if block in MOVED else block
+            if target in GONE:
+                return setting.error("verl 0.9.1 has no such key", f"Remove it: {GONE[target]}")
+            hint = f"Type {override(target, setting.value, exists=has(cfg, target))}"
+            return setting.error(f"has moved to {target}", hint)
+    return None
+
+
+def _blocks(key: str) -> list[str]:
+    """The blocks around a key, the outermost first."""
+    parts = key.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _is_open(cfg: DictConfig, key: str) -> bool:
+    """Whether the key would be new in a mapping that takes any."""
+    return any(
+        block in FREE
+        or block.rpartition(".")[2] in FREE_NAMES
+        or (is_mapping(node(cfg, block)) and not node(cfg, block))
+        for block in _blocks(key)
+    )

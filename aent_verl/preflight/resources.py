@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import PreflightError, PreflightWarning
+from aent_verl.preflight.findings import PreflightWarning, Setting, at
 
 GIB = 1024**3
 # Resident memory of a process that has imported torch and verl or vLLM, without any model.
@@ -22,34 +22,33 @@ CPUS_PER_GPU = 3
 NUMA = "libnuma.so.1"
 # vLLM's executor that has the model in the engine's own process.
 ONE_PROCESS = "UniProcExecutor"
+GPUS = "trainer.n_gpus_per_node"
 
 
 def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     """Check accelerators and CPU slots of the Ray cluster that is joined or started, and memory on the CPU platform.
 
     Returns:
-        One line for each passed check, and a warning about a cluster that nobody named.
+        One line for each passed check, and a warning about a cluster that was not named.
 
     Raises:
         PreflightError: something is short.
     """
     from aent_verl.platforms.cpu import joined_cluster_resources
 
-    ray_init = cfg.ray_kwargs.ray_init
-    cluster = joined_cluster_resources(ray_init.get("address"))
+    address = cfg.ray_kwargs.ray_init.get("address")
+    cluster = joined_cluster_resources(address)
     if cluster is not None:
-        return [*_found_by_chance(ray_init.get("address")), *check_cluster(cluster, cfg)]
+        return [*_found_by_chance(address), *check_cluster(cluster, cfg)]
     lines: list[str | PreflightWarning] = [_check_accelerators(cfg)]
-    given = ray_init.get("num_cpus")
-    slots = (os.cpu_count() or 1) if given is None else given
+    given = at(cfg, "ray_kwargs.ray_init.num_cpus")
+    slots = (os.cpu_count() or 1) if given.value is None else given.value
     needed = cpu_slots(cfg)
     if slots < needed:
-        raise PreflightError(
-            "ray_kwargs.ray_init.num_cpus",
-            given,
-            f"Ray would have {slots} CPU slots, and would wait for more for ever",
-            expected=f"at least {needed} for {gpus(cfg)} rank(s)",
-            hint=f"Set ray_kwargs.ray_init.num_cpus={needed}; slots are logical, there may be more than cores",
+        raise given.error(
+            f"Ray would have {slots} CPU slots, and wait indefinitely for more",
+            f"Set {given.key}={needed}; slots are logical, there may be more than cores",
+            f"at least {needed} for {gpus(cfg)} rank(s)",
         )
     lines.append(f"Ray: {slots} CPU slots, {needed} needed")
     if cfg.trainer.device == "cpu":
@@ -66,12 +65,10 @@ def _found_by_chance(address: str | None) -> list[PreflightWarning]:
     if named not in (None, "", "auto"):
         return []
     return [
-        PreflightWarning(
-            "RAY_ADDRESS",
-            named,
-            f"names no cluster, and Ray joins the one that runs on this machine, {cluster_to_join(address)}, whoever "
+        Setting("RAY_ADDRESS", named).warning(
+            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
             "started it",
-            hint="Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
+            "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
     ]
 
@@ -88,23 +85,20 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
     """
     name = "NPU" if cfg.trainer.device == "npu" else "GPU"
     found, needed = resources.get(name, 0), gpus(cfg)
+    asked, nodes = at(cfg, GPUS), f"with trainer.nnodes={cfg.trainer.nnodes} the run needs"
     if found < needed:
-        raise PreflightError(
-            "trainer.n_gpus_per_node",
-            cfg.trainer.n_gpus_per_node,
-            f"with trainer.nnodes={cfg.trainer.nnodes} the run needs {needed} of Ray's resource {name}",
-            expected=f"at most the {found:g} that the cluster has",
-            hint="Add nodes to the cluster, or lower trainer.n_gpus_per_node or trainer.nnodes"
-            + ("; on CPU nodes run `ray start` with --num-gpus" if cfg.trainer.device == "cpu" else ""),
+        on_cpu = "; on CPU nodes run `ray start` with --num-gpus" if cfg.trainer.device == "cpu" else ""
+        raise asked.error(
+            f"{nodes} {needed} of Ray's resource {name}",
+            f"Add nodes to the cluster, or lower {GPUS} or trainer.nnodes{on_cpu}",
+            f"at most the {found:g} that the cluster has",
         )
     slots, needed_slots = resources.get("CPU", 0), cpu_slots(cfg)
     if slots < needed_slots:
-        raise PreflightError(
-            "trainer.n_gpus_per_node",
-            cfg.trainer.n_gpus_per_node,
-            f"with trainer.nnodes={cfg.trainer.nnodes} the run needs {needed_slots} CPU slots",
-            expected=f"at most the {slots:g} that the Ray cluster has",
-            hint="Start its nodes with a higher `ray start --num-cpus`; slots are logical",
+        raise asked.error(
+            f"{nodes} {needed_slots} CPU slots",
+            "Start its nodes with a higher `ray start --num-cpus`; slots are logical",
+            f"at most the {slots:g} that the Ray cluster has",
         )
     counted = "CPU slots not looked at" if math.isinf(slots) else f"{slots:g} CPU slots"
     return [f"Ray cluster: {found:g} {name}, {needed} needed; {counted}, {needed_slots} needed"]
@@ -129,21 +123,19 @@ def cpu_slots(cfg: DictConfig) -> int:
 
 
 def check_executor(cfg: DictConfig) -> None:
-    """Refuse vLLM's executor of one process for a model in several parts: it would wait for the others for ever.
+    """Refuse vLLM's one-process executor for a model in several parts: it would wait indefinitely for the others.
 
     Raises:
         PreflightError: names the key and what to set it to.
     """
     rollout = cfg.actor_rollout_ref.rollout
     parts = int(rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size)
-    executor = OmegaConf.select(rollout, "engine_kwargs.vllm.distributed_executor_backend")
-    if parts > 1 and executor is not None and str(executor).endswith(ONE_PROCESS):
-        raise PreflightError(
-            "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend",
-            executor,
-            f"it runs a model in one process, and tensor and pipeline parallel sizes ask for {parts}",
-            expected="mp",
-            hint="Set it to mp, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+    executor = at(cfg, "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend")
+    if parts > 1 and str(executor.value).endswith(ONE_PROCESS):
+        raise executor.error(
+            f"runs a model in one process, but tensor and pipeline parallel sizes ask for {parts}",
+            "Set it to mp, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+            "mp",
         )
 
 
@@ -152,65 +144,50 @@ def _check_numa() -> None:
     try:
         ctypes.CDLL(NUMA)
     except OSError:
-        raise PreflightError(
-            "trainer.device",
-            "cpu",
+        raise Setting("trainer.device", "cpu").error(
             f"vLLM's CPU kernels need the system library {NUMA}, which is not installed",
-            expected="the library",
-            hint="Install it: apt-get install libnuma1, or dnf install numactl-libs",
+            "Install it: apt-get install libnuma1, or dnf install numactl-libs",
+            "the library",
         ) from None
 
 
 def _check_accelerators(cfg: DictConfig) -> str:
     needed = gpus(cfg)
-    asked = f"trainer.n_gpus_per_node * trainer.nnodes = {needed}"
-    given = cfg.ray_kwargs.ray_init.get("num_gpus")
-    if given is not None and given < needed:
-        raise PreflightError(
-            "ray_kwargs.ray_init.num_gpus",
-            given,
-            f"the run needs {asked}",
-            expected=f"at least {needed}",
-            hint="Raise it, or lower trainer.n_gpus_per_node",
-        )
-    if cfg.trainer.device == "cuda":
+    asked = f"the run needs {GPUS} * trainer.nnodes = {needed}"
+    given = at(cfg, "ray_kwargs.ray_init.num_gpus")
+    if given.value is not None and given.value < needed:
+        raise given.error(asked, f"Raise it, or lower {GPUS}", f"at least {needed}")
+    device = cfg.trainer.device
+    if device == "cuda":
         import torch
 
         found = torch.cuda.device_count()
         if found < needed:
-            raise PreflightError(
-                "trainer.n_gpus_per_node",
-                cfg.trainer.n_gpus_per_node,
-                f"the run needs {asked} GPUs, and Ray is to be started on this machine, which has {found}",
-                expected=f"at most {found}" if found else "a machine with GPUs",
-                hint="Lower it, point Ray at a cluster with RAY_ADDRESS, or train on the CPU with platform=cpu",
+            raise at(cfg, GPUS).error(
+                f"{asked} GPUs, but Ray is to be started on this machine, which has {found}",
+                "Lower it, point Ray at a cluster with RAY_ADDRESS, or train on the CPU with platform=cpu",
+                f"at most {found}" if found else "a machine with GPUs",
             )
         return f"GPUs: {found} here, {needed} needed"
-    if cfg.trainer.device == "cpu":
-        return f"ranks: {needed}, on the CPU"
-    return f"{cfg.trainer.device}: {needed} needed, left to verl"
+    return f"ranks: {needed}, on the CPU" if device == "cpu" else f"{device}: {needed} needed, left to verl"
 
 
 def processes(cfg: DictConfig) -> int:
-    """Processes that a run on one machine starts."""
-    return (
-        2  # driver and Ray's own daemons
-        + 1  # task runner
-        + 1  # coefficient
-        + 1  # TransferQueue's controller
-        + int(cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units)
-        + gpus(cfg)
-        + 2 * replicas(cfg)  # vLLM's server and its engine
-        + int(cfg.actor_rollout_ref.rollout.agent.num_workers)
-        + int(cfg.reward.num_workers)
-    )
+    """Processes that a run on one machine starts.
+
+    Five are the driver, Ray's own daemons, task runner, coefficients' actor and TransferQueue's controller; a rollout
+    engine takes two, vLLM's server and its engine.
+    """
+    storage = int(cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units)
+    workers = int(cfg.actor_rollout_ref.rollout.agent.num_workers) + int(cfg.reward.num_workers)
+    return 5 + storage + gpus(cfg) + 2 * max(1, replicas(cfg)[0]) + workers
 
 
-def replicas(cfg: DictConfig) -> int:
-    """Rollout engines of the run."""
+def replicas(cfg: DictConfig) -> tuple[int, int]:
+    """Rollout engines for which there are accelerators, and accelerators that each takes."""
     rollout = cfg.actor_rollout_ref.rollout
     each = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    return max(1, int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes // each))
+    return int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes) // each, int(each)
 
 
 def memory_estimate(cfg: DictConfig) -> dict[str, float]:
@@ -227,22 +204,22 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
     from aent_verl.platforms.cpu import runtime_env_vars
 
     weights = weight_gib(cfg.actor_rollout_ref.model.path)
+    engines = max(1, replicas(cfg)[0])
     reference = cfg.actor_rollout_ref.actor.use_kl_loss or cfg.algorithm.use_kl_in_reward
     environment = OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     cache = float({**runtime_env_vars(), **environment}["VLLM_CPU_KVCACHE_SPACE"])
     return {
         f"{processes(cfg)} processes": PROCESS_GIB * processes(cfg),
         "training": (5 if reference else 4) * weights,
-        "rollout": 2 * weights * replicas(cfg),
-        "KV cache": cache * replicas(cfg),
+        "rollout": 2 * weights * engines,
+        "KV cache": cache * engines,
     }
 
 
 def weight_gib(path: str) -> float:
     """Size of a model folder's weights when loaded in fp32, in GiB; 0 for a model on the hub."""
-    files = glob.glob(os.path.join(glob.escape(path), "*.safetensors")) or glob.glob(
-        os.path.join(glob.escape(path), "*.bin")
-    )
+    found = (glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in ("*.safetensors", "*.bin"))
+    files = next(filter(None, found), [])
     if not files:
         return 0.0
     config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
@@ -274,12 +251,10 @@ def _check_memory(cfg: DictConfig) -> str:
     needed, found = sum(parts.values()), available_gib()
     if found < needed:
         table = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
-        raise PreflightError(
-            "trainer.n_gpus_per_node",
-            cfg.trainer.n_gpus_per_node,
-            f"the run would take about {needed:.1f} GiB of memory ({table}), and {found:.1f} GiB are free",
-            expected=f"at least {needed:.1f} GiB",
-            hint="Close other programs, lower trainer.n_gpus_per_node, take a smaller model or less "
-            "VLLM_CPU_KVCACHE_SPACE; the figure is an estimate, run.check_memory=false skips this check",
+        raise at(cfg, GPUS).error(
+            f"the run would take about {needed:.1f} GiB of memory ({table}), but {found:.1f} GiB are free",
+            f"Close other programs, lower {GPUS}, use a smaller model or less VLLM_CPU_KVCACHE_SPACE; the figure is "
+            "an estimate, run.check_memory=false skips this check",
+            f"at least {needed:.1f} GiB",
         )
     return f"memory: about {needed:.1f} GiB needed, {found:.1f} GiB free"

@@ -1,4 +1,4 @@
-"""What of ``algorithm.rollout_correction`` verl's v1 trainers apply, and what they would drop in silence.
+"""What of ``algorithm.rollout_correction`` verl's v1 trainers apply, and what they would silently drop.
 
 Read in verl 0.9.1. *Decoupled* (``bypass_mode=false``): the trainer computes weights and rejections once a step from
 the rollout's log-probs, if it returned any, and every policy loss but ``bypass_mode`` multiplies by the weights.
@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.defaults import changed
-from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
+from aent_verl.preflight.findings import Finding, Setting, at, without_effect
+from aent_verl.preflight.schema import changed, value
 
 KEY = "algorithm.rollout_correction"
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
@@ -31,146 +31,106 @@ BY_HAND = f"{POLICY_LOSS}.loss_mode={BYPASS_LOSS} '+{POLICY_LOSS}.rollout_correc
 
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Find settings of rollout correction that would fail, be dropped, or be replaced by others."""
-    block = OmegaConf.select(cfg, KEY)
+    block = value(cfg, KEY)
     if block is None:
         return
-    settings = {name: block.get(name) for name in (*READ_BY_LOSS, "bypass_mode")}
-    loss_mode = OmegaConf.select(cfg, f"{POLICY_LOSS}.loss_mode", default="vanilla")
-    refused = list(_values(settings))
+    loss_mode = value(cfg, f"{POLICY_LOSS}.loss_mode") or "vanilla"
+    refused = list(_values(cfg))
     yield from refused
-    yield from _without_switch(cfg, settings)
-    if not settings["bypass_mode"]:
-        yield from _decoupled(cfg, settings, loss_mode, rejects=settings["rollout_rs"] is not None and not refused)
+    for switch, example, dependents in (
+        ("rollout_is", "token", ("rollout_is_threshold", "rollout_is_batch_normalize")),
+        ("rollout_rs", "token_k1", ("rollout_rs_threshold",)),
+    ):
+        if block.get(switch) is None:
+            keys = (f"{KEY}.{name}" for name in dependents)
+            why, hint = f"{KEY}.{switch} is null", f"Set {KEY}.{switch}={example}, or remove it"
+            yield from without_effect(cfg, keys, why, hint)
+    if not block.get("bypass_mode"):
+        yield from _decoupled(cfg, block, loss_mode, rejects=block.get("rollout_rs") is not None and not refused)
         return
-    if not OmegaConf.select(cfg, LOG_PROBS):
-        yield PreflightError(
-            LOG_PROBS,
-            False,
-            f"{KEY}.bypass_mode=true takes the rollout's log-probs for the old ones, and the rollout would return "
+    if not value(cfg, LOG_PROBS):
+        yield at(cfg, LOG_PROBS).error(
+            f"{KEY}.bypass_mode=true takes the rollout's log-probs for the old ones, but the rollout would return "
             "none: the first step would fail",
-            hint=f"Set {LOG_PROBS}=true",
+            f"Set {LOG_PROBS}=true",
         )
-    yield from (_bypass_loss(cfg) if loss_mode == BYPASS_LOSS else _bypass(settings, loss_mode))
+    yield from (_bypass_loss(cfg) if loss_mode == BYPASS_LOSS else _bypass(cfg, loss_mode))
 
 
-def _values(settings: dict[str, Any]) -> Iterator[Finding]:
-    """What verl itself would refuse at the first step; a threshold of null switches the weights off without a word."""
+def _values(cfg: DictConfig) -> Iterator[Finding]:
+    """What verl itself would refuse at the first step; a threshold of null silently switches the weights off."""
     import torch
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 
     zeros = torch.zeros(1, 2)
     call = partial(compute_rollout_correction_and_rejection_mask, zeros, zeros, torch.ones_like(zeros))
-    for switch in ("rollout_is", "rollout_rs"):
-        value, threshold = settings[switch], settings[f"{switch}_threshold"]
-        if value is None:
+    for name in ("rollout_is", "rollout_rs"):
+        switch, threshold = at(cfg, f"{KEY}.{name}"), at(cfg, f"{KEY}.{name}_threshold")
+        if switch.value is None:
             continue
-        if threshold is None:
-            yield PreflightError(
-                f"{KEY}.{switch}_threshold",
-                None,
-                f"verl leaves {KEY}.{switch}={value!r} out where no threshold is given"
-                if switch == "rollout_is"
-                else f"{KEY}.{switch}={value!r} needs one",
-                hint=f"Set {KEY}.{switch}_threshold, 2.0 for instance, or {KEY}.{switch}=null",
+        given = f"{switch.key}={switch.value!r}"
+        if threshold.value is None:
+            yield threshold.error(
+                f"verl leaves {given} out if no threshold is given" if name == "rollout_is" else f"{given} needs one",
+                f"Set {threshold.key}, to 2.0 for instance, or {switch.key}=null",
             )
             continue
         try:
-            call(**{switch: value, f"{switch}_threshold": threshold})
+            call(**{name: switch.value, f"{name}_threshold": threshold.value})
         except (ValueError, TypeError) as error:
-            yield PreflightError(
-                f"{KEY}.{switch}",
-                value,
-                f"verl refuses it with {KEY}.{switch}_threshold={threshold!r} at the first step ({error})",
-                hint="Change one of the two",
+            yield switch.error(
+                f"verl refuses it with {threshold.key}={threshold.value!r} at the first step ({error})",
+                "Change one of the two",
             )
-    if settings["loss_type"] not in ("ppo_clip", "reinforce"):
-        yield PreflightError(
-            f"{KEY}.loss_type",
-            settings["loss_type"],
-            "verl knows no such loss",
-            expected="ppo_clip or reinforce",
-            hint=f"Set {KEY}.loss_type=ppo_clip",
-        )
+    loss_type = at(cfg, f"{KEY}.loss_type")
+    if loss_type.value not in ("ppo_clip", "reinforce"):
+        yield loss_type.error("verl knows no such loss", f"Set {loss_type.key}=ppo_clip", "ppo_clip or reinforce")
 
 
-def _without_switch(cfg: DictConfig, settings: dict[str, Any]) -> Iterator[Finding]:
-    given = changed(cfg, KEY)
-    for switch, dependents in (
-        ("rollout_is", ("rollout_is_threshold", "rollout_is_batch_normalize")),
-        ("rollout_rs", ("rollout_rs_threshold",)),
-    ):
-        for name in dependents:
-            if settings[switch] is None and f"{KEY}.{name}" in given:
-                yield PreflightWarning(
-                    f"{KEY}.{name}",
-                    settings[name],
-                    f"it has no effect: {KEY}.{switch} is null, so that nothing is corrected",
-                    hint=f"Set {KEY}.{switch}={'token' if switch == 'rollout_is' else 'token_k1'}, or leave it out",
-                )
-
-
-def _decoupled(cfg: DictConfig, settings: dict[str, Any], loss_mode: str, *, rejects: bool) -> Iterator[Finding]:
-    switched_on = {name: settings[name] for name in ("rollout_is", "rollout_rs") if settings[name] is not None}
-    has_log_probs = bool(OmegaConf.select(cfg, LOG_PROBS))
-    if not has_log_probs:
-        for name, value in switched_on.items():
-            yield PreflightError(
-                f"{KEY}.{name}",
-                value,
-                f"it would be dropped without a word: {LOG_PROBS}=false, so that there are no log-probs of the rollout "
-                "to compare with",
-                hint=f"Set {LOG_PROBS}=true",
+def _decoupled(cfg: DictConfig, block: dict[str, Any], loss_mode: str, *, rejects: bool) -> Iterator[Finding]:
+    log_probs = value(cfg, LOG_PROBS)
+    for name in ("rollout_is", "rollout_rs"):
+        if not log_probs and block.get(name) is not None:
+            yield at(cfg, f"{KEY}.{name}").error(
+                f"would be silently dropped: with {LOG_PROBS}=false there are no log-probs of the rollout to "
+                "compare with",
+                f"Set {LOG_PROBS}=true",
             )
-    if settings["loss_type"] == "reinforce":
-        yield PreflightError(
-            f"{KEY}.loss_type",
-            "reinforce",
-            f"it belongs to {KEY}.bypass_mode=true; without that the run would compute {POLICY_LOSS}.loss_mode="
-            f"{loss_mode}",
-            hint=f"Set {KEY}.bypass_mode=true and {BY_HAND}, or {KEY}.loss_type=ppo_clip",
+    if block.get("loss_type") == "reinforce":
+        yield at(cfg, f"{KEY}.loss_type").error(
+            f"belongs to {KEY}.bypass_mode=true; without it the run computes {POLICY_LOSS}.loss_mode={loss_mode}",
+            f"Set {KEY}.bypass_mode=true and {BY_HAND}, or {KEY}.loss_type=ppo_clip",
         )
     if loss_mode == BYPASS_LOSS:
-        yield PreflightError(
-            f"{POLICY_LOSS}.loss_mode",
-            loss_mode,
+        yield at(cfg, f"{POLICY_LOSS}.loss_mode").error(
             f"with {KEY}.bypass_mode=false it would take the recomputed log-probs for the rollout's, and drop the "
             "weights that the trainer computes",
-            hint=f"Set {KEY}.bypass_mode=true, or {POLICY_LOSS}.loss_mode=vanilla",
+            f"Set {KEY}.bypass_mode=true, or {POLICY_LOSS}.loss_mode=vanilla",
         )
-    if rejects and has_log_probs and cfg.actor_rollout_ref.actor.loss_agg_mode == "token-mean":
-        yield PreflightWarning(
-            f"{KEY}.rollout_rs",
-            settings["rollout_rs"],
-            "rejected tokens leave the loss but not the number of tokens that it is divided by (verl counts its "
-            "loss_mask, which a rejection does not change): policy loss and entropy bonus shrink together by the "
-            "accepted share",
-            hint="The share is 1 - rollout_corr/rollout_rs_*_masked_fraction; compare runs at equal shares only",
+    if rejects and log_probs and cfg.actor_rollout_ref.actor.loss_agg_mode == "token-mean":
+        yield at(cfg, f"{KEY}.rollout_rs").warning(
+            "rejected tokens leave the loss but not the number of tokens that divides it (verl counts its loss_mask, "
+            "which a rejection does not change): policy loss and entropy bonus shrink together by the accepted share",
+            "The share is 1 - rollout_corr/rollout_rs_*_masked_fraction; compare runs at equal shares only",
         )
 
 
-def _bypass(settings: dict[str, Any], loss_mode: str) -> Iterator[Finding]:
+def _bypass(cfg: DictConfig, loss_mode: str) -> Iterator[Finding]:
+    loss_type, is_, rs = (at(cfg, f"{KEY}.{name}") for name in ("loss_type", "rollout_is", "rollout_rs"))
     instead = f"the run would compute {POLICY_LOSS}.loss_mode={loss_mode}, with the rollout's log-probs as the old ones"
-    if settings["loss_type"] == "reinforce":
-        yield PreflightError(
-            f"{KEY}.loss_type",
-            "reinforce",
-            f"verl's v1 trainers do not read it: {instead}",
-            hint=f"Set {BY_HAND}, or {KEY}.loss_type=ppo_clip",
+    if loss_type.value == "reinforce":
+        yield loss_type.error(
+            f"verl's v1 trainers do not read it: {instead}", f"Set {BY_HAND}, or {loss_type.key}=ppo_clip"
         )
-    if settings["rollout_rs"] is not None:
-        yield PreflightError(
-            f"{KEY}.rollout_rs",
-            settings["rollout_rs"],
+    if rs.value is not None:
+        yield rs.error(
             f"verl's v1 trainers reject nothing with {KEY}.bypass_mode=true: {instead}",
-            hint=f"Set {BY_HAND}, or {KEY}.rollout_rs=null",
+            f"Set {BY_HAND}, or {rs.key}=null",
         )
-    if settings["rollout_is"] is not None and settings["loss_type"] != "reinforce":
-        yield PreflightWarning(
-            f"{KEY}.rollout_is",
-            settings["rollout_is"],
-            f"no weights are computed with {KEY}.bypass_mode=true: the ratio to the rollout's log-probs takes their "
-            "place",
-            hint=f"Set {KEY}.rollout_is=null, or {KEY}.bypass_mode=false for weights",
+    if is_.value is not None and loss_type.value != "reinforce":
+        yield is_.warning(
+            f"with {KEY}.bypass_mode=true no weights are computed: the ratio to the rollout's log-probs replaces them",
+            f"Set {is_.key}=null, or {KEY}.bypass_mode=false for weights",
         )
 
 
@@ -180,13 +140,11 @@ def _bypass_loss(cfg: DictConfig) -> Iterator[Finding]:
 
     copy = OmegaConf.select(cfg, f"{POLICY_LOSS}.rollout_correction")
     used = RolloutCorrectionConfig() if copy is None else copy
-    for key, value in changed(cfg, KEY).items():
+    for key, given in changed(cfg, KEY).items():
         name = key.rpartition(".")[2]
-        if name in READ_BY_LOSS and used.get(name, None) != value:
-            yield PreflightError(
-                key,
-                value,
+        if name in READ_BY_LOSS and used.get(name, None) != given:
+            yield Setting(key, given).error(
                 f"{POLICY_LOSS}.loss_mode={BYPASS_LOSS} reads {POLICY_LOSS}.rollout_correction.{name}, which is "
                 f"{used.get(name, None)!r}; no v1 trainer copies this block there",
-                hint=f"Add '+{POLICY_LOSS}.rollout_correction=${{{KEY}}}'",
+                f"Add '+{POLICY_LOSS}.rollout_correction=${{{KEY}}}'",
             )

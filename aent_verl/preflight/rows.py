@@ -1,18 +1,25 @@
-"""Every row of a data file, a batch at a time as Arrow columns, and single rows by their number.
+"""Every row of a data file: what it lacks, and which rows to look at more closely.
 
-Rows are numbered from 0 within their file; blank lines of JSON files do not count.
+A file is read a batch at a time as Arrow columns, and single rows by their number. Rows are numbered from 0 within
+their file; blank lines of JSON files do not count.
 """
 
 from __future__ import annotations
 
+import functools
+import heapq
 import itertools
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
@@ -24,6 +31,16 @@ _BLOCK_BYTES = 8 << 20
 _ARRAY_BYTES = 16 << 20
 _BEGINNING = 4 << 20
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
+# What is looked at more closely in each file: rows at its beginning, rows with most text, rows of each data source.
+SAMPLE = 64
+LONGEST = 8
+PER_SOURCE = 3
+MOST_SOURCES = 64
+_NAMED = 5
+# Names that verl's reward loop reads; no setting changes them.
+SOURCE, REWARD, TRUTH = "data_source", "reward_model", "ground_truth"
+# What rows may lack.
+PROMPTS, RECORDS, TRUTHS, FILLED, SOURCES = "prompts", "records", "truths", "filled truths", "sources"
 
 Rows = list[dict[str, Any]]
 
@@ -43,7 +60,7 @@ def read_in_part(path: str) -> bool:
 def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[pa.RecordBatch]:
     """Batches of rows, with those of the columns ``names`` that the file has.
 
-    Where a file holds values of several types in one place, which Arrow has no type for, columns come as `_plain`
+    Where a file holds values of several types in one place, for which Arrow has no type, columns come as `_plain`
     leaves them.
 
     Args:
@@ -88,7 +105,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
 
 
 def _holds_json(schema: pa.Schema) -> bool:
-    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets what they stand for."""
+    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets the decoded values."""
     return "arrow.json" in str(schema)
 
 
@@ -172,7 +189,7 @@ def _first_items(text: str) -> Iterator[Any]:
 
 
 def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:
-    """Columns of rows, whatever types stand in one place, as `_plain` leaves them."""
+    """Columns of rows, whatever types are in one place, as `_plain` leaves them."""
     present = [name for name in names if any(name in row for row in rows)]
     return pa.table({name: pa.array(_plain([row.get(name) for row in rows])) for name in present})
 
@@ -180,13 +197,9 @@ def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:
 def _plain(values: Sequence[Any]) -> list[Any]:
     """A column with each value, message content and ground truth as text, and null where it has another form."""
     form = next((type(value) for value in values if isinstance(value, Mapping | list)), None)
-    if form is None:
-        return [_text(value) for value in values]
-    return [_record(value) if form is not list else _records(value) for value in values]
-
-
-def _records(value: Any) -> list[Any] | None:
-    return [_record(item) for item in value] if isinstance(value, list) else None
+    if form is list:
+        return [[_record(item) for item in value] if isinstance(value, list) else None for value in values]
+    return [(_text if form is None else _record)(value) for value in values]
 
 
 def _record(value: Any) -> dict[str, Any] | None:
@@ -199,3 +212,190 @@ def _text(value: Any) -> str | None:
     if value != value or (isinstance(value, Mapping) and all(item is None for item in value.values())):
         return None
     return json.dumps(value, default=str) if value != [] else ""
+
+
+@dataclass
+class Found:
+    """Rows that have something in common.
+
+    Attributes:
+        count: how many.
+        first: numbers of the first few.
+    """
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, mask: pa.Array, start: int) -> None:
+        """Add the rows that are true in a batch that begins at row ``start``."""
+        count = mask.true_count
+        if count and len(self.first) < _NAMED:
+            numbers = mask.to_numpy(zero_copy_only=False).nonzero()[0][: _NAMED - len(self.first)]
+            self.first += [start + int(number) for number in numbers]
+        self.count += count
+
+    def __str__(self) -> str:
+        numbers = ", ".join(map(str, self.first))
+        more = self.count - len(self.first)
+        return f"row{'s' * (self.count > 1)} {numbers}" + (f" and {more} more" if more else "")
+
+
+@dataclass
+class Scan:
+    """What one pass over a file found.
+
+    Attributes:
+        count: its rows.
+        lacking: rows that lack something, by what it is: ``PROMPTS``, a list of messages that each have a role and a
+            content; ``RECORDS``, a reward_model that is a record; ``TRUTHS``, a ground truth that is not null, and
+            ``FILLED``, one that is neither an empty text nor an empty list; ``SOURCES``, a data source; and a value in
+            each column that needs one where it exists, by its name.
+        samples: numbers of the rows to look at more closely.
+        distinct: data sources, with the number of rows that were taken of each.
+    """
+
+    count: int = 0
+    lacking: dict[str, Found] = field(default_factory=lambda: defaultdict(Found))
+    samples: set[int] = field(default_factory=set)
+    distinct: dict[Any, int] = field(default_factory=dict)
+
+
+def scan(path: str, prompt_key: str, others: Sequence[str]) -> Scan:
+    """Read the file's prompts, data sources and ground truths.
+
+    Args:
+        path: a file that `batches` reads.
+        prompt_key: the column of prompts.
+        others: columns that must not be null.
+
+    Raises:
+        ValueError, OSError: the file cannot be read.
+    """
+    names = list(dict.fromkeys([prompt_key, SOURCE, REWARD, *others]))
+    found = _scan(batches(path, names), prompt_key, others)
+    if path.endswith(".parquet") or _is_true(found, path, names, prompt_key, others):
+        return found
+    return _scan(batches(path, names, fast=False), prompt_key, others)
+
+
+def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, others: Sequence[str]) -> bool:
+    """Whether the first rows that seem to lack something do: it may stand where the fast way does not look."""
+    numbers = {number for rows in found.lacking.values() for number in rows.first}
+    if not numbers:
+        return True
+    whole = plain_table(list(take(path, names, numbers).values()), names)
+    again = _scan(whole.to_batches(), prompt_key, others)
+    return all(again.lacking[kind].count >= len(rows.first) for kind, rows in found.lacking.items())
+
+
+def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[str]) -> Scan:
+    found = Scan()
+    longest: list[tuple[int, int]] = []
+    for batch in batches:
+        prompts, records, sources = (_column(batch, name) for name in (prompt_key, REWARD, SOURCE))
+        truths = _field(records, TRUTH)
+        masks = {
+            PROMPTS: not_messages(prompts),
+            RECORDS: _null_or_not(records, pa.types.is_struct(records.type)),
+            TRUTHS: is_missing(truths),
+            FILLED: is_empty(truths),
+            SOURCES: pc.or_(is_missing(sources), is_empty(sources)),
+            **{name: _column(batch, name).is_null() for name in others},
+        }
+        for kind, mask in masks.items():
+            found.lacking[kind].add(mask, found.count)
+        _add_sources(found, sources)
+        longest = _longest(longest, text_sizes(prompts), found.count)
+        found.count += len(batch)
+    found.samples.update(range(min(SAMPLE, found.count)), (number for _, number in longest))
+    return found
+
+
+def not_messages(array: pa.Array) -> pa.Array:
+    """Whether each value is something else than messages which all have a role and a content, `[N] -> [N]` bools."""
+    if not _is_list(array.type) or not pa.types.is_struct(array.type.value_type):
+        return _null_or_not(array, False)
+    messages = array.flatten()
+    role, content = _field(messages, "role"), _field(messages, "content")
+    silent = _null_or_not(content, _is_text(content.type) or _is_list(content.type))
+    # A message that calls tools has no text.
+    silent = pc.and_(silent, is_missing(_field(messages, "tool_calls")))
+    faulty = pc.or_(silent, _null_or_not(role, _is_text(role.type))).to_numpy(zero_copy_only=False)
+    mask = pc.fill_null(pc.equal(pc.list_value_length(array), 0), True).to_numpy(zero_copy_only=False).copy()
+    mask[pc.list_parent_indices(array).to_numpy()[faulty]] = True
+    return pa.array(mask)
+
+
+def _null_or_not(array: pa.Array, right: bool) -> pa.Array:
+    """Whether each value is null, or all of them if the array is not of the right type, `[N] -> [N]` bools."""
+    return array.is_null() if right else pa.array([True] * len(array), pa.bool_())
+
+
+def is_missing(array: pa.Array) -> pa.Array:
+    """Whether each value is null, NaN or a record of nothing but those, `[N] -> [N]` bools."""
+    if not pa.types.is_struct(array.type):
+        return array.is_null(nan_is_null=pa.types.is_floating(array.type))
+    return functools.reduce(pc.and_, map(is_missing, array.flatten()), _null_or_not(array, False))
+
+
+def is_empty(array: pa.Array) -> pa.Array:
+    """Whether each value is a text or a list with nothing in it, `[N] -> [N]` bools."""
+    if not _is_text(array.type) and not _is_list(array.type):
+        return pa.array([False] * len(array), pa.bool_())
+    length = pc.binary_length if _is_text(array.type) else pc.list_value_length
+    return pc.fill_null(pc.equal(length(array), 0), False)
+
+
+def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
+    """Bytes of all text within each value, `[N] -> [N]`."""
+    if _is_text(array.type):
+        return np.asarray(pc.fill_null(pc.binary_length(array), 0), dtype=np.int64)
+    if _is_list(array.type):
+        parents = pc.list_parent_indices(array).to_numpy()
+        return np.bincount(parents, text_sizes(array.flatten()), minlength=len(array)).astype(np.int64)
+    if pa.types.is_struct(array.type):
+        return sum((text_sizes(child) for child in array.flatten()), np.zeros(len(array), dtype=np.int64))
+    return np.zeros(len(array), dtype=np.int64)
+
+
+def _longest(known: list[tuple[int, int]], sizes: np.ndarray[Any, Any], start: int) -> list[tuple[int, int]]:
+    """The rows with most text of those known, each as (-size, number), and of a batch that begins at row ``start``."""
+    floor = -known[-1][0] if len(known) == LONGEST else -1
+    candidates = (sizes > floor).nonzero()[0]
+    best = candidates[(-sizes[candidates]).argsort(kind="stable")[:LONGEST]]
+    return heapq.nsmallest(LONGEST, [*known, *((-int(sizes[i]), start + int(i)) for i in best)])
+
+
+def _add_sources(found: Scan, array: pa.Array) -> None:
+    """Note the data sources of a batch that begins at row ``found.count``, and take the first few rows of each."""
+    if pa.types.is_nested(array.type):
+        return
+    encoded = array.dictionary_encode()
+    codes = pc.fill_null(encoded.indices, -1).to_numpy()
+    for code, source in enumerate(encoded.dictionary.to_pylist()):
+        taken = found.distinct.setdefault(source, 0)
+        if taken < PER_SOURCE and (taken or sum(map(bool, found.distinct.values())) < MOST_SOURCES):
+            new = (codes == code).nonzero()[0][: PER_SOURCE - taken]
+            found.samples.update(found.count + int(number) for number in new)
+            found.distinct[source] += len(new)
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    if name not in batch.schema.names:
+        return pa.nulls(len(batch))
+    array = batch.column(name)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _field(array: pa.Array, name: str) -> pa.Array:
+    """A field of records; nulls where they do not have it."""
+    known = pa.types.is_struct(array.type) and array.type.get_field_index(name) >= 0
+    return pc.struct_field(array, name) if known else pa.nulls(len(array))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -10,160 +10,109 @@ a response vanishes: refused.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from aent_verl.preflight.defaults import changed
-from aent_verl.preflight.errors import Finding, PreflightError, PreflightWarning
+from aent_verl.preflight.findings import Finding, Setting, at
+from aent_verl.preflight.schema import changed, value
 
 ROLLOUT = "actor_rollout_ref.rollout"
 ENGINE = f"{ROLLOUT}.engine_kwargs.vllm"
 CORRECTION = "algorithm.rollout_correction"
+FUSED = "actor_rollout_ref.model.use_fused_kernels"
+SHAPING = "entropy_control.advantages.name"
+PASSED_ON = ("temperature", "top_p", "top_k")
 # Keys of vLLM's generation config that a request's own sampling parameters replace.
 REPLACED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Find sampling settings under which the rollout is not from the policy that trains, or that are not passed on."""
-    yield from _unknown(cfg)
     yield from _dropped(cfg)
     greedy = list(_greedy(cfg))
-    yield from greedy
-    if not greedy:
-        yield from _truncated(cfg)
+    yield from greedy or _truncated(cfg)
     yield from _log_probs(cfg)
     yield from _validation(cfg)
 
 
-def _unknown(cfg: DictConfig) -> Iterator[Finding]:
-    """Keys added with + that verl's own config classes refuse, in the workers: ``min_p``, penalties, ``stop``."""
-    from verl.workers.config import RolloutConfig
-    from verl.workers.config.rollout import SamplingConfig
-
-    for key, kind in ((ROLLOUT, RolloutConfig), (f"{ROLLOUT}.val_kwargs", SamplingConfig)):
-        known = {field.name for field in dataclasses.fields(kind)} | {"_target_"}
-        for name in OmegaConf.select(cfg, key):
-            if name not in known:
-                yield PreflightError(
-                    f"{key}.{name}",
-                    OmegaConf.select(cfg, f"{key}.{name}"),
-                    f"verl's {kind.__name__} has no such field and its workers would fail; of sampling parameters verl "
-                    "passes on temperature, top_p and top_k",
-                    hint="Leave it out",
-                )
-
-
 def _dropped(cfg: DictConfig) -> Iterator[Finding]:
-    rollout = cfg.actor_rollout_ref.rollout
-    penalty = rollout.get("repetition_penalty", 1.0)
-    if penalty != 1.0:
-        yield PreflightError(
-            f"{ROLLOUT}.repetition_penalty",
-            penalty,
-            "verl's agent loop sends 1.0 with every request, so that nothing is penalised",
-            hint="Leave it out",
+    penalty, ignore_eos = at(cfg, f"{ROLLOUT}.repetition_penalty"), at(cfg, f"{ROLLOUT}.ignore_eos")
+    if penalty.value not in (None, 1.0):
+        yield penalty.error("verl's agent loop sends 1.0 with every request: nothing is penalised", "Remove it")
+    if ignore_eos.value:
+        yield ignore_eos.warning(
+            "every response runs to the full length, and what follows its end is scored and trained on",
+            f"Set {ignore_eos.key}=false, unless this measures speed",
         )
-    if not rollout.get("do_sample", True):
-        yield PreflightError(
-            f"{ROLLOUT}.do_sample",
-            False,
-            f"verl's v1 trainers do not read it and sample at {ROLLOUT}.temperature={rollout.temperature}",
-            hint=f"Set {ROLLOUT}.do_sample=true",
-        )
-    if rollout.get("over_sample_rate", 0):
-        yield PreflightWarning(
-            f"{ROLLOUT}.over_sample_rate",
-            rollout.over_sample_rate,
-            "it has no effect: verl's v1 trainers do not read it",
-            hint="Leave it out",
-        )
-    if rollout.get("ignore_eos"):
-        yield PreflightWarning(
-            f"{ROLLOUT}.ignore_eos",
-            True,
-            "every response goes on to the full length, and what comes after its end is scored and trained on",
-            hint=f"Set {ROLLOUT}.ignore_eos=false, unless this measures speed",
-        )
-    given = OmegaConf.select(cfg, f"{ENGINE}.override_generation_config") or {}
+    given = value(cfg, f"{ENGINE}.override_generation_config") or {}
     for name in REPLACED:
         if name in given:
-            yield PreflightWarning(
-                f"{ENGINE}.override_generation_config.{name}",
-                given[name],
-                "it has no effect: every request of verl brings its own",
-                hint=f"Set {ROLLOUT}.{name}"
-                if name in ("temperature", "top_p", "top_k")
-                else "Leave it out: verl passes on temperature, top_p and top_k only",
+            yield at(cfg, f"{ENGINE}.override_generation_config.{name}").warning(
+                "has no effect: every request of verl brings its own",
+                f"Set {ROLLOUT}.{name}"
+                if name in PASSED_ON
+                else "Remove it: verl passes on only temperature, top_p and top_k",
             )
 
 
 def _greedy(cfg: DictConfig) -> Iterator[Finding]:
-    rollout = cfg.actor_rollout_ref.rollout
-    for name, value, right in (
-        ("temperature", rollout.temperature, rollout.temperature > 0),
-        ("top_k", rollout.top_k, rollout.top_k >= -1 and rollout.top_k != 1),
-        ("top_p", rollout.top_p, 0 < rollout.top_p <= 1),
+    """Values that leave nothing to sample, or that the engine refuses."""
+    for name, right, off, expected in (
+        ("temperature", lambda x: x > 0, 1.0, "> 0"),
+        ("top_k", lambda x: x >= -1 and x != 1, -1, "-1 or >= 2"),
+        ("top_p", lambda x: 0 < x <= 1, 1.0, "in (0, 1]"),
     ):
-        if not right:
-            greedy = name != "top_p" and value >= 0
-            yield PreflightError(
-                f"{ROLLOUT}.{name}",
-                value,
-                "all samples of a prompt would be one and the same, and no advantage is left"
-                if greedy
+        setting = at(cfg, f"{ROLLOUT}.{name}")
+        if not right(setting.value):
+            yield setting.error(
+                "all samples of a prompt would be identical, which leaves no advantage"
+                if name != "top_p" and setting.value >= 0
                 else "the rollout engine refuses it at the first request",
-                expected={"temperature": "> 0", "top_k": "-1 or >= 2", "top_p": "in (0, 1]"}[name],
-                hint=f"Set {ROLLOUT}.{name}={-1 if name == 'top_k' else 1.0}",
+                f"Set {setting.key}={off}",
+                expected,
             )
 
 
 def _truncated(cfg: DictConfig) -> Iterator[Finding]:
-    rollout = cfg.actor_rollout_ref.rollout
-    cuts: dict[str, Any] = {}
-    if rollout.top_p < 1:
-        cuts[f"{ROLLOUT}.top_p"] = rollout.top_p
-    if rollout.top_k > 0:
-        cuts[f"{ROLLOUT}.top_k"] = rollout.top_k
-    if OmegaConf.select(cfg, f"{ENGINE}.logits_processors"):
-        cuts[f"{ENGINE}.logits_processors"] = OmegaConf.select(cfg, f"{ENGINE}.logits_processors")
-    for key, value in cuts.items():
-        off = "null" if key.endswith("processors") else -1 if key.endswith("top_k") else 1.0
-        problem = _wrong_ratio(cfg)
+    problem = _wrong_ratio(cfg)
+    for key, off, cuts in (
+        (f"{ROLLOUT}.top_p", "1.0", lambda x: x < 1),
+        (f"{ROLLOUT}.top_k", "-1", lambda x: x > 0),
+        (f"{ENGINE}.logits_processors", "null", bool),
+    ):
+        setting = at(cfg, key)
+        if not cuts(setting.value):
+            continue
         if problem:
-            yield PreflightError(
-                key,
-                value,
+            yield setting.error(
                 problem,
-                hint=f"Set {key}={off}, or {ROLLOUT}.logprobs_mode=raw_logprobs at temperature 1, or neither "
+                f"Set {key}={off}, or {ROLLOUT}.logprobs_mode=raw_logprobs at temperature 1, or neither "
                 f"{CORRECTION}.bypass_mode nor corrections over whole responses",
             )
-            continue
-        yield PreflightWarning(
-            key,
-            value,
-            "the rollout samples from a part of the distribution and renormalises it, while loss and entropy are of "
-            "the whole: what is left out is never sampled, and its gradient is missing" + _of_method(cfg, key),
-            hint=f"Set {key}={off} to sample from the policy that trains",
-        )
+        else:
+            yield setting.warning(
+                "the rollout samples from a part of the distribution, renormalised, but loss and entropy are of the "
+                "whole: what is left out is never sampled, and its gradient is missing" + _of_method(cfg, key),
+                f"Set {key}={off} to sample from the policy that trains",
+            )
 
 
 def _wrong_ratio(cfg: DictConfig) -> str | None:
     """Why the rollout's log-probs, which are of the truncated distribution, must not be used; None where they may."""
-    if _mode(cfg) == "raw_logprobs":
+    if _mode(cfg).value == "raw_logprobs":
         return None
-    if OmegaConf.select(cfg, f"{CORRECTION}.bypass_mode"):
+    if value(cfg, f"{CORRECTION}.bypass_mode"):
         return (
             f"with {CORRECTION}.bypass_mode=true the old log-probs are those of the truncated distribution: at equal "
             "weights the ratio is the probability of what is kept, not 1, and the clip range is off by it"
         )
     for name in ("rollout_is", "rollout_rs"):
-        value = OmegaConf.select(cfg, f"{CORRECTION}.{name}")
-        if value is not None and "seq" in value:
+        given = value(cfg, f"{CORRECTION}.{name}")
+        if given is not None and "seq" in given:
             return (
-                f"with {CORRECTION}.{name}={value} the log-probs of the truncated distribution are compared over whole "
+                f"with {CORRECTION}.{name}={given} the log-probs of the truncated distribution are compared over whole "
                 "responses: at equal weights each token has the ratio of what is kept, below 1, and their product "
                 "vanishes"
             )
@@ -171,72 +120,60 @@ def _wrong_ratio(cfg: DictConfig) -> str | None:
 
 
 def _of_method(cfg: DictConfig, key: str) -> str:
-    loss = OmegaConf.select(cfg, "actor_rollout_ref.actor.policy_loss.loss_mode")
-    shaping = OmegaConf.select(cfg, "entropy_control.advantages.name")
+    loss, shaping = value(cfg, "actor_rollout_ref.actor.policy_loss.loss_mode"), value(cfg, SHAPING)
     text = ""
     if shaping == "steer" or loss in ("aent_clip_cov", "aent_kl_cov"):
         name = shaping if shaping == "steer" else loss
-        text += f"; {name} takes the sampled tokens to be drawn from the whole policy, and its choice shifts with that"
+        text = f"; {name} takes the sampled tokens to be drawn from the whole policy, which skews its choice"
+    unmeasured = "; the entropy of what is sampled is not measured"
     if key.endswith("processors"):
-        return text + "; the entropy of what is sampled is not measured"
-    fused = OmegaConf.select(cfg, "actor_rollout_ref.model.use_fused_kernels")
-    return text + (
-        "; the entropy of what is sampled is not measured with actor_rollout_ref.model.use_fused_kernels=true"
-        if fused
-        else "; aent/entropy_sampled is the entropy of what is sampled, aent/entropy_full that of the policy"
-    )
+        return text + unmeasured
+    if value(cfg, FUSED):
+        return f"{text}{unmeasured} with {FUSED}=true"
+    return f"{text}; aent/entropy_sampled is the entropy of what is sampled, aent/entropy_full that of the policy"
 
 
-def _mode(cfg: DictConfig) -> str:
+def _mode(cfg: DictConfig) -> Setting:
     """What vLLM's log-probs are of; its own default where verl gives none."""
-    given = OmegaConf.select(cfg, f"{ENGINE}.logprobs_mode") or cfg.actor_rollout_ref.rollout.get("logprobs_mode")
-    return given or "raw_logprobs"
+    given = at(cfg, f"{ENGINE}.logprobs_mode")
+    found = given if given.value else at(cfg, f"{ROLLOUT}.logprobs_mode")
+    return replace(found, value=found.value or "raw_logprobs")
 
 
 def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
     rollout, mode = cfg.actor_rollout_ref.rollout, _mode(cfg)
-    if OmegaConf.select(cfg, f"{ROLLOUT}.name") != "vllm" or not rollout.calculate_log_probs:
+    if value(cfg, f"{ROLLOUT}.name") != "vllm" or not rollout.calculate_log_probs:
         return
-    key = f"{ENGINE}.logprobs_mode" if OmegaConf.select(cfg, f"{ENGINE}.logprobs_mode") else f"{ROLLOUT}.logprobs_mode"
-    if mode.endswith("logits"):
+    if mode.value.endswith("logits"):
         problem = "the rollout returns logits for log-probs"
-    elif mode == "raw_logprobs" and rollout.temperature != 1:
+    elif mode.value == "raw_logprobs" and rollout.temperature != 1:
         problem = (
-            f"the rollout returns log-probs before the temperature {rollout.temperature}, and training computes them "
+            f"the rollout returns log-probs before the temperature {rollout.temperature}, but training computes them "
             "after it"
         )
     else:
         return
-    used = [
-        f"{CORRECTION}.{name}"
-        for name in ("bypass_mode", "rollout_is", "rollout_rs")
-        if OmegaConf.select(cfg, f"{CORRECTION}.{name}")
-    ]
-    hint = f"Set {key}=processed_logprobs"
+    hint = f"Set {mode.key}=processed_logprobs"
+    keys = (f"{CORRECTION}.{name}" for name in ("bypass_mode", "rollout_is", "rollout_rs"))
+    used = next((key for key in keys if value(cfg, key)), None)
     if used:
-        yield PreflightError(key, mode, f"{problem}: ratios of the two, which {used[0]} uses, mean nothing", hint=hint)
+        yield mode.error(f"{problem}: their ratios, which {used} uses, mean nothing", hint)
     else:
-        yield PreflightWarning(
-            key, mode, f"{problem}: training/rollout_probs_diff and rollout_corr metrics mean nothing", hint=hint
-        )
+        yield mode.warning(f"{problem}: training/rollout_probs_diff and rollout_corr metrics mean nothing", hint)
 
 
 def _validation(cfg: DictConfig) -> Iterator[Finding]:
     """Find what validation would not do: a v1 trainer samples at ``val_kwargs.temperature``, whatever ``do_sample``."""
     key = f"{ROLLOUT}.val_kwargs"
-    val = cfg.actor_rollout_ref.rollout.val_kwargs
-    if val.temperature == 0 and (val.do_sample or val.n > 1):
-        yield PreflightWarning(
-            f"{key}.temperature",
-            val.temperature,
-            f"validation is greedy, whatever {key}.do_sample={val.do_sample} says"
-            + (f", and all {val.n} answers to a prompt are the same" if val.n > 1 else ""),
-            hint=f"Set {key}.temperature=1.0, or {key}.do_sample=false {key}.n=1",
+    temperature, sample, n = (at(cfg, f"{key}.{name}") for name in ("temperature", "do_sample", "n"))
+    if temperature.value == 0 and (sample.value or n.value > 1):
+        yield temperature.warning(
+            f"validation is greedy, whatever {sample.key}={sample.value} says"
+            + (f", and all {n.value} answers to a prompt are the same" if n.value > 1 else ""),
+            f"Set {temperature.key}=1.0, or {sample.key}=false {n.key}=1",
         )
-    elif val.temperature > 0 and not val.do_sample and f"{key}.temperature" in changed(cfg, key):
-        yield PreflightWarning(
-            f"{key}.do_sample",
-            False,
-            f"verl's v1 trainers do not read it: validation samples at {key}.temperature={val.temperature}",
-            hint=f"Set {key}.do_sample=true, or {key}.temperature=0 for greedy answers",
+    elif temperature.value > 0 and not sample.value and changed(cfg, temperature.key):
+        yield sample.warning(
+            f"verl's v1 trainers do not read it: validation samples at {temperature.key}={temperature.value}",
+            f"Set {sample.key}=true, or {temperature.key}=0 for greedy answers",
         )

@@ -1,4 +1,4 @@
-"""What a config is compared with: verl's own defaults, and what is set in ours."""
+"""verl's own defaults, and what a config sets that differs from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 
 # What no config holds; null is a value.
 _ABSENT = object()
@@ -26,21 +26,21 @@ def verl_folder() -> str:
 
 @functools.cache
 def verl_file(name: str) -> DictConfig:
-    """A file of verl's config folder; do not change what you get."""
+    """A file of verl's config folder, or at an absolute path; do not change what you get."""
     loaded = OmegaConf.load(os.path.join(verl_folder(), "trainer", "config", name))
     assert isinstance(loaded, DictConfig)
     return loaded
 
 
 def stock(cfg: DictConfig) -> DictConfig:
-    """Give verl's defaults for the training engine of this config, as verl itself composes them."""
+    """Load verl's defaults for the training engine of this config, as verl itself composes them."""
     engine = cfg.get("model_engine", "dp")
     name = "_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml"
     return verl_file(name)
 
 
 def node(cfg: DictConfig, key: str) -> Any:
-    """What stands at a dotted key, interpolations and mappings as they are; a private object where nothing does."""
+    """The node at a dotted key, interpolations and mappings as they are; a private object if there is none."""
     found: Any = cfg
     # Not `name in cfg`, which resolves interpolations: slow, and false where one cannot be resolved.
     for name in key.split("."):
@@ -56,12 +56,12 @@ def is_mapping(found: Any) -> bool:
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether something stands at a dotted key, if only null."""
+    """Whether there is anything at a dotted key, even null."""
     return node(cfg, key) is not _ABSENT
 
 
 def value(cfg: DictConfig, key: str) -> Any:
-    """The value at a dotted key with interpolations resolved, as plain Python; None where there is none."""
+    """The value at a dotted key with interpolations resolved, as plain Python; None if there is none."""
     found = OmegaConf.select(cfg, key, default=None)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
@@ -74,8 +74,30 @@ def is_default(cfg: DictConfig, key: str) -> bool:
     return bool(ours == theirs) if OmegaConf.is_config(ours) else bool(ours._value() == theirs._value())
 
 
+def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
+    """Settings at or below ``key`` that differ from verl's defaults, with their values.
+
+    A default that refers to another key follows ``cfg``: what verl derives from other settings counts as unchanged.
+    """
+    block = node(cfg, key)
+    names = leaves(block, f"{key}.") if is_mapping(block) and len(block) else [key]
+    different = {name: value(cfg, name) for name in names if not is_default(cfg, name)}
+    return {name: given for name, given in different.items() if given != _default(cfg, name)}
+
+
+def _default(cfg: DictConfig, key: str) -> Any:
+    """The default that verl has for a key, resolved within this config."""
+    default = node(stock(cfg), key)
+    if default is _ABSENT:
+        return default
+    block, _, name = key.rpartition(".")
+    given = AnyNode(default._value(), key=name, parent=node(cfg, block)) if default._is_interpolation() else default
+    found = given._dereference_node()
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found._value()
+
+
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of everything that is no mapping, and of empty mappings; ``_target_`` is left out."""
+    """Dotted keys of everything that is not a mapping, and of empty mappings, without ``_target_``."""
     for name in map(str, cfg):
         inner: Any = cfg._get_node(name)
         key = f"{prefix}{name}"

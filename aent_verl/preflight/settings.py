@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.preflight.errors import PreflightWarning, root_cause
+from aent_verl.preflight.findings import PreflightWarning, at, root_cause
 
 if TYPE_CHECKING:
     from aent_verl.methods.settings import EntropyControlConfig
@@ -18,9 +18,9 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     """Build the actor's config as the workers will, and let verl validate the whole.
 
     Returns:
-        What has no effect or loses work, and then what is illegal, or a line on the method.
+        What has no effect or loses work, then what is illegal, or a line on the method.
     """
-    from aent_verl.methods.blocks import NoEffectWarning
+    from aent_verl.methods.parsing import NoEffectWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -65,20 +65,14 @@ def _validate(cfg: DictConfig) -> str:
 
 
 def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
-    """Settings, verl's defaults among them, that lose work."""
-    trainer = cfg.trainer
-    if OmegaConf.select(cfg, "run.progress") and "file" not in trainer.logger:
-        yield PreflightWarning(
-            "trainer.logger",
-            list(trainer.logger),
-            "the progress table and the plot stay empty",
-            expected="'file' in it",
-            hint="Set trainer.logger=[console,file]",
+    """Settings, including verl's defaults, that lose work."""
+    loggers, save = at(cfg, "trainer.logger"), at(cfg, "trainer.save_freq")
+    if OmegaConf.select(cfg, "run.progress") and "file" not in loggers.value:
+        yield loggers.warning(
+            "the progress table and the plot stay empty", f"Set {loggers.key}=[console,file]", "'file' in it"
         )
-    if trainer.save_freq <= 0:
-        yield PreflightWarning(
-            "trainer.save_freq",
-            trainer.save_freq,
+    if save.value <= 0:
+        yield save.warning(
             "saves no checkpoint: a killed run starts from the beginning, and there is nothing to evaluate",
-            hint="Set trainer.save_freq=20, say",
+            f"Set {save.key}=20, for example",
         )

@@ -19,13 +19,13 @@ def grid(name: str, *overrides: str) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def reported() -> dict[str, plan.Cell]:
+def reported() -> dict[str, plan.GridRun]:
     """The first seed of each method; seeds differ in nothing else."""
-    return {cell.method: cell for cell in plan.cells(grid("compare", "seeds=[11]"))}
+    return {run.method: run for run in plan.plan_runs(grid("compare", "seeds=[11]"))}
 
 
 @pytest.fixture(scope="module")
-def trials(reported: dict[str, plan.Cell]) -> list[tuple[str, DictConfig]]:
+def trials(reported: dict[str, plan.GridRun]) -> list[tuple[str, DictConfig]]:
     """Method and config of each trial: its own settings over those of the method, without composing all of them."""
     found = []
     for preset, *own in grid("tuning").methods.values():
@@ -44,19 +44,19 @@ def test_every_method_that_is_reported_has_the_same_number_of_trials(trials: lis
     assert len(set(grid("tuning").methods.values())) == len(trials)
 
 
-def test_neither_seeds_nor_problems_of_the_trials_are_reported(reported: dict[str, plan.Cell]):
+def test_neither_seeds_nor_problems_of_the_trials_are_reported(reported: dict[str, plan.GridRun]):
     assert not set(grid("tuning").seeds) & set(grid("compare").seeds)
     assert set(grid("tuning").overrides) > set(grid("compare").overrides)
     assert not any("data." in text for text in grid("tuning").overrides)
-    assert all(cell.config.data.val_files.endswith("/validation.parquet") for cell in reported.values())
+    assert all(run.config.data.val_files.endswith("/validation.parquet") for run in reported.values())
     assert not grid("tuning").evaluation
-    assert all("/test.parquet" in " ".join(cell.evaluation or ()) for cell in reported.values())
+    assert all("/test.parquet" in " ".join(run.evaluation or ()) for run in reported.values())
 
 
-def test_what_was_chosen_is_one_of_the_trials(reported: dict[str, plan.Cell], trials: list[tuple[str, DictConfig]]):
+def test_what_was_chosen_is_one_of_the_trials(reported: dict[str, plan.GridRun], trials: list[tuple[str, DictConfig]]):
     tried = [(method, _choices(config)) for method, config in trials]
-    for method, cell in reported.items():
-        assert (method, _choices(cell.config)) in tried, method
+    for method, run in reported.items():
+        assert (method, _choices(run.config)) in tried, method
 
 
 def _choices(config: DictConfig) -> tuple[object, ...]:

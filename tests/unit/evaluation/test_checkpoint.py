@@ -178,7 +178,7 @@ def test_weights_that_the_trainer_saved_whole_are_used(step: Path, merger: list[
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("error", "KeyError: 'layer'"), ("nothing", "cannot put its shards together"), ("adapter", "LoRA adapter")],
+    [("error", "KeyError: 'layer'"), ("nothing", "cannot merge its shards"), ("adapter", "LoRA adapter")],
 )
 def test_a_merger_that_fails_leaves_nothing(
     step: Path, monkeypatch: pytest.MonkeyPatch, how: str, message: str

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from aent_verl.commands import evaluate as command
 from aent_verl.evaluation import checkpoint, generation, settings
 from aent_verl.evaluation import evaluate as evaluation
+from aent_verl.evaluation.records import Response, entropy_of
 from aent_verl.preflight import PreflightError
 from aent_verl.runs.problems import read_evaluation
 
@@ -29,7 +30,7 @@ class FakeServers:
         self.count = dict[tuple[int, ...], int]()
         self.at_once = self.most_at_once = 0
 
-    async def respond(self, prompt: Any) -> generation.Generated:
+    async def respond(self, prompt: Any) -> Response:
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
         index = self.count.get(tuple(prompt), 0)
@@ -40,7 +41,7 @@ class FakeServers:
             raise RuntimeError("the engine died")
         text = ("0", "1", "2", "")[index % 4]
         log_probs = [LOG_PROBS[text]] * 2 if text else []
-        return generation.Generated(text, len(log_probs), log_probs, truncated=text == "2")
+        return Response(text, len(log_probs), truncated=text == "2", entropy=entropy_of(log_probs))
 
 
 @pytest.fixture
@@ -56,8 +57,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> type[FakeServers]:
 
     Fake.made = made  # type: ignore[attr-defined]
     monkeypatch.setattr(generation, "Servers", Fake)
-    monkeypatch.setattr(generation, "start_ray", lambda cfg: None)
-    monkeypatch.setattr(generation, "stop_ray", lambda: None)
+    monkeypatch.setattr(evaluation, "start_ray", lambda cfg: None)
     monkeypatch.setattr(generation, "accelerators", lambda needed: needed)
     monkeypatch.setattr(evaluation, "choose_platform", lambda cfg: "cpu")
     monkeypatch.setattr("aent_verl.platforms.cpu.cluster_to_join", lambda address=None: None)
@@ -147,11 +147,9 @@ def test_too_few_accelerators_are_named(cfg: DictConfig, servers: Any, monkeypat
         evaluate(cfg)
 
 
-def test_at_temperature_0_nothing_is_uncertain(cfg: DictConfig, servers: Any) -> None:
+def test_settings_without_effect_are_named(cfg: DictConfig, servers: Any) -> None:
     cfg.actor_rollout_ref.rollout.val_kwargs.temperature = 0
     assert "warning: temperature=0 with n=4" in evaluate(cfg)
-    summary = json.loads((Path(cfg.evaluation.output) / "evaluation.json").read_text())
-    assert summary["summary"]["all"]["entropy"] == 0.0
 
 
 def test_scorers_that_fail_are_counted_and_named(cfg: DictConfig, servers: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from aent_verl.evaluation import generation
+from aent_verl.evaluation.records import Response
 
 END, LONGEST = 9, 8
 
@@ -34,7 +35,7 @@ def servers(cfg: DictConfig, client: Client, count: int = 1) -> generation.Serve
     return generation.Servers(cfg, model, client, count)
 
 
-def respond(cfg: DictConfig, tokens: list[int], **answer: Any) -> generation.Generated:
+def respond(cfg: DictConfig, tokens: list[int], **answer: Any) -> Response:
     answer = {"log_probs": [-1.0] * len(tokens)} | answer
     return asyncio.run(servers(cfg, Client(token_ids=tokens, **answer)).respond([1, 2]))
 
@@ -52,7 +53,8 @@ def respond(cfg: DictConfig, tokens: list[int], **answer: Any) -> generation.Gen
 def test_cut_off_is_what_has_the_longest_length_and_no_end(cfg: DictConfig, tokens: list[int], truncated: bool) -> None:
     found = respond(cfg, tokens)
     assert found.truncated == truncated
-    assert found.tokens == len(tokens) == len(found.log_probs)
+    assert found.tokens == len(tokens)
+    assert found.entropy == (1.0 if tokens else 0.0)
     assert found.text == "".join(str(token) for token in tokens if token != END)
 
 
@@ -86,13 +88,9 @@ def test_servers_are_kept_busy(cfg: DictConfig) -> None:
     assert servers(cfg, Client(), count=4).capacity == 2 * 4 * 16
 
 
-@pytest.mark.parametrize(
-    ("gpus", "nodes", "tensor", "expected"), [(8, 2, 2, (8, 2)), (1, 1, 1, (1, 1)), (1, 1, 2, (0, 2))]
-)
-def test_number_of_servers(cfg: DictConfig, gpus: int, nodes: int, tensor: int, expected: tuple[int, int]) -> None:
-    cfg.trainer.n_gpus_per_node, cfg.trainer.nnodes = gpus, nodes
-    cfg.actor_rollout_ref.rollout.tensor_model_parallel_size = tensor
-    assert generation.replicas(cfg) == expected
+def test_at_temperature_0_nothing_is_uncertain(cfg: DictConfig) -> None:
+    cfg.actor_rollout_ref.rollout.val_kwargs.temperature = 0
+    assert respond(cfg, [1, 2, END]).entropy == 0.0
 
 
 def test_a_young_cluster_is_given_time_to_know_its_resources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_sampling(cfg: DictConfig) -> None:
         ("temperature", math.inf, "at least 0"),
         ("temperature", "hot", "at least 0"),
         ("top_p", 0, r"top_p=0: .*\(0, 1\]"),
-        ("top_p", 1.01, r"in \[0, 1\]"),
+        ("top_p", 1.01, r"in \(0, 1\]"),
         ("top_k", 0, "top_k=0: .*Set top_k=-1"),
         ("top_k", -2, "top_k=-2"),
         ("max_response_length", 0, "max_response_length=0"),

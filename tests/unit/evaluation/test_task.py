@@ -86,7 +86,7 @@ def test_several_files_and_repeated_problems(cfg: DictConfig, tmp_path: Path) ->
         ("actor_rollout_ref.rollout.tensor_model_parallel_size", 2, r"gpus=1: .*too few.*takes 2.*Set gpus=2"),
         ("actor_rollout_ref.rollout.agent.default_agent_loop", "tool_agent", "one response to a prompt"),
         ("actor_rollout_ref.rollout.multi_turn.enable", True, "multi_turn.enable=True"),
-        ("data.max_response_length", 4096, "with max_prompt_length=96 that is 4192 tokens, and the model takes 512; "
+        ("data.max_response_length", 4096, "with max_prompt_length=96 that is 4192 tokens, but the model takes 512; "
          "expected at most 416. Set max_response_length=416"),
         ("data.max_prompt_length", 10, "longer"),
     ],
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_named(cfg: DictConfig, key: str, value: Any, messa
 def test_a_long_prompt_at_the_end_of_a_file(cfg: DictConfig, tmp_path: Path) -> None:
     rows = [row(f"{a} + 0", str(a)) for a in range(70)]
     cfg.data.val_files = write(tmp_path / "long.parquet", [*rows, row("1 + " * 30 + "1", "31")])
-    with pytest.raises(PreflightError, match=r"max_prompt_length=96: 1 of the 65 prompts looked at .*up to \d+ tokens"):
+    with pytest.raises(PreflightError, match=r"max_prompt_length=96: 1 of 65 prompts .*up to \d+ tokens"):
         prepared(cfg)
     cfg.data.truncation = "left"  # training may cut prompts, an evaluation looks at every one
     with pytest.raises(PreflightError, match=r"max_prompt_length=96: 1 of 71 prompts are longer, up to \d+ tokens"):

@@ -12,13 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
 from aent_verl.core.controllers import ConstantController, ControllerState
-from aent_verl.launch import environment, resume, training
+from aent_verl.launch import environment, training
 from aent_verl.methods.axes import Linear
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import BonusConfig, EntropyControlConfig
+from aent_verl.methods.settings import BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.platforms import cpu, weight_sockets
 from aent_verl.plugin import saved_state
-from aent_verl.preflight import errors
+from aent_verl.preflight import findings
 
 CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
 
@@ -56,40 +55,40 @@ def checkpoint(folder: Path, step: int) -> Path:
 def test_root_cause_takes_off_what_hydra_and_ray_put_around_an_error_and_nothing_else() -> None:
     ours = ValueError("ours")
     ours.__cause__ = KeyError("why")
-    assert errors.root_cause(ours) is ours
+    assert findings.root_cause(ours) is ours
     wrapped = InstantiationException("layer")
     wrapped.__cause__ = ours
-    assert errors.root_cause(wrapped) is ours
+    assert findings.root_cause(wrapped) is ours
     task = RayTaskError("run", "traceback", ours)
-    assert errors.root_cause(task) is ours
-    assert errors.root_cause(task.as_instanceof_cause()) is ours
+    assert findings.root_cause(task) is ours
+    assert findings.root_cause(task.as_instanceof_cause()) is ours
 
 
 def test_a_fresh_start_has_no_folder_to_resume_from(tmp_path: Path) -> None:
-    assert resume.resume_folder(config(tmp_path)) is None
+    assert training.resume_folder(config(tmp_path)) is None
     path = checkpoint(tmp_path, 2)
-    assert resume.resume_folder(config(tmp_path)) == path
-    assert resume.resume_folder(config(tmp_path, resume_mode="disable")) is None
+    assert training.resume_folder(config(tmp_path)) == path
+    assert training.resume_folder(config(tmp_path, resume_mode="disable")) is None
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
-    assert resume.resume_folder(config(tmp_path)) is None, "verl starts from scratch where the folder is gone"
+    assert training.resume_folder(config(tmp_path)) is None, "verl starts from scratch where the folder is gone"
 
 
 def test_resume_path_must_be_a_folder(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 2)
-    assert resume.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=str(path))) == path
+    assert training.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=str(path))) == path
     for missing in (None, str(tmp_path / "no")):
         with pytest.raises(environment.LaunchError, match=r"trainer\.resume_from_path="):
-            resume.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=missing))
+            training.resume_folder(config(tmp_path, resume_mode="resume_path", resume_from_path=missing))
 
 
 def test_complete_only_at_the_last_step(tmp_path: Path) -> None:
     terminal = io.StringIO()
-    assert not resume.is_complete(config(tmp_path), CONTROL, terminal)
+    assert not training.is_complete(config(tmp_path), CONTROL, terminal)
     checkpoint(tmp_path, 2)
-    assert not resume.is_complete(config(tmp_path), CONTROL, terminal)
-    assert not resume.is_complete(config(tmp_path, total_training_steps=None), CONTROL, terminal)
+    assert not training.is_complete(config(tmp_path), CONTROL, terminal)
+    assert not training.is_complete(config(tmp_path, total_training_steps=None), CONTROL, terminal)
     checkpoint(tmp_path, 4)
-    assert resume.is_complete(config(tmp_path), CONTROL, terminal)
+    assert training.is_complete(config(tmp_path), CONTROL, terminal)
     assert "step 4 of 4" in terminal.getvalue()
 
 
@@ -98,11 +97,11 @@ def test_a_last_step_that_was_saved_and_not_validated_is_gone_back_to(tmp_path: 
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 3, "data": {"a": 1.0}}\n')
     terminal = io.StringIO()
-    assert not resume.is_complete(config(tmp_path), CONTROL, terminal)
+    assert not training.is_complete(config(tmp_path), CONTROL, terminal)
     assert "to validate it" in terminal.getvalue()
-    assert resume.is_complete(config(tmp_path, val_before_train=False), CONTROL, terminal)
+    assert training.is_complete(config(tmp_path, val_before_train=False), CONTROL, terminal)
     log.write_text('{"step": 4, "data": {"a": 1.0}}\n')
-    assert resume.is_complete(config(tmp_path), CONTROL, terminal)
+    assert training.is_complete(config(tmp_path), CONTROL, terminal)
 
 
 def test_a_missing_state_stops_unless_the_controller_is_restarted(tmp_path: Path) -> None:
@@ -110,8 +109,8 @@ def test_a_missing_state_stops_unless_the_controller_is_restarted(tmp_path: Path
 
     (checkpoint(tmp_path, 2) / saved_state.NAME).unlink()
     with pytest.raises(saved_state.StateFileError, match="restart_controller=true"):
-        resume.is_complete(config(tmp_path), CONTROL, io.StringIO())
-    assert not resume.is_complete(config(tmp_path), replace(CONTROL, restart_controller=True), io.StringIO())
+        training.is_complete(config(tmp_path), CONTROL, io.StringIO())
+    assert not training.is_complete(config(tmp_path), replace(CONTROL, restart_controller=True), io.StringIO())
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from aent_verl import preflight
-from aent_verl.preflight import PreflightError, data, scan
+from aent_verl.preflight import PreflightError, data
+from aent_verl.preflight.rows import SAMPLE
 from tests.unit.preflight.rows import ROWS, row, write
 
 
 def test_a_good_config_passes_and_says_what_was_checked(settings):
-    lines = "\n".join(row.detail for row in preflight.check_run(settings) if row.state == preflight.OK)
+    lines = "\n".join(row.detail for row in preflight.check_run(settings) if row.state == preflight.findings.OK)
     assert "data.train_files: 16 rows" in lines
     assert "data.val_files: 4 rows" in lines
     assert "Qwen2Tokenizer with 259 tokens" in lines
@@ -96,7 +97,7 @@ def test_rows_beyond_the_sample_are_counted(settings, tmp_path, name):
     else:
         (tmp_path / name).write_text("\n".join(map(json.dumps, ROWS * 20)))
     sample, lines = data.check(settings)
-    assert len(sample.train[str(tmp_path / name)]) == scan.SAMPLE
+    assert len(sample.train[str(tmp_path / name)]) == SAMPLE
     assert "320 rows" in lines[0]
 
 

@@ -1,4 +1,4 @@
-import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -8,23 +8,24 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
 from aent_verl import preflight
-from aent_verl.preflight import keys, moved, schema
-from aent_verl.preflight.errors import PreflightError, PreflightWarning
-from aent_verl.preflight.unread import UNREAD
+from aent_verl.preflight import keys, schema, verl_keys
+from aent_verl.preflight.findings import PreflightError, PreflightWarning
+from aent_verl.preflight.verl_keys import UNREAD
+from tests.config.composing import composed
 from tests.unit.preflight import verl_source
-from tests.unit.preflight.spoiling import composed_with, put
+from tests.unit.preflight.finding import config, put
 
 SCRIPTS = sorted(Path(__file__).parent.joinpath("scripts").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def base():
-    return composed_with()
+    return config()
 
 
 @pytest.fixture
 def cfg(base):
-    return copy.deepcopy(base)
+    return pickle.loads(pickle.dumps(base))
 
 
 def found(cfg):
@@ -46,7 +47,7 @@ def found(cfg):
     ids=str,
 )
 def test_our_own_configs_hold_nothing_that_is_not_read(name, overrides):
-    assert found(composed_with(*overrides, name=name)) == {}
+    assert found(config(*overrides, name=name)) == {}
 
 
 @pytest.mark.parametrize("value", ["aent", None, ["aent"], {"bonus": {"coeff": 1}}], ids=repr)
@@ -100,10 +101,15 @@ def test_every_key_of_the_legacy_file_that_verl_would_move_has_a_target(base):
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("actor_rollout_ref.actor.grad_clip", 0.5, r"actor\.optim\.clip_grad, which is 1\.0"),
+        (
+            "actor_rollout_ref.model.lora.alpha",
+            64,
+            r"only verl's Megatron engine does. Set actor_rollout_ref.model.lora_alp",
+        ),
+        ("actor_rollout_ref.actor.grad_clip", 0.5, r"actor\.optim\.clip_grad \(now 1\.0\)"),
         ("data.reward_fn_key", "source", "always read the column data_source"),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size", 8, "log_prob_micro_batch_size_per_gpu"),
-        ("actor_rollout_ref.model.lora.rank", 8, r"model\.lora_rank, which is 0"),
+        ("actor_rollout_ref.model.lora.rank", 8, r"model\.lora_rank \(now 0\)"),
         ("actor_rollout_ref.rollout.do_sample", False, "always samples"),
         ("trainer.use_v1", False, "a v1 trainer runs"),
     ],
@@ -115,9 +121,23 @@ def test_a_key_without_a_reader_that_changes_the_run_stops_it(cfg, key, value, p
     assert re.search(problem, str(finding))
 
 
-def test_a_key_without_a_reader_that_does_not_change_the_run_warns(cfg):
-    (finding,) = keys.check(put(cfg, "trainer.balance_batch", False))
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("trainer.balance_batch", False, "always balanced"),
+        ("actor_rollout_ref.rollout.over_sample_rate", 0.1, "every request is waited for"),
+        ("algorithm.filter_groups.max_num_gen_batches", 10, "Set algorithm.filter_groups.max_inflight_gen_batches"),
+        ("critic.ppo_max_token_len_per_gpu", 2048, r"Set \+critic.ppo_infer_max_token_len_per_gpu"),
+        ("critic.forward_max_token_len_per_gpu", 2048, r"Set \+critic.ppo_infer_max_token_len_per_gpu"),
+        ("critic.use_dynamic_bsz", False, "always packed"),
+    ],
+)
+def test_a_key_without_a_reader_that_does_not_change_the_run_warns(cfg, key, value, problem):
+    put(cfg, "algorithm.adv_estimator", "gae")
+    (finding,) = keys.check(put(cfg, key, value))
     assert isinstance(finding, PreflightWarning)
+    assert finding.key == key
+    assert re.search(problem, str(finding))
 
 
 def test_a_key_without_a_reader_is_no_matter_where_the_one_that_is_read_says_the_same(cfg):
@@ -149,6 +169,10 @@ def test_a_critic_that_does_not_exist_is_not_looked_at(cfg):
         ("data.trian_files", PreflightError, "Did you mean data.train_files?"),
         ("run.progres", PreflightError, "Did you mean run.progress?"),
         ("actor_rollout_ref.rollout.typo", PreflightError, "its workers fail on it"),
+        ("actor_rollout_ref.rollout.min_p", PreflightError, "passes on only temperature, top_p and top_k"),
+        ("actor_rollout_ref.rollout.presence_penalty", PreflightError, "passes on only temperature, top_p and top_k"),
+        ("actor_rollout_ref.rollout.stop", PreflightError, "passes on only temperature, top_p and top_k"),
+        ("actor_rollout_ref.rollout.val_kwargs.min_p", PreflightError, "passes on only temperature, top_p and top_k"),
         ("actor_rollout_ref.actor.fsdp_config.parm_offload", PreflightError, r"fsdp_config.param_offload\?"),
         ("trainer.v1.sampler.typo", PreflightWarning, "nothing in verl or aent_verl reads it"),
     ],
@@ -205,8 +229,8 @@ def test_verls_defaults_are_what_it_composes():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_each_dead_or_moved_key_of_public_scripts_is_named_with_its_place(path, base):
     script = yaml.safe_load(path.read_text())
-    findings, remaining = moved.unknown_overrides(script["overrides"], base)
-    cfg = composed_with(*remaining)
+    findings, remaining = keys.unknown_overrides(script["overrides"], base)
+    cfg = composed(*remaining)
     messages = {row.key: row.detail for row in preflight.check_settings(cfg) if row.key in script["dead"]}
     messages |= {finding.key: str(finding) for finding in [*findings, *keys.check(cfg)]}
     assert set(messages) == set(script["dead"])
@@ -234,7 +258,7 @@ def test_there_are_ten_scripts_for_verl_0_4_to_0_9():
     ],
 )
 def test_an_override_that_does_not_compose(override, hint, base):
-    (finding,), remaining = moved.unknown_overrides([override], base)
+    (finding,), remaining = keys.unknown_overrides([override], base)
     assert remaining == []
     assert hint in str(finding)
 
@@ -245,7 +269,7 @@ def test_overrides_that_compose_are_left_alone(base):
         *("~ray_kwargs.timeline_json_file", "+foo.bar=1", "++trainer.nnodes=2", "trainer.logger=[console,file]"),
         "entropy_control.functional.clamp_p=0.3",
     ]
-    assert moved.unknown_overrides(given, base) == ([], given)
+    assert keys.unknown_overrides(given, base) == ([], given)
 
 
 def test_every_moved_key_leads_to_a_key_that_exists_and_none_is_alive(base):
@@ -254,8 +278,8 @@ def test_every_moved_key_leads_to_a_key_that_exists_and_none_is_alive(base):
         "reward.reward_kwargs.overlong_buffer_cfg",
         "actor_rollout_ref.rollout.profiler.tool_config.nsys.discrete",
     }
-    assert {target for target in moved.MOVED.values() if not schema.has(base, target)} == open_places
-    assert [key for key in (*moved.MOVED, *moved.GONE) if schema.has(base, key)] == []
+    assert {target for target in verl_keys.MOVED.values() if not schema.has(base, target)} == open_places
+    assert [key for key in (*verl_keys.MOVED, *verl_keys.GONE) if schema.has(base, key)] == []
 
 
 # Verl hands these on as a whole, so that no name in them occurs in its source.
@@ -345,7 +369,7 @@ def test_what_the_table_says_is_unread_is_not_read_by_this_version_of_verl():
 def test_every_block_of_verls_config_is_known_to_the_check(base):
     assert set(schema.verl_file("_generated_ppo_trainer.yaml")) <= set(base)
     for block in schema.verl_file("_generated_ppo_trainer.yaml"):
-        cfg = put(copy.deepcopy(base), f"{block}.not_a_key_of_verl", 1)
+        cfg = put(pickle.loads(pickle.dumps(base)), f"{block}.not_a_key_of_verl", 1)
         expected = set() if str(block) in keys.FREE else {f"{block}.not_a_key_of_verl"}
         assert set(found(cfg)) == expected
 

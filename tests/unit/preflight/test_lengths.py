@@ -13,7 +13,7 @@ from verl.workers.engine.utils import prepare_micro_batches
 
 import aent_verl._config
 from aent_verl.preflight import lengths
-from tests.unit.preflight.finding import config, findings, stops, warns
+from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
 ACTOR, ROLLOUT, REF = lengths.ACTOR, lengths.ROLLOUT, lengths.REF
 UPDATE, OLD = f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu"
@@ -95,22 +95,21 @@ FIXED = (*DYNAMIC[1:], f"{MICRO}=4", f"{OLD_MICRO}=16")
     ],
 )
 def test_what_stops_and_what_warns(overrides, stop, warn):
-    cfg = config(*overrides)
-    assert (stops(lengths.check, cfg), warns(lengths.check, cfg)) == (stop, warn)
+    assert stops_and_warns(lengths.check, config(*overrides)) == (stop, warn)
 
 
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
         ((*DYNAMIC, *LONG, f"{UPDATE}=1000", f"{ULYSSES}=2", f"{OLD}=9000", f"{UPDATE}=700"), UPDATE, f"{UPDATE}=768"),
-        ((*DYNAMIC, *LONG, f"{CONTEXT}=513"), CONTEXT, "cut short in silence.*max_model_len=1536"),
+        ((*DYNAMIC, *LONG, f"{CONTEXT}=513"), CONTEXT, "silently cut short.*max_model_len=1536"),
         ((*DYNAMIC, *LONG, f"{CONTEXT}=512"), CONTEXT, "no room for a response.*max_model_len=1536"),
         ((*FIXED, f"{MICRO}=5"), MICRO, f"32 sequences a device.*Set {MICRO}=4"),
         ((*DYNAMIC, f"{MINI}=96"), MINI, "96 \\* 4|384 responses.*adds 128 empty rows"),
         (
             (*DYNAMIC, f"{MINI}=96", f"{ACTOR}.loss_agg_mode=seq-mean-token-sum"),
             MINI,
-            "counts them, so that these updates are weaker, 89% on average",
+            "counts, so that these updates are weaker, 89% on average",
         ),
         ((*DYNAMIC, f"{MINI}=65"), MINI, f"expected a multiple of 2. Set {MINI}=64"),
     ],

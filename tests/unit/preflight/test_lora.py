@@ -6,15 +6,15 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from aent_verl import preflight
-from aent_verl.preflight import PreflightError, lora
-from aent_verl.preflight.errors import PreflightWarning
+from aent_verl.preflight import PreflightError, keys, lora
+from aent_verl.preflight.findings import PreflightWarning
 
 MODEL = "actor_rollout_ref.model."
 
 
 @pytest.fixture
 def cfg(composed):
-    return copy.deepcopy(composed)
+    return composed
 
 
 def found(cfg, **settings: Any) -> dict[str, Exception]:
@@ -46,20 +46,25 @@ def test_illegal_ranks(cfg, rank):
 def test_the_rank_of_megatrons_block(cfg, flat, nested):
     error = found(cfg, lora_rank=flat, lora__rank=nested)[MODEL + "lora.rank"]
     assert isinstance(error, PreflightError)
-    assert f"Set actor_rollout_ref.model.lora_rank={nested}, and leave" in str(error)
+    assert f"Set actor_rollout_ref.model.lora_rank={nested}, and remove" in str(error)
     assert not found(cfg, lora_rank=nested)
+
+
+# Keys of Megatron's block that FSDP engines, vLLM, or trainer and rollouts read.
+READ = {"merge", "rank", "fully_sharded_loras"}
 
 
 def test_every_key_of_megatrons_block_is_refused_unless_fsdp_reads_it(cfg):
     """A key that a later verl adds to its block is then asked about, too."""
-    names = set(cfg.actor_rollout_ref.model.lora) - lora.READ
+    names = set(cfg.actor_rollout_ref.model.lora) - READ
     assert {"alpha", "dropout", "target_modules", "adapter_path", "dtype"} <= names
     for name in names:
         changed = copy.deepcopy(cfg)
-        findings = found(changed, lora_rank=8, **{f"lora__{name}": ["x"] if name.endswith("modules") else "x"})
-        assert list(findings) == [f"{MODEL}lora.{name}"]
-        assert "only verl's Megatron engine reads it" in str(findings[f"{MODEL}lora.{name}"])
-    assert "Set actor_rollout_ref.model.lora_alpha instead" in str(found(cfg, lora__alpha=64)[MODEL + "lora.alpha"])
+        assert not found(changed, lora_rank=8, **{f"lora__{name}": ["x"] if name.endswith("modules") else "x"})
+        (finding,) = keys.check(changed)
+        assert isinstance(finding, PreflightError)
+        assert finding.key == f"{MODEL}lora.{name}"
+        assert ("only verl's Megatron engine does" in str(finding)) == (name != "adapter_path")
 
 
 def test_the_block_names_what_megatron_alone_reads():
@@ -99,7 +104,7 @@ def test_the_folder_of_an_adapter(cfg, tmp_path):
 def test_what_has_no_effect_without_an_adapter_warns(cfg, name, value):
     (warning,) = found(cfg, **{name: value}).values()
     assert isinstance(warning, PreflightWarning)
-    assert "has no effect with actor_rollout_ref.model.lora_rank=0" in str(warning)
+    assert "has no effect: actor_rollout_ref.model.lora_rank=0" in str(warning)
 
 
 def test_layers_one_by_one_need_the_base_weights_in_vllm(cfg):
@@ -133,5 +138,5 @@ def test_training_and_evaluation_ask(cfg):
     OmegaConf.update(cfg, MODEL + "lora.rank", 8)
     for check in (preflight.check_settings, preflight.check_evaluation):
         rows = [row for row in check(cfg) if row.check == "LoRA"]
-        assert [row.state for row in rows] == [preflight.FAILED]
+        assert [row.state for row in rows] == [preflight.findings.FAILED]
         assert "lora.rank=8" in rows[0].detail

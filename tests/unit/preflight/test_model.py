@@ -37,7 +37,7 @@ def test_a_folder_without_a_part_of_the_model(settings, model_copy, name, proble
 def test_a_folder_without_a_tokenizer(settings, model_copy):
     for file in model_copy.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(PreflightError, match="its tokenizer makes '' of the user message"):
+    with pytest.raises(PreflightError, match=r"its tokenizer turns the user message .* into ''"):
         check_model(settings)
 
 
@@ -62,7 +62,7 @@ def test_a_chat_template_in_the_config_stands_in(settings, model_copy):
     ("template", "problem"),
     [
         ("{{ raise_exception('System role not supported') }}", "its chat template fails on .*System role"),
-        ("{{ messages[0]['role'] }}", "its chat template makes 'user' of the user message 'How many is 0"),
+        ("{{ messages[0]['role'] }}", "its chat template turns the user message 'How many is 0.*' into 'user'"),
     ],
 )
 def test_a_chat_template_that_fails_or_loses_the_text(settings, template, problem):
@@ -73,7 +73,7 @@ def test_a_chat_template_that_fails_or_loses_the_text(settings, template, proble
 
 def test_a_tokenizer_with_more_tokens_than_the_model(settings, model_copy):
     edit(model_copy / "config.json", vocab_size=100)
-    with pytest.raises(PreflightError, match=r"gives token \d+, the model has 100"):
+    with pytest.raises(PreflightError, match=r"gives token \d+, but the model has 100"):
         check_model(settings)
 
 
@@ -86,9 +86,7 @@ def test_a_tokenizer_without_end_or_padding(name):
 
 def test_prompts_that_are_too_long(settings, tmp_path):
     settings.data.train_files = write(tmp_path / "long.parquet", [*ROWS[:15], row("1" * 100, "5")])
-    with pytest.raises(
-        PreflightError, match=r"data\.max_prompt_length=96: 1 of the 20 prompts .*expected at least 1\d\d"
-    ):
+    with pytest.raises(PreflightError, match=r"data\.max_prompt_length=96: 1 of 20 prompts .*expected at least 1\d\d"):
         check_model(settings)
     settings.data.filter_overlong_prompts = True
     check_model(settings)
@@ -110,7 +108,7 @@ def test_a_template_that_changes_a_character(settings, tmp_path):
     settings.actor_rollout_ref.model.custom_chat_template = "{{ messages[0]['content'] | replace('e\u0301', 'e') }}"
     settings.data.train_files = write(tmp_path / "train.parquet", [row("cafe\u0301"), *ROWS])
     with pytest.raises(
-        PreflightError, match=r"its chat template makes 'How many is cafe\?' of the user message"
+        PreflightError, match=r"its chat template turns the user message 'How many is café\?' into 'How many is cafe\?'"
     ) as error:
         check_model(settings)
     assert "U+00E9 (LATIN SMALL LETTER E WITH ACUTE) at position 15, in " in str(error.value)
@@ -141,7 +139,7 @@ def test_a_character_that_the_tokenizer_does_not_know(few_words, tmp_path):
     assert "U+2603 (SNOWMAN) at position 14, in 'How many is 5 \u2603?', is lost" in str(lines[2])
     assert str(lines[2]).startswith("actor_rollout_ref.model.path: its tokenizer does not know all characters")
     few_words.data.train_files = write(tmp_path / "other.parquet", [row("\u2603" * 20), *ROWS])
-    with pytest.raises(PreflightError, match=r"its tokenizer makes .*U\+2603"):
+    with pytest.raises(PreflightError, match=r"its tokenizer turns .*U\+2603"):
         check_model(few_words)
 
 

@@ -1,9 +1,9 @@
 import pytest
 from omegaconf import open_dict
 
-from aent_verl import preflight
 from aent_verl.platforms import cpu
-from aent_verl.preflight import PreflightError, PreflightWarning, resources
+from aent_verl.preflight import PreflightError, resources
+from aent_verl.preflight.findings import PreflightWarning
 from tests.unit.preflight.rows import edit
 
 
@@ -76,12 +76,12 @@ def test_a_cluster_that_is_joined_is_checked_instead_of_this_machine(settings, m
 def test_a_cluster_that_is_too_small(settings, found, problem):
     settings.trainer.n_gpus_per_node = 2
     with pytest.raises(PreflightError, match=problem):
-        preflight.check_cluster(found, settings)
+        resources.check_cluster(found, settings)
 
 
 def test_a_cluster_that_is_large_enough(settings):
     settings.trainer.n_gpus_per_node = 2
-    assert preflight.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
+    assert resources.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
 
 
 def test_a_model_in_parts_needs_vllms_executor_of_several_processes(settings):
@@ -149,3 +149,12 @@ def test_a_cluster_that_nobody_named_is_joined_with_a_warning(settings, monkeypa
     found = [item for item in resources.check(settings) if isinstance(item, PreflightWarning)]
     assert len(found) == warns
     assert all("10.0.0.9:6379" in str(item) and "RAY_ADDRESS=local" in str(item) for item in found)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "tensor", "expected"), [(8, 2, 2, (8, 2)), (1, 1, 1, (1, 1)), (1, 1, 2, (0, 2))]
+)
+def test_number_of_rollout_engines(settings, gpus, nodes, tensor, expected):
+    settings.trainer.n_gpus_per_node, settings.trainer.nnodes = gpus, nodes
+    settings.actor_rollout_ref.rollout.tensor_model_parallel_size = tensor
+    assert resources.replicas(settings) == expected

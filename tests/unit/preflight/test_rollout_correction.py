@@ -8,13 +8,13 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
-from aent_verl.plugin import policy_losses
+from aent_verl.plugin import losses
 from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.rollout_correction import BY_HAND, BYPASS_LOSS, KEY, LOG_PROBS, POLICY_LOSS
 from tests.config.composing import MICRO_BATCHES, actor_config
-from tests.unit.preflight.finding import config, findings, stops, warns
+from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
-policy_losses.register()
+losses.register()
 
 check = rollout_correction.check
 BYPASS = f"{KEY}.bypass_mode=true"
@@ -36,11 +36,11 @@ def shorthand(*settings):
             "reject nothing",
         ),
         (("bypass_mode=true", f"{LOG_PROBS}=false"), LOG_PROBS, "first step would fail"),
-        (("rollout_is=token", f"{LOG_PROBS}=false"), f"{KEY}.rollout_is", f"dropped without a word: {LOG_PROBS}=false"),
+        (("rollout_is=token", f"{LOG_PROBS}=false"), f"{KEY}.rollout_is", f"silently dropped: with {LOG_PROBS}=false"),
         (
             ("rollout_rs=seq_mean_k3", "rollout_rs_threshold=0.01", f"{LOG_PROBS}=false"),
             f"{KEY}.rollout_rs",
-            "dropped without a word",
+            "silently dropped",
         ),
         (("rollout_is=token", "rollout_is_threshold=null"), f"{KEY}.rollout_is_threshold", "leaves .* out"),
         (("rollout_rs=token_k1",), f"{KEY}.rollout_rs_threshold", "needs one"),
@@ -70,7 +70,7 @@ def test_what_would_be_dropped_or_replaced_stops(settings, key, says):
 )
 def test_what_does_less_than_one_may_think_warns(settings, key):
     cfg = shorthand(*settings)
-    assert (stops(check, cfg), warns(check, cfg)) == (set(), {f"{KEY}.{key}"})
+    assert stops_and_warns(check, cfg) == (set(), {f"{KEY}.{key}"})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def loss_of(mode, actor, weights=None):
     generator = torch.Generator().manual_seed(0)
     old, new = (-torch.rand(2, 5, generator=generator) for _ in range(2))
     advantages = torch.tensor([[1.0], [-0.5]]).expand(2, 5)
-    actor.chosen_tokens[policy_losses.CHOSEN] = torch.zeros(2, 5, dtype=torch.bool)
+    actor.chosen_tokens = torch.zeros(2, 5, dtype=torch.bool)
     mask = torch.ones(2, 5, dtype=torch.bool)
     loss, _ = get_policy_loss_fn(mode)(
         old_log_prob=old, log_prob=new, advantages=advantages, response_mask=mask, config=actor,

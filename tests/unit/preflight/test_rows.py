@@ -8,7 +8,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from aent_verl.preflight import PreflightError, data, rows, scan
+from aent_verl.preflight import PreflightError, data, rows
+from aent_verl.preflight.rows import LONGEST, SAMPLE
 from tests.unit.preflight.rows import row, write
 
 RECORD = {"style": "rule", "ground_truth": "5"}
@@ -218,7 +219,7 @@ def test_a_late_data_source_is_tried_on_the_reward(verls, tmp_path):
 def test_too_many_data_sources_to_try(settings, tmp_path):
     rows = [row(source=str(index)) for index in range(200)]
     sample, lines = checked(settings, tmp_path / "rows.parquet", rows)
-    assert len(sample.train[settings.data.train_files]) <= scan.SAMPLE + scan.LONGEST
+    assert len(sample.train[settings.data.train_files]) <= SAMPLE + LONGEST
     assert "has 200 data sources; the reward is not tried on 136" in str(lines[1])
 
 
@@ -244,7 +245,7 @@ def test_a_byte_order_mark(settings, tmp_path, name):
 
 @pytest.mark.parametrize("column", ["output", "responses", "trace"])
 def test_a_column_under_a_name_that_verl_uses_itself(settings, tmp_path, column):
-    with pytest.raises(PreflightError, match=f"verl has values of its own under the names '{column}'"):
+    with pytest.raises(PreflightError, match=f"verl has values named '{column}' itself"):
         checked(settings, tmp_path / "rows.parquet", [one | {column: "x"} for one in spoilt(slice(0))])
 
 
