@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import atomic_path, hydra_quoted, write_json
+from aent_verl._util import atomic_path, file_sha256, hydra_quoted, write_json
 from aent_verl._version import __version__
 from aent_verl.data.prepare.checks import short
 from aent_verl.data.prepare.jobs import Job, Split
-from aent_verl.data.prepare.sources import open_file, sha256
+from aent_verl.data.prepare.sources import open_file
 from aent_verl.data.tasks.cache import package_versions
 from aent_verl.data.tasks.reasoning_gym_data import write_parquet
 from aent_verl.data.tasks.warm_start import prompt_ids
@@ -61,7 +61,7 @@ def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
     else:
         files, why = list(entry["files"]), ""
         differences = _differences(entry["request"], json.loads(json.dumps(request)))
-        digests = {file: sha256(folder / file) if (folder / file).is_file() else "" for file in files}
+        digests = {file: file_sha256(folder / file) if (folder / file).is_file() else "" for file in files}
         if changed := [file for file, digest in digests.items() if digest != entry["files"][file]["sha256"]]:
             why = f"{', '.join(changed)} changed or went missing since"
         elif differences:
@@ -95,7 +95,7 @@ def write(
     for split, file in job.files.items():
         with atomic_path(folder / file) as partial:
             write_parquet(made[split].rows, partial)
-        files[file] = {"sha256": sha256(folder / file)}
+        files[file] = {"sha256": file_sha256(folder / file)}
         findings = [asdict(finding) for finding in made[split].findings]
         splits[split] = {"file": file, "rows": len(made[split].rows), "read": made[split].read, "findings": findings}
         if tokenizer:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aent_verl._util import file_sha256
 from aent_verl.data.prepare.table import DataSet
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -130,16 +131,13 @@ def open_file(path: str | Path) -> Rows:
 
 def sha256(path: Path) -> str:
     """Hash a file, or the names and contents of a folder's files; hidden ones do not count."""
+    if not path.is_dir():
+        return file_sha256(path)
     digest = hashlib.sha256()
-    if path.is_dir():
-        for member in sorted(path.rglob("*")):
-            name = member.relative_to(path)
-            if member.is_file() and not any(part.startswith(".") for part in name.parts):
-                digest.update(f"{name.as_posix()} {sha256(member)}\n".encode())
-    else:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(2**20), b""):
-                digest.update(block)
+    for member in sorted(path.rglob("*")):
+        name = member.relative_to(path)
+        if member.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()} {file_sha256(member)}\n".encode())
     return digest.hexdigest()
 
 

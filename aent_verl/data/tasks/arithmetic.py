@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aent_verl import _util
 from aent_verl.data.tasks import cache as caches
 from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
@@ -73,7 +72,6 @@ def prepare(
     warm_start.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
     if not operators or not set(operators) <= set("+-"):
         raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
-    _util.require("data", "the arithmetic task")
     paths, measured = caches.build_task(
         cache,
         "arithmetic",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import locked, write_json
+from aent_verl._util import locked, require, write_json
 from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
@@ -46,7 +46,11 @@ def build_task(
 
     Returns:
         The path of each of `files` by its name without suffix, and what `build` returned.
+
+    Raises:
+        ImportError: the extra `data` is not installed.
     """
+    require("data", f"the {label} task")
     versions = package_versions("reasoning-gym", "torch", "transformers", "pyarrow", *packages)
     result = build_once(
         cache,

@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from aent_verl import _util
 from aent_verl.data.tasks import cache as caches
 from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
@@ -101,7 +100,6 @@ def prepare(
     warm_start.check(settings, lowest=lowest)
     if numbers > 4:
         raise ValueError(f"numbers={numbers}: must be at most 4, so that a derivation fits a response")
-    _util.require("data", "the countdown task")
     paths, measured = caches.build_task(
         cache,
         "countdown",

@@ -58,7 +58,6 @@ def prepare(
     for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
         if settings[name] < low or (high is not None and settings[name] > high):
             raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
-    _util.require("data", "the SmolLM2 task")
     source = _installed_weights()
 
     def build(folder: Path) -> dict[str, Any]:
