@@ -196,7 +196,7 @@ def _request(job: jobs.Job, made: list[jobs.Job], against: list[str]) -> dict[st
 
 
 def _held_out(folder: Path, made: list[jobs.Job], done: set[str], options: argparse.Namespace) -> dict[str, str]:
-    """Normalised problems of all test sets, each with the name of the last one that it is in."""
+    """Collect the normalised problems of all test sets, each with the name of the last one that it is in."""
     instruction = options.instruction or ""
 
     def keys(file: str | Path) -> Iterator[str]:

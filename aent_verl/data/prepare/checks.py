@@ -23,7 +23,7 @@ _NOT_ACCEPTED = "the reward does not accept it"
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a number of rows.
+    """What is wrong with a number of rows.
 
     Attributes:
         what: In words.
@@ -93,9 +93,10 @@ def check(
 
 
 def sample(items: Sequence[Item], limit: int | None, *, seed: int) -> tuple[list[Item], list[Finding]]:
-    """`limit` of the items, drawn without replacement, in their order, and how many were not drawn.
+    """Draw `limit` of the items without replacement, all without a limit; they keep their order.
 
-    Without a limit, all of them.
+    Returns:
+        The items, and a finding that counts those not drawn.
 
     Raises:
         ValueError: there are fewer.
@@ -110,7 +111,7 @@ def sample(items: Sequence[Item], limit: int | None, *, seed: int) -> tuple[list
 
 
 def _conflicts(items: Sequence[Item]) -> list[Item]:
-    """All copies of the problems that have answers which the reward does not hold equal."""
+    """Find all copies of the problems that have answers which the reward does not hold equal."""
     groups: dict[str, dict[str, str]] = {}
     for item in items:
         groups.setdefault(item.key, {}).setdefault(normalise(item.answer), item.answer)
@@ -136,13 +137,13 @@ def _both(item: Item) -> str:
 
 
 def short(text: str, length: int = 100) -> str:
-    """One line of text, cut."""
+    """Cut text to one line of at most `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def unscorable(truths: Sequence[str]) -> dict[str, str]:
-    """Ground truths that the math reward cannot work with, and why.
+    """Find ground truths that the math reward cannot score, and say why.
 
     Each has to be accepted as its own answer; a wrong number has to be refused, within the time, because a truth such
     as 2^{3000000000} + 1 is accepted at once but costs the reward all its time on any other answer.
@@ -164,7 +165,7 @@ def unscorable(truths: Sequence[str]) -> dict[str, str]:
 
 
 def refusals(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    r"""Which answers the math reward does not accept, and why.
+    r"""Find answers that the math reward does not accept, and say why.
 
     Args:
         pairs: Ground truth and answer; the answer is scored as the response `\boxed{answer}`.

@@ -59,7 +59,7 @@ class MathJob:
         self._instruction = INSTRUCTION if options.instruction is None else options.instruction
 
     def request(self) -> dict[str, Any]:
-        """Everything that decides the output, as plain JSON values, except for what is held out."""
+        """Return everything that decides the output, as plain JSON values, except for what is held out."""
         entry, options = self._entry, self._options
         columns = {name: getattr(entry, name) for name in ("problem", "answer", "keep", "unwrap")}
         return {
@@ -73,11 +73,11 @@ class MathJob:
         }
 
     def test_keys(self) -> set[str]:
-        """Normalised problems of the test split, if any, as read; they are held out of every training split."""
+        """Return the normalised problems of the test split, if any; they are held out of every training split."""
         return {item.key for item in self._read["test"][0]} if "test" in self.files else set()
 
     def build(self, held_out: Mapping[str, str]) -> dict[str, Split]:
-        """Each split in verl's format.
+        """Return each split in verl's format.
 
         Args:
             held_out: Normalised problems that must not be trained on, each with the name of where it occurs.
@@ -167,7 +167,7 @@ class GeneratorJob:
 
     @cached_property
     def _drawn(self) -> dict[str, list[dict[str, Any]]]:
-        """Splits that share no question, test first, so that it does not depend on the size of the training split."""
+        """Splits without a common question; test comes first, so the size of the training split does not affect it."""
         drawn: dict[str, list[dict[str, Any]]] = {}
         for split in reversed(self.files):
             seen = {entry["question"] for entries in drawn.values() for entry in entries}
@@ -180,11 +180,11 @@ Job = MathJob | GeneratorJob
 
 
 def job(what: str, words: Sequence[str], options: Namespace) -> Job:
-    """The job of a generator with settings such as "max_numbers=4", of a set of the table, or of the user's own file.
+    """Make the job of a generator, of a data set of the table, or of the user's own file.
 
     Args:
         what: "reasoning-gym:NAME", a name of the table, or a file.
-        words: A generator's settings.
+        words: A generator's settings, such as "max_numbers=4".
         options: Of the command line.
 
     Raises:
@@ -209,7 +209,7 @@ def job(what: str, words: Sequence[str], options: Namespace) -> Job:
 
 
 def generator_settings(words: Sequence[str]) -> dict[str, Any]:
-    """A generator's settings from words such as "min_numbers=3", the value read as YAML.
+    """Parse a generator's settings from words such as "min_numbers=3", the value read as YAML.
 
     Raises:
         ValueError: a word without "=", or a value that is not YAML.
@@ -229,7 +229,7 @@ def generator_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> str:
-    """Braces that `str.format` gives back as they are."""
+    """Escape braces for `str.format`."""
     return text.replace("{", "{{").replace("}", "}}")
 
 

@@ -10,22 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import atomic_path, hydra_quoted, write_json
+from aent_verl._util import atomic_path, file_sha256, hydra_quoted, write_json
 from aent_verl._version import __version__
 from aent_verl.data.prepare.checks import short
 from aent_verl.data.prepare.jobs import Job, Split
-from aent_verl.data.prepare.sources import open_file, sha256
+from aent_verl.data.prepare.sources import open_file
 from aent_verl.data.tasks.cache import package_versions
 from aent_verl.data.tasks.reasoning_gym_data import write_parquet
 from aent_verl.data.tasks.warm_start import prompt_ids
 
 MANIFEST = "prepare.json"
-# A path that neither a shell nor Hydra takes for anything else.
+# A path that needs no quotes, neither in a shell nor in Hydra.
 _PLAIN = re.compile(r"[\w./-]+")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What was prepared in the folder, by name; empty when nothing was.
+    """Read what was prepared in the folder, by name; empty when nothing was.
 
     Raises:
         ValueError: the file is damaged.
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this data set made by this request, its files unchanged.
+    """Check whether the folder holds this data set made by this request, its files unchanged.
 
     Args:
         folder: The output folder.
@@ -52,7 +52,7 @@ def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
             be asked for its newest, agrees with any; so do paths, whose contents have hashes.
 
     Raises:
-        ValueError: it holds these files, but not made so; the message says what differs.
+        ValueError: it holds these files, but made differently; the message says what differs.
     """
     entry = read_manifest(folder).get(job.name)
     if entry is None:
@@ -61,7 +61,7 @@ def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
     else:
         files, why = list(entry["files"]), ""
         differences = _differences(entry["request"], json.loads(json.dumps(request)))
-        digests = {file: sha256(folder / file) if (folder / file).is_file() else "" for file in files}
+        digests = {file: file_sha256(folder / file) if (folder / file).is_file() else "" for file in files}
         if changed := [file for file, digest in digests.items() if digest != entry["files"][file]["sha256"]]:
             why = f"{', '.join(changed)} changed or went missing since"
         elif differences:
@@ -95,7 +95,7 @@ def write(
     for split, file in job.files.items():
         with atomic_path(folder / file) as partial:
             write_parquet(made[split].rows, partial)
-        files[file] = {"sha256": sha256(folder / file)}
+        files[file] = {"sha256": file_sha256(folder / file)}
         findings = [asdict(finding) for finding in made[split].findings]
         splits[split] = {"file": file, "rows": len(made[split].rows), "read": made[split].read, "findings": findings}
         if tokenizer:
@@ -112,7 +112,7 @@ def write(
 
 
 def lengths(path: Path, tokenizer: Any, limit: int | None) -> dict[str, int]:
-    """Prompt lengths in tokens, chat template and generation prompt included, as verl counts them.
+    """Measure prompts in tokens, chat template and generation prompt included, as verl counts them.
 
     Args:
         path: A file in verl's format.
@@ -128,7 +128,7 @@ def lengths(path: Path, tokenizer: Any, limit: int | None) -> dict[str, int]:
 
 
 def describe(folder: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Lines about a data set that was just prepared, from its entry in `prepare.json`."""
+    """Describe a data set that was just prepared, from its entry in `prepare.json`, in lines of text."""
     lines = [f"{name}: {_source(entry['request']['source'])}"]
     for made in entry["splits"].values():
         lines.append(f"  {folder / made['file']}: {made['rows']:,} of {made['read']:,} rows")
@@ -142,7 +142,7 @@ def describe(folder: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def describe_lengths(measured: Mapping[str, int]) -> str:
-    """A line about the prompts of a file, from what `lengths` returned."""
+    """Describe the prompts of a file in a line, from what `lengths` returned."""
     line = f"longest prompt {measured['longest']:,} tokens"
     if "limit" in measured:
         line += f"; {measured['longer']:,} prompts are longer than {measured['limit']:,}, which verl drops"
@@ -150,7 +150,7 @@ def describe_lengths(measured: Mapping[str, int]) -> str:
 
 
 def usage(folder: Path, jobs: Sequence[Job]) -> list[str]:
-    """How to train on the files of the jobs in a folder: Hydra overrides."""
+    """Say how to train on the files of the jobs in a folder, as Hydra overrides."""
     overrides = []
     for split, key in (("train", "data.train_files"), ("test", "data.val_files")):
         paths = [str(folder / job.files[split]) for job in jobs if split in job.files]

@@ -40,17 +40,17 @@ class Item:
 
 
 def normalise(text: str) -> str:
-    r"""Remove what makes no other problem: case, whitespace, LaTeX spacing, `\left`, `\right`, `\dfrac`."""
+    r"""Drop what does not distinguish problems: case, whitespace, LaTeX spacing, `\left`, `\right`, `\dfrac`."""
     text = _SPACING.sub(" ", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
     return _LOOSE_SPACE.sub("", " ".join(text.casefold().split()))
 
 
 def read_items(rows: Rows, entry: DataSet, *, where: str) -> tuple[list[Item], int]:
-    """Read a split.
+    """Read the problems and answers of a split.
 
     Args:
         rows: The opened split.
-        entry: Says which columns count and what to do with their values.
+        entry: Says which columns count and what becomes of their values.
         where: Names the split in errors.
 
     Returns:
@@ -88,7 +88,7 @@ def read_items(rows: Rows, entry: DataSet, *, where: str) -> tuple[list[Item], i
 
 
 def math_row(item: Item, *, name: str, split: str, instruction: str, system: str | None) -> Row:
-    """A row in verl's format, to be scored by `aent_verl.data.tasks.math_reward`."""
+    """Make a row in verl's format, to be scored by `aent_verl.data.tasks.math_reward`."""
     prompt = [{"role": "user", "content": item.problem + instruction}]
     return {
         "data_source": name,
@@ -100,7 +100,7 @@ def math_row(item: Item, *, name: str, split: str, instruction: str, system: str
 
 
 def keys_of(rows: Rows, *, where: str, instruction: str) -> Iterator[str]:
-    """Normalised problems of any file in verl's format, or with a column "problem" or "question".
+    """Yield the normalised problems of any file in verl's format, or with a column "problem" or "question".
 
     Args:
         rows: The opened file.
@@ -130,7 +130,7 @@ def keys_of(rows: Rows, *, where: str, instruction: str) -> Iterator[str]:
 
 
 def _value(row: Row, name: str) -> Any:
-    """The value of a column; where no column has that name, a dot leads into a nested record."""
+    """Return the value of a column; where no column has that name, a dot leads into a nested record."""
     if name in row:
         return row[name]
     value: Any = row
@@ -140,7 +140,7 @@ def _value(row: Row, name: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The text of a problem: text itself, or the last user message of a chat; "" for anything else."""
+    """Return the text of a problem: text itself, or the last user message of a chat; "" for anything else."""
     if isinstance(value, str):
         return value.strip()
     messages = value if isinstance(value, list) else []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aent_verl._util import file_sha256
 from aent_verl.data.prepare.table import DataSet
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -46,7 +47,7 @@ class Source:
 
 
 def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | None) -> Source:
-    """A data set of the table on the hub.
+    """Take a data set of the table from the hub.
 
     Args:
         name: The data set.
@@ -66,7 +67,7 @@ def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | N
         split = entry.hub_split or split
         try:
             return _of_dataset(datasets.load_dataset(repository, config, split=split, revision=revision))
-        except Exception as error:  # a dozen kinds, of four libraries, and all mean the same to the user
+        except Exception as error:  # a dozen kinds from four libraries; all mean the same to the user
             endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             cause = next(iter(str(error).strip().splitlines()), "")
             raise OSError(
@@ -83,7 +84,7 @@ def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | N
 
 
 def from_files(named: Mapping[str, Path], entry: DataSet, config: str | None = None) -> Source:
-    """Local files, or folders that `datasets` saved, each holding one split; or one folder that holds all of them.
+    """Take local files, or folders that `datasets` saved, each with one split; or one folder that has all of them.
 
     Args:
         named: Splits to files or folders of one split, or "" to a folder of all.
@@ -109,7 +110,7 @@ def from_files(named: Mapping[str, Path], entry: DataSet, config: str | None = N
 
 
 def open_file(path: str | Path) -> Rows:
-    """A parquet file, JSON lines, or a JSON array of objects.
+    """Open a parquet file, JSON lines, or a JSON array of objects.
 
     Raises:
         ValueError: another kind of file, or a damaged one; JSON lines are named by their number.
@@ -129,22 +130,19 @@ def open_file(path: str | Path) -> Rows:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files; hidden ones do not count."""
+    """Hash a file, or the names and contents of a folder's files; hidden ones do not count."""
+    if not path.is_dir():
+        return file_sha256(path)
     digest = hashlib.sha256()
-    if path.is_dir():
-        for member in sorted(path.rglob("*")):
-            name = member.relative_to(path)
-            if member.is_file() and not any(part.startswith(".") for part in name.parts):
-                digest.update(f"{name.as_posix()} {sha256(member)}\n".encode())
-    else:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(2**20), b""):
-                digest.update(block)
+    for member in sorted(path.rglob("*")):
+        name = member.relative_to(path)
+        if member.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()} {file_sha256(member)}\n".encode())
     return digest.hexdigest()
 
 
 def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | None) -> Any:
-    """A split of a folder that holds those of `entry`, or all of one that holds a single split."""
+    """Load a split of a folder that has those of `entry`; without `split`, all of a folder that has a single one."""
     import datasets
 
     hub_split = entry.hub_split or split
@@ -192,7 +190,7 @@ def _of_parquet(path: Path) -> Rows:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:  # programs of Windows begin a file with a byte-order mark
+    with path.open(encoding="utf-8-sig") as file:  # Windows programs begin a file with a byte-order mark
         array = file.read(1) == "["
         file.seek(0)
         found: Iterable[tuple[str, Any]]
@@ -217,7 +215,7 @@ def _parsed(text: str, where: str, shown: str = "") -> Any:
 
 
 def _newest(repository: str) -> str | None:
-    """The newest commit, None when the hub does not say: then loading decides, from its cache or with its error."""
+    """Look up the newest commit; None when the hub does not answer: loading then uses its cache or fails."""
     from huggingface_hub import HfApi
 
     try:

@@ -28,7 +28,7 @@ _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 def whole(value: Any) -> str:
-    """The value itself: text without surrounding space and math delimiters, a whole number without ".0".
+    """Return the value itself: text without surrounding space and math delimiters, a whole number without ".0".
 
     A list gives its items joined by commas, so a list of one gives its item. None and NaN give "".
 
@@ -49,7 +49,7 @@ def whole(value: Any) -> str:
 
 
 def boxed(value: Any) -> str:
-    r"""What stands in the last `\boxed{...}` or `\fbox{...}`, braces inside it included; "" where there is none.
+    r"""Return what the last `\boxed{...}` or `\fbox{...}` holds, inner braces included; "" where there is none.
 
     `\boxed 5`, without braces, holds everything up to the next space or dollar sign.
     """
@@ -65,13 +65,13 @@ def boxed(value: Any) -> str:
 
 
 def after_hashes(value: Any) -> str:
-    """What stands after the last `####`, without thousands separators, as in GSM8K; "" where there is none."""
+    """Return what follows the last `####`, without thousands separators, as in GSM8K; "" where there is none."""
     _, hashes, answer = whole(value).rpartition("####")
     return answer.strip().replace(",", "") if hashes else ""
 
 
 def automatic(value: Any) -> str:
-    r"""`boxed` where there is a `\boxed`, `after_hashes` where there is a `####`, else `whole`."""
+    r"""Return `boxed` where there is a `\boxed`, `after_hashes` where there is a `####`, else `whole`."""
     text = whole(value)
     return boxed(text) or after_hashes(text) or text
 
@@ -80,7 +80,7 @@ EXTRACTORS = {"auto": automatic, "whole": whole, "boxed": boxed, "hashes": after
 
 
 def _closing_brace(text: str) -> int | None:
-    r"""Where the brace that opens `text` is closed; `\{` and `\}` are characters, not braces."""
+    r"""Find where the brace that opens `text` is closed; `\{` and `\}` are characters, not braces."""
     depth = 0
     for token in re.finditer(r"\\.|[{}]", text, flags=re.DOTALL):
         depth += {"{": 1, "}": -1}.get(token[0], 0)
@@ -250,7 +250,7 @@ TABLE = {
 
 
 def listing() -> str:
-    """The table as text: name, rows of each split, what it is, repository and licence."""
+    """List the table as text: name, rows of each split, what it is, repository and licence."""
     lines = []
     for name, entry in TABLE.items():
         rows = ", ".join(f"{split} {count:,}" for split, count in entry.rows.items())
@@ -263,7 +263,7 @@ def listing() -> str:
 
 
 def unknown(name: str) -> ValueError:
-    """The error for a name that is neither in the table nor a file; it suggests near names."""
+    """Make the error for a name that is neither in the table nor a file; it suggests similar names."""
     near = difflib.get_close_matches(name.lower(), TABLE, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ValueError(

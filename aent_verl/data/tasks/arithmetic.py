@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aent_verl import _util
 from aent_verl.data.tasks import cache as caches
 from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
@@ -52,12 +51,12 @@ def prepare(
         operators: Which of `+` and `-` occur.
         hidden_size: Width of the model, a multiple of 64.
         layers: Its decoder layers.
-        warm_start_loss: Smoothed cross-entropy of answer tokens (nats) at which the supervised phase ends; lower makes
-            a model that knows more sums. Its floor is the entropy of the smoothed target, 1.26 nats by default.
+        warm_start_loss: Smoothed cross-entropy of answer tokens (nats) at which the supervised phase ends; a lower one
+            makes a model that knows more sums. Its floor is the entropy of the smoothed target, 1.26 nats by default.
         warm_start_label_smoothing: Share of each target spread over the vocabulary, in [0, 1): more makes a model that
             knows as much but samples the answer less often. The defaults make one that is right about half the time.
         warm_start_max_steps: Where it ends at the latest.
-        warm_start_batch_size: Questions an update.
+        warm_start_batch_size: Questions per update.
         learning_rate: Of the supervised phase.
         seed: Decides questions, weights and order.
 
@@ -73,7 +72,6 @@ def prepare(
     warm_start.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
     if not operators or not set(operators) <= set("+-"):
         raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
-    _util.require("data", "the arithmetic task")
     paths, measured = caches.build_task(
         cache,
         "arithmetic",
@@ -91,7 +89,7 @@ def prepare(
 
 
 def sums(*, max_terms: int = 2, digits: int = 2, operators: str = "+") -> dict[str, Any]:
-    """The generator's settings for plain sums of numbers of so many digits."""
+    """Return the generator's settings for plain sums of numbers with that many digits."""
     return {
         "min_terms": 2,
         "max_terms": max_terms,
@@ -124,7 +122,7 @@ def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _warm_start_pairs(
     config: dict[str, Any], *, held_out: list[dict[str, Any]], seed: int
 ) -> list[tuple[warm_start.Chat, str]]:
-    """(chat messages, answer) pairs from the same generator, without the validation questions."""
+    """Draw (chat messages, answer) pairs from the same generator, without the validation questions."""
     validation = {reasoning_gym_data.question_of(row) for row in held_out}
     entries = reasoning_gym_data.draw_entries(
         GENERATOR, config, size=_WARM_START_PAIRS, seed=seed, stream="warm_start", exclude=validation

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import locked, write_json
+from aent_verl._util import locked, require, write_json
 from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
@@ -33,7 +33,7 @@ def build_task(
     build: Callable[[Path], Mapping[str, Any]],
     packages: Sequence[str] = (),
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Make sure that `cache` holds a task's files; see `build_once`, which prints, raises and leaves alone the same.
+    """Make sure that `cache` holds a task's files; `build_once` says what is printed, raised and left alone.
 
     Args:
         cache: Folder, created when absent.
@@ -46,7 +46,11 @@ def build_task(
 
     Returns:
         The path of each of `files` by its name without suffix, and what `build` returned.
+
+    Raises:
+        ImportError: the extra `data` is not installed.
     """
+    require("data", f"the {label} task")
     versions = package_versions("reasoning-gym", "torch", "transformers", "pyarrow", *packages)
     result = build_once(
         cache,
@@ -65,7 +69,7 @@ def build_task(
 
 
 def package_versions(*distributions: str) -> dict[str, str]:
-    """Installed versions by distribution name, for the manifest."""
+    """Return installed versions by distribution name, for the manifest."""
     return {name: importlib.metadata.version(name) for name in distributions}
 
 

@@ -7,8 +7,8 @@ response works step by step and ends with the expression, which alone is scored:
 1 or 0 and says nothing about where a plan went wrong; most problems have several right answers.
 
 The warm start learns from random derivations, good plans and roundabout ones alike: it is right in one attempt of five,
-and on four problems of five in at least one attempt of sixteen. There are few training problems, gone through many
-times, as long runs do: GRPO then becomes sure of itself on them and stops exploring.
+and on four problems of five in at least one attempt of sixteen. There are few training problems, repeated many
+times, as in long runs: GRPO then becomes sure of itself on them and stops exploring.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from aent_verl import _util
 from aent_verl.data.tasks import cache as caches
 from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
@@ -65,7 +64,7 @@ def prepare(
     Args:
         cache: Folder for `train.parquet`, `validation.parquet`, `test.parquet`, `model/`, the manifest and what was
             measured.
-        train_size: Problems to train on; fewer of them, gone through more often, make the entropy fall further. No two
+        train_size: Problems to train on; fewer of them, repeated more often, make the entropy fall further. No two
             problems of all three files differ only in the order of their numbers.
         validation_size: Problems for curves and tuning; neither these nor the test problems are in the warm start.
         test_size: Problems for the final evaluation.
@@ -81,7 +80,7 @@ def prepare(
         warm_start_label_smoothing: Share of each target spread over the vocabulary, in [0, 1): a long tail of tokens
             that are never right, as large vocabularies have it.
         warm_start_max_steps: Where it ends at the latest.
-        warm_start_batch_size: Derivations an update.
+        warm_start_batch_size: Derivations per update.
         learning_rate: Of the supervised phase.
         seed: Decides problems, weights and order.
 
@@ -101,7 +100,6 @@ def prepare(
     warm_start.check(settings, lowest=lowest)
     if numbers > 4:
         raise ValueError(f"numbers={numbers}: must be at most 4, so that a derivation fits a response")
-    _util.require("data", "the countdown task")
     paths, measured = caches.build_task(
         cache,
         "countdown",
@@ -138,7 +136,7 @@ def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def draw_splits(
     sizes: Mapping[str, int], *, numbers: int, max_value: int, targets: range, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Deal all problems that have a solution out to the splits, each to one at most, all equally likely.
+    """Deal all solvable problems out to the splits, each to one at most, all equally likely.
 
     The generator itself would draw easy problems many times over, and the same one in other words and orders.
 
@@ -184,7 +182,7 @@ def _entry(given: tuple[int, ...], target: int, expression: str, rng: Random) ->
 
 @functools.cache
 def _reachable(numbers: tuple[int, ...]) -> dict[int, Term]:
-    """Every number from 0 that all `numbers`, in rising order, can be combined to, with one way to do it."""
+    """Find every number from 0 that all `numbers`, in rising order, can make, with one way to do it."""
     if len(numbers) == 1:
         return {numbers[0]: (str(numbers[0]), _NUMBER)}
     found: dict[int, Term] = {}
@@ -202,14 +200,14 @@ def _reachable(numbers: tuple[int, ...]) -> dict[int, Term]:
 
 
 def problem_of(entry: Mapping[str, Any]) -> Problem:
-    """What makes a problem the same as another: the numbers in any order, and the target."""
+    """Return what identifies a problem: the numbers in any order, and the target."""
     return tuple(sorted(entry["metadata"]["numbers"])), entry["metadata"]["target"]
 
 
 def demonstrations(
     size: int, *, numbers: int, max_value: int, targets: range, exclude: Collection[Problem], seed: int
 ) -> list[tuple[warm_start.Chat, str]]:
-    """(chat messages, derivation) pairs: random derivations, so that problems with many solutions show many.
+    """Make (chat messages, derivation) pairs: random ones, so that problems with many solutions show many.
 
     Args:
         size: How many.

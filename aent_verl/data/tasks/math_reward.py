@@ -1,8 +1,8 @@
 r"""Reward of the math experiments: math-verify on the boxed or last expression of a response.
 
-math-verify computes what a response says, and ``\boxed{9^{9^{9^9}}}`` takes for ever. Its own time limits are signals
+math-verify computes what a response says, and ``\boxed{9^{9^{9^9}}}`` never ends. Its own time limits are signals
 to Python, which work in main threads only, where verl calls no reward, and never within a single huge operation. So it
-runs in a process of its own here, which the system ends when its time is up; another one takes its place.
+runs in a separate process here, which the system ends when its time is up; another one takes its place.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def compute_score(
 
 
 class Verifier:
-    """The process in which math-verify works, one response at a time; may be called from any thread."""
+    """A process in which math-verify works, one response at a time; may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def verify(self, solution: str, truth: str) -> tuple[float, str]:
-        """Whether the two are equal, as 1.0 or 0.0, and the answer in the solution.
+        """Return whether the two are equal, as 1.0 or 0.0, and the answer in the solution.
 
         Raises:
             ImportError, RuntimeError: see `compute_score`.
@@ -101,7 +101,7 @@ class Verifier:
         assert process.stdout is not None
         if process.stdout.readline().strip() != _READY:
             raise RuntimeError(f"math-verify's process ended with status {process.wait()}; its own message is above")
-        # A process that is left behind ends when its input does; this only spares it the wait.
+        # An orphan ends when its input does; this only spares it the wait.
         atexit.register(process.kill)
         self._process = process
         return process
@@ -113,7 +113,7 @@ def _verifier() -> Verifier:
 
 
 def check(solution: str, truth: str) -> tuple[float, str]:
-    """What `Verifier.verify` returns, here and now, however long it takes."""
+    """Do the work of `Verifier.verify` in this process, however long it takes."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     gold = parse(f"\\boxed{{{truth}}}", [LatexExtractionConfig()], parsing_timeout=None)
@@ -123,7 +123,7 @@ def check(solution: str, truth: str) -> tuple[float, str]:
 
 
 def canonical(value: Any) -> str:
-    """What math-verify parsed, as a string that is the same for 1/2, 0.5, 2/4 and x = 1/2.
+    """Write what math-verify parsed as a string that is the same for 1/2, 0.5, 2/4 and x = 1/2.
 
     Nothing is computed: to show that x + x is 2x is what takes math-verify its time, so these stay two answers.
     """
@@ -138,7 +138,7 @@ def canonical(value: Any) -> str:
 
 
 def serve(requests: IO[str], replies: IO[str]) -> None:
-    """The life of the process: a reply to each line, and a death by SIGPROF, which no computation can hold up."""
+    """Reply to each line until SIGPROF, which no computation can hold up, ends the process."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of time limits that are off
     import math_verify  # noqa: F401  before the first time limit
 

@@ -163,22 +163,22 @@ def build_splits(
 
 
 def fill(chat: Sequence[Mapping[str, str]], entry: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Chat messages with the fields of an entry put in."""
+    """Fill the fields of an entry into chat messages."""
     return [{"role": message["role"], "content": message["content"].format(**entry)} for message in chat]
 
 
 def questions(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The question texts of entries."""
+    """Return the question texts of entries."""
     return {entry["question"] for entry in entries}
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """The generator's question text of a row in verl's format."""
+    """Return the generator's question text of a row in verl's format."""
     return json.loads(row["extra_info"]["entry"])["question"]
 
 
 def _truth(entry: Mapping[str, Any]) -> str:
-    """The entry's answer, or an example of one; the scorer has the last word on both."""
+    """Return the entry's answer, or an example of one; the scorer has the last word on both."""
     metadata = entry.get("metadata") or {}
     examples = [metadata[name] for name in _EXAMPLE_ANSWERS if metadata.get(name)]
     if entry["answer"] is not None or not examples:

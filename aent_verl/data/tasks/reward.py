@@ -11,8 +11,8 @@ exactly the full score and 0.0 for anything less, and `score`, what GRPO optimis
 in it, for chat models that wrap a right number in a sentence ("The answer is 7."); only the last one, so that listing
 many numbers does not pay more than naming one. "last_line": the last line, for responses that work step by step first.
 
-Some scorers let Python evaluate the answer, which a model could make last for ever ("9**9**9"): theirs must be plain
-arithmetic.
+Some scorers let Python evaluate the answer, which a model could keep busy indefinitely ("9**9**9"): theirs must be
+plain arithmetic.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _is_expression(data_source: str) -> bool:
 
 
 def _is_safe(answer: str, data_source: str) -> bool:
-    """Whether evaluating the answer can do no harm; raises what `ast.parse` raises."""
+    """Check that evaluating the answer can do no harm; raises what `ast.parse` raises."""
     if not _is_expression(data_source):
         return True
     nodes = list(ast.walk(ast.parse(answer, mode="eval")))

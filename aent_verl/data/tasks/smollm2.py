@@ -58,7 +58,6 @@ def prepare(
     for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
         if settings[name] < low or (high is not None and settings[name] > high):
             raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
-    _util.require("data", "the SmolLM2 task")
     source = _installed_weights()
 
     def build(folder: Path) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def prepare(
 
 
 def _installed_weights() -> Path:
-    """The folder of the package that holds the weights; not imported, since that would need llama.cpp."""
+    """Find the folder of the package that holds the weights; importing it would need llama.cpp."""
     _util.require("smollm2", "the SmolLM2 task")
     origin = getattr(importlib.util.find_spec(_PACKAGE), "origin", None)
     assert origin is not None, f"{_PACKAGE} is not an ordinary package"
@@ -99,7 +98,7 @@ def _installed_weights() -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """GGUF to an ordinary model folder in bf16, with the special tokens that the GGUF reader loses."""
+    """Convert GGUF to an ordinary model folder in bf16, with the special tokens that the GGUF reader loses."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -27,7 +27,7 @@ _HEAD_DIM = 32
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level BPE without merges (each byte one of 256 tokens) with ChatML's special tokens and chat template."""
+    """Build byte-level BPE without merges (each byte is a token), with ChatML's special tokens and chat template."""
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> PreTrainedModel:
-    """A fp32 Qwen2 with random weights drawn from `seed`; the caller's random state stays as it is.
+    """Build an fp32 Qwen2 with random weights drawn from `seed`; the caller's random state stays as it is.
 
     Args:
         tokenizer: Gives the size of the vocabulary and the ids of the special tokens.

@@ -45,7 +45,7 @@ def build(
             "warm_start_label_smoothing", "warm_start_max_steps", "warm_start_batch_size" and "learning_rate" (see
             `train`); "seed", which decides weights, order and samples.
         held_out: Rows in verl's format to measure the trained model on; no pair may ask one of their questions.
-        samples: Responses a row when it is measured.
+        samples: Responses per row when it is measured.
         max_new_tokens: Longest of them.
 
     Returns:
@@ -74,7 +74,7 @@ def build(
 
 
 def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
-    """Refuse settings of `build` out of range, and whole numbers of a task below their `lowest`.
+    """Refuse settings of `build` that are out of range, and whole numbers of a task below their `lowest`.
 
     Raises:
         ValueError: names the setting, its value and the range.
@@ -104,10 +104,10 @@ def train(
 ) -> dict[str, float]:
     """Train in place on the answers to chat prompts until the loss is low enough; the same seed gives the same weights.
 
-    A loss to stop at, not a number of steps: sums are learned in one sudden drop, so a fixed step would leave one seed
-    or one machine's rounding ignorant and the next one finished. The rate is constant after its warm-up for the same
-    reason: a decay would need to know the end. Muon gets through that drop in less than half the steps that AdamW
-    needs; embeddings, LM head and vectors are left to AdamW, as Muon's authors advise.
+    It stops at a loss, not after a number of steps: sums are learned in one sudden drop, so after a fixed number one
+    seed or one machine's rounding would still be ignorant and the next one finished. The rate is constant after its
+    warm-up for the same reason: a decay would need to know the end. Muon gets through that drop in less than half the
+    steps that AdamW needs; embeddings, LM head and vectors are left to AdamW, as Muon's authors advise.
 
     Args:
         model: Causal LM; ends in evaluation mode.
@@ -117,9 +117,9 @@ def train(
         label_smoothing: Share of each target that is spread over the whole vocabulary: the model then knows more than
             it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
         max_steps: Stop here at the latest.
-        batch_size: Pairs an update.
+        batch_size: Pairs per update.
         learning_rate: Reached after the warm-up, of both optimizers.
-        seed: Seed of the order of the pairs, which are gone through in a fresh random order each time round.
+        seed: Seed of the order of the pairs, which come in a fresh random order each time round.
 
     Returns:
         "steps" (number of updates) and "loss" (the moving average at the end, nats).
@@ -169,7 +169,7 @@ def _optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.opti
 def answer_loss(
     model: PreTrainedModel, inputs: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Mean cross-entropy (nats) of the labelled tokens: [B, T], [B, T] -> []."""
+    """Compute the mean cross-entropy (nats) of the labelled tokens: [B, T], [B, T] -> []."""
     from torch.nn.functional import cross_entropy
 
     # Position t predicts token t + 1. Only answer positions go through the LM head.
@@ -180,7 +180,7 @@ def answer_loss(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels of (chat messages, answer) pairs, padded on the right.
+    """Encode (chat messages, answer) pairs as token ids and labels, padded on the right.
 
     Returns:
         Two [B, T] tensors of int64: ids, and labels that are -100 outside the answer and its end-of-turn token. Causal
@@ -204,7 +204,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of chat messages, up to where the assistant begins."""
+    """Encode chat messages as token ids, up to where the assistant begins."""
     text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -224,7 +224,7 @@ def measure(
         model: Causal LM.
         tokenizer: Its tokenizer.
         rows: Rows in verl's format.
-        samples: Answers a row.
+        samples: Answers per row.
         max_new_tokens: Longest answer.
         seed: Seed of the sampling; the caller's random state stays as it is.
 
@@ -236,7 +236,7 @@ def measure(
 
     prompts = [prompt_ids(tokenizer, row["prompt"]) for row in rows for _ in range(samples)]
     width = max(map(len, prompts))
-    # Left padding: generation goes on at the right end.
+    # Left padding: generation continues at the right end.
     ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -276,7 +276,7 @@ def measure(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in an order that does not depend on the number of cores, and no waiting for each other on busy ones."""
+    """Use one thread: sums do not depend on the number of cores, and busy ones are not waited for."""
     import torch
 
     threads = torch.get_num_threads()

@@ -147,7 +147,7 @@ def test_several_files_are_written_as_a_hydra_list(tmp_path):
 
 
 def test_a_folder_with_a_space_is_quoted_for_the_shell_and_for_hydra(tmp_path):
-    folder = tmp_path / "my data"
+    folder = tmp_path / "my data, his"
     (line, _) = output.usage(folder, [written("train", "a")])
     (override,) = shlex.split(line.removeprefix("use: "))
     parsed = OverridesParser.create().parse_override(override)

@@ -243,7 +243,9 @@ def test_settings_out_of_range_are_named_and_leave_the_cache_alone(prepared, bad
 
 @pytest.mark.slow
 def test_the_warm_start_is_right_now_and_then_and_could_be_right_far_more_often(tmp_path):
-    measured = countdown.prepare(str(tmp_path))["warm_start"]
+    # In half the time of the defaults, which give 21 % and 80 %.
+    quick = {"hidden_size": 64, "warm_start_pairs": 20000, "warm_start_max_steps": 800, "learning_rate": 6e-3}
+    measured = countdown.prepare(str(tmp_path), **quick, validation_size=64, test_size=64)["warm_start"]
     assert 0.13 < measured["accuracy"] < 0.27
     assert 0.7 < measured["solved"] < 0.95
     assert measured["response_tokens"] < countdown.MAX_RESPONSE_TOKENS - 8
