@@ -168,22 +168,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: damaged.
     """
+    file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+    return {} if file is None else read_yaml(file, "restore it, or remove it", resolve=True)
+
+
+def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file, its interpolations resolved if asked for and possible.
+
+    Raises:
+        ValueError: damaged, or no mapping; the message ends with the remedy.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
-    if file is None:
-        return {}
     try:
         loaded = OmegaConf.load(file)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"{file} is no readable YAML ({error}): restore it, or remove it") from None
+        raise ValueError(f"{file} is no readable YAML ({error}): {remedy}") from None
     try:
-        config = OmegaConf.to_container(loaded, resolve=True)
+        content = OmegaConf.to_container(loaded, resolve=resolve)
     except OmegaConfBaseException:
-        config = OmegaConf.to_container(loaded, resolve=False)
-    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+        content = OmegaConf.to_container(loaded)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no keys with values: {remedy}")
+    return {str(key): value for key, value in content.items()}
 
 
 def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[Run]]:

@@ -35,9 +35,9 @@ class GridDisplay(Display):
         """Draw the grid, or print what changed since the last call."""
         self._grid = grid
         for status in () if self.live else grid:
-            if status.state != self._states.get(status.cell.name, WAITING):
-                self._states[status.cell.name] = status.state
-                self.say(f"{status.cell.name}: {describe(status)}")
+            if status.state != self._states.get(status.run.name, WAITING):
+                self._states[status.run.name] = status.state
+                self.say(f"{status.run.name}: {describe(status)}")
         self.refresh()
 
     def render(self) -> Group:
@@ -47,7 +47,7 @@ class GridDisplay(Display):
     def heartbeat(self) -> str:
         """Name the active runs and sum up all."""
         active = (status for status in self._grid if status.state not in (WAITING, DONE, FAILED))
-        running = "; ".join(f"{status.cell.name} {describe(status)}" for status in active)
+        running = "; ".join(f"{status.run.name} {describe(status)}" for status in active)
         return f"{running}; {total(self._grid, self._parallel)}"
 
 
@@ -59,9 +59,9 @@ def table(grid: Sequence[Status]) -> Table:
     for status in grid:
         if len(grid) > _MOST_ROWS and status.state in (WAITING, DONE):
             continue
-        steps = status.cell.total_steps
+        steps = status.run.total_steps
         drawn.add_row(
-            status.cell.name,
+            status.run.name,
             Text(status.state, style={DONE: "green", FAILED: "red", WAITING: "dim"}.get(status.state, "bold")),
             f"{status.step}/{steps or '?'}",
             ProgressBar(total=steps or 1, completed=status.step, width=16),
@@ -89,4 +89,4 @@ def describe(status: Status) -> str:
     if status.state == DONE:
         accuracy = "" if status.accuracy is None else f", last validation {status.accuracy:.3f}"
         return f"done, {status.step} steps{accuracy}, {duration(sum(status.seconds.values()))}"
-    return f"{status.state} ({status.step} of {status.cell.total_steps or '?'} steps)"
+    return f"{status.state} ({status.step} of {status.run.total_steps or '?'} steps)"

@@ -12,7 +12,8 @@ over its influence values, which stand for how much one score moves it, and the 
 
 import numpy as np
 
-from aent_verl.comparison.stats.crossed import Estimate, Target, check_problems, estimate, interval, variance_parts
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Estimate, check_problems, estimate, interval, variance_parts
 from aent_verl.comparison.stats.scores import score_matrices, score_matrix
 
 TRIMMED = 0.25

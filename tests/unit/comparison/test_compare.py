@@ -6,11 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from aent_verl._util import exclusive_folder
 from aent_verl.commands.main import main
 from aent_verl.comparison.compare import find_runs
+from aent_verl.comparison.grid import plan
 from tests.unit.comparison.report.synthetic import AENT, GRPO, make_runs
+
+
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test the drawing of a report that it only reads."""
+    monkeypatch.setattr("aent_verl.comparison.report.write._write_pictures", lambda *_: None)
+    monkeypatch.setattr("aent_verl.comparison.report.page.inline_svg", lambda *_: Markup())
 
 
 def compare(*arguments: object) -> int:
@@ -31,6 +40,7 @@ def test_a_results_folder_gives_its_report(tmp_path: Path, capsys: pytest.Captur
     assert headline in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_runs_made_elsewhere_are_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path / "runs", (GRPO,), seeds=3)
     logs = []
@@ -67,6 +77,7 @@ def test_errors_are_one_line_and_the_status_is_1(
     assert says in error
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_run_that_is_not_finished_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     for run in runs:
@@ -79,6 +90,7 @@ def test_a_run_that_is_not_finished_is_left_out_and_named(tmp_path: Path, capsys
     assert compared == [("grpo", 1), ("grpo", 2), ("grpo", 3), ("aent", 1), ("aent", 3)]
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_the_report_again_asks_what_the_grid_asked(tmp_path: Path):
     make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     (tmp_path / "grid.yaml").write_text("baseline: aent\ntitle: the other way round\n")
@@ -88,6 +100,7 @@ def test_the_report_again_asks_what_the_grid_asked(tmp_path: Path):
     assert "the other way round" in page
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_the_report_of_a_results_folder_goes_into_it(tmp_path: Path):
     make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     (tmp_path / "grid.yaml").write_text("methods: {grpo: [], aent: []}\nseeds: [1, 2, 3, 4, 5]\n")
@@ -97,6 +110,7 @@ def test_the_report_of_a_results_folder_goes_into_it(tmp_path: Path):
     assert "aent seeds 4, 5: not started." in notices
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_runs_from_elsewhere_have_a_place_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     make_runs(tmp_path / "mine", (GRPO, AENT), seeds=3)
@@ -121,15 +135,20 @@ def test_runs_side_by_side_would_share_gpus_without_a_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    asked = ["experiment=qwen2.5_math_1.5b_math", "data.train_files=t.parquet", "data.val_files=v.parquet"]
-    assert compare(*asked, "parallel=2", "results=out") == 1
+    asked = ["experiment=qwen2.5_math_1.5b_math", "methods=[grpo]", "parallel=2", "results=out"]
+    assert compare(*asked) == 1
     error = capsys.readouterr().err
     assert "parallel=2 with launcher=local: all runs would use the same GPUs" in error
     assert "launcher=ray" in error
-    # In a cluster each run gets its own; then the next check finds that there is no data.
+    # In a cluster each run gets its own, and what comes next is the check of the grid.
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    assert compare(*asked, "parallel=2", "results=out") == 1
-    assert "same GPUs" not in capsys.readouterr().err
+
+    def check(grid: object) -> None:
+        raise ValueError("so far so good")
+
+    monkeypatch.setattr(plan, "check", check)
+    assert compare(*asked) == 1
+    assert capsys.readouterr().err == "error: so far so good\n"
 
 
 def test_what_the_report_needs_is_missed_before_anything_trains(
@@ -142,13 +161,17 @@ def test_what_the_report_needs_is_missed_before_anything_trains(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_comparisons_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_two_comparisons_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(plan, "check", lambda grid: None)
     with exclusive_folder(tmp_path, "", AssertionError()):
         assert compare("experiment=cpu_arithmetic", "methods=[grpo]", "seeds=[1]", f"results={tmp_path}") == 1
     assert f"results={tmp_path}: another comparison is at work in it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     assert compare("--from", tmp_path, "-o", tmp_path / "out", "--baseline", "aent") == 0
