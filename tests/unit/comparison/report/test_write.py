@@ -127,6 +127,8 @@ def test_it_says_how_to_make_it_again_and_under_what(whole):
         "0123456789ab",
     ):
         assert text in page.text
+    # The same for all.
+    assert page.rows("actor_rollout_ref.actor.optim.lr") == []
     assert page.rows("entropy_control.functional.name") == [
         ["entropy_control.functional.name", *["full"] * 1, "clamped", "full"]
     ]
