@@ -8,7 +8,7 @@ equal steps of lightness (OKLab), so it is read with any colour vision; hue only
 still has a contrast of at least 4.5 on it (WCAG AA), so the text never changes colour.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,9 @@ class Theme:
     ground: str
     line: str
     accent: str
-    hot: tuple[str, ...] = ()
-    cold: str = ""
-    warm: str = ""
+    hot: tuple[str, ...]
+    cold: str
+    warm: str
 
     def colour(self, place: int) -> str:
         """Return the colour of the method at this place; the baseline, at 0, is ink."""
@@ -89,17 +89,11 @@ DARK = Theme(
     cold="#2063b0",
     warm="#975105",
 )
-# Stand for the page's CSS variables; the names are those of `variables`.
-STANDING_IN = Theme(
-    paper="#fe0001",
-    ink="#fe0002",
-    muted="#fe0003",
-    grid="#fe0004",
-    series=("#fe0010", "#fe0011", "#fe0012", "#fe0013", "#fe0014", "#fe0015"),
-    ground="#fe0005",
-    line="#fe0006",
-    accent="#fe0007",
-)
+# Names of CSS variables, besides those of the methods.
+_NAMES = ("paper", "ink", "muted", "grid", "ground", "line", "accent")
+# Stand for the page's CSS variables, see `variables`.
+_STANDING: dict[str, Any] = {name: f"#fe{number:04}" for number, name in enumerate(_NAMES)}
+STANDING_IN = replace(LIGHT, series=tuple(f"#fe001{number}" for number in range(len(LIGHT.series))), **_STANDING)
 
 DASHES: tuple[Any, ...] = (
     "-",
@@ -110,7 +104,6 @@ DASHES: tuple[Any, ...] = (
     (0, (4, 1, 1, 1, 1, 1)),
 )
 MARKERS = "osD^vPX"
-_VARIABLES = ("paper", "ink", "muted", "grid", "ground", "line", "accent")
 
 # From OKLab to the cones' response, and from its cube to linear sRGB: Björn Ottosson's definition.
 _TO_CONES = np.array(
@@ -133,7 +126,7 @@ def variables(theme: Theme) -> dict[str, str]:
     """Return the theme's colours by the name of their CSS variable."""
     # The baseline's first: where two variables have one colour, as its ink, the later name is the one in an SVG.
     methods = {f"m{place}": theme.colour(place) for place in range(len(theme.series) + 1)}
-    return methods | {name: getattr(theme, name) for name in _VARIABLES}
+    return methods | {name: getattr(theme, name) for name in _NAMES}
 
 
 def dash(place: int) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 from aent_verl._util import first_few
 from aent_verl.comparison.report.curves import bare, final_validations, has_interval, mean_of
 from aent_verl.comparison.report.groups import Groups
-from aent_verl.comparison.stats import aggregates
+from aent_verl.comparison.stats import Target, aggregates
 from aent_verl.comparison.stats.cross_checks import CrossChecks, cross_checks
-from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate, Target
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate
 from aent_verl.comparison.stats.scores import score_matrices, shared_problems
 from aent_verl.comparison.stats.verdict import Verdict, refusal, verdicts
 from aent_verl.evaluation.majority import Majority, calibration_error, majority_vote

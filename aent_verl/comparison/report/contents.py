@@ -12,7 +12,8 @@ from aent_verl.comparison.report.accuracy import Accuracy, judge
 from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
 from aent_verl.comparison.report.groups import Groups, group_runs
 from aent_verl.comparison.report.samples import Problem, choose_samples
-from aent_verl.comparison.stats.crossed import Estimate, Target, check_target
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Estimate, check_target
 from aent_verl.runs.metrics import STEP_SECONDS
 from aent_verl.runs.protocol import unnamed
 from aent_verl.runs.run import Run

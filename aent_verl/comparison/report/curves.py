@@ -10,8 +10,8 @@ from types import MappingProxyType
 import numpy as np
 
 from aent_verl.comparison.report.groups import Groups
-from aent_verl.comparison.stats import aggregates
-from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate, Target
+from aent_verl.comparison.stats import Target, aggregates
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate
 from aent_verl.comparison.stats.curves import Curve, binned, mean_curve, mean_over_last
 from aent_verl.runs import metrics
 from aent_verl.runs.metrics import Metrics, validation_accuracy

@@ -21,7 +21,8 @@ from aent_verl.comparison.report.accuracy import Accuracy
 from aent_verl.comparison.report.contents import Report, build
 from aent_verl.comparison.report.curves import MOST_THIN_LINES
 from aent_verl.comparison.report.samples import RULE
-from aent_verl.comparison.stats.crossed import Estimate, Target
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Estimate
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, add_heading, draw, draw_intervals, draw_key
 from aent_verl.viewing.pages import NOTHING, amount, decimal, inline_svg, p_value, template

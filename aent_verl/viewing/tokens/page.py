@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -75,6 +76,7 @@ class Group:
     bonus_weight: float
 
 
+_COLUMNS = attrgetter("tokens", "entropy", "log_prob", "advantage", "policy_weight", "bonus_weight", "in_loss")
 # Text, entropy, policy weight and bonus weight of a token.
 _Token = tuple[str, float, float | None, float]
 
@@ -186,17 +188,7 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 def _token_spans(record: TokenRecord, scales: Scales, underline: bool) -> Iterable[str]:
     common = _common_level(record, scales)
-    columns = zip(
-        record.tokens,
-        record.entropy,
-        record.log_prob,
-        record.advantage,
-        record.policy_weight,
-        record.bonus_weight,
-        record.in_loss,
-        strict=True,
-    )
-    for text, entropy, log_prob, advantage, weight, bonus, in_loss in columns:
+    for text, entropy, log_prob, advantage, weight, bonus, in_loss in zip(*_COLUMNS(record), strict=True):
         classes = []
         if (level := _level(entropy / scales.entropy)) != 0:
             classes.append(f"e{level}")

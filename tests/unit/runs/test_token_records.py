@@ -247,6 +247,7 @@ def test_command_errors(tmp_path, capsys):
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.slow
 def test_command_tells_of_an_incomplete_line(tmp_path):
     file = tmp_path / "step_1.jsonl"
     file.write_text(f"{record().to_json()}\n{{")
@@ -265,9 +266,10 @@ def test_help_has_an_example(capsys):
     assert "entropy_control.token_dump=4" in text
 
 
+@pytest.mark.slow
 def test_writing_and_reading_need_no_framework():
     code = (
-        "import sys; import aent_verl.viewing.tokens; print('jinja2' in sys.modules);"
+        "import sys; import aent_verl.runs.token_records; print('jinja2' in sys.modules);"
         "import aent_verl.viewing.tokens.page;"
         "print(bool({'torch', 'verl', 'ray', 'transformers'} & sys.modules.keys()))"
     )

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from aent_verl.viewing.charts import Chart, Line, y_limits
+from aent_verl.viewing.charts import MARKERS, Chart, Line, draw, y_limits
+from aent_verl.viewing.palette import LIGHT
 
 
 def test_wide_intervals_leave_the_lines_their_room():
@@ -15,3 +16,12 @@ def test_wide_intervals_leave_the_lines_their_room():
     flat = Chart("c", "c", "x", [Line(0, x, np.zeros(3))])
     low, high = y_limits(flat)
     assert low < 0 < high
+
+
+def test_a_value_that_stands_alone_has_a_marker_among_the_others():
+    mean = np.arange(100.0)
+    mean[[50, 52]] = np.nan
+    (panel,) = draw(Chart("c", "c", "x", [Line(1, np.arange(100), mean)]), LIGHT).axes
+    (marks,) = [line for line in panel.get_lines() if line.get_linestyle() == "None"]
+    assert {51, 99} < set(marks.get_xdata())
+    assert len(marks.get_xdata()) <= MARKERS + 2

@@ -17,8 +17,12 @@ LINES = [Line(place, X, X + place, X + place - 1, X + place + 1) for place in ra
 CHART = Chart("reward", "Reward", "step", LINES, levels=[Level(1, 2, 3), Level(2, 4, 4)])
 
 
-def test_all_colours_are_variables_of_the_page():
-    text = inline_svg(draw(CHART, STANDING_IN), "reward", "Reward")
+@pytest.fixture(scope="module")
+def text():
+    return inline_svg(draw(CHART, STANDING_IN), "reward", 'a "b" <c>')
+
+
+def test_all_colours_are_variables_of_the_page(text):
     used = set(re.findall(r"var\(--(\w+)\)", text))
     assert used <= set(variables(LIGHT))
     assert {"ink", "muted", "grid", "m1", "m6"} <= used
@@ -26,8 +30,7 @@ def test_all_colours_are_variables_of_the_page():
     assert re.findall(r"#[0-9a-fA-F]{6}\b", text) == []
 
 
-def test_it_is_an_svg_without_anything_of_other_places():
-    text = inline_svg(draw(CHART, STANDING_IN), "reward", 'a "b" <c>')
+def test_it_is_an_svg_without_anything_of_other_places(text):
     root = ElementTree.fromstring(text)
     assert root.tag == "svg"
     assert root.attrib["aria-label"] == 'a "b" <c>'
@@ -36,8 +39,7 @@ def test_it_is_an_svg_without_anything_of_other_places():
         assert word not in text
 
 
-def test_ids_are_those_that_are_referred_to_and_carry_the_charts_name():
-    text = inline_svg(draw(CHART, STANDING_IN), "reward", "")
+def test_ids_are_those_that_are_referred_to_and_carry_the_charts_name(text):
     ids = re.findall(r' id="([^"]+)"', text)
     referred = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     assert len(ids) == len(set(ids))
@@ -45,28 +47,32 @@ def test_ids_are_those_that_are_referred_to_and_carry_the_charts_name():
     assert all(each.startswith("reward-") for each in ids)
 
 
-def test_everything_of_a_method_has_its_class():
-    root = ElementTree.fromstring(inline_svg(draw(CHART, STANDING_IN), "reward", ""))
+def test_everything_of_a_method_has_its_class(text):
+    root = ElementTree.fromstring(text)
     classes = [element.attrib["class"] for element in root.iter() if "class" in element.attrib]
     # Band, line and markers; a level besides.
     assert [classes.count(f"s{place}") for place in (0, 1, 2)] == [3, 3 + 3, 3 + 1]
 
 
-def test_the_same_figure_gives_the_same_text():
-    assert inline_svg(draw(CHART, STANDING_IN), "a", "") == inline_svg(draw(CHART, STANDING_IN), "a", "")
+def test_the_same_figure_gives_the_same_text(text):
+    assert inline_svg(draw(CHART, STANDING_IN), "reward", 'a "b" <c>') == text
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("name", ["<b>&", "$x_1$", "a$b", "bad\x07\u202e"])
-def test_names_are_drawn_as_they_are(name, tmp_path):
-    figure = draw_intervals([Interval(1, 0.1, 0.0, 0.2)], ["grpo", name], "difference", STANDING_IN)
-    root = ElementTree.fromstring(inline_svg(figure, "d", ""))
+def test_names_are_drawn_as_they_are(tmp_path):
+    names = ["grpo", "<b>&", "$x_1$", "a$b", "bad\x07\u202e"]
+    shown = ["grpo", "<b>&", "$x_1$", "a$b", "bad␇⟨U+202E⟩"]
+    intervals = [Interval(place, 0.1, 0.0, 0.2) for place in range(len(names))]
+    root = ElementTree.fromstring(inline_svg(draw_intervals(intervals, names, "difference", STANDING_IN), "d", ""))
     texts = ["".join(element.itertext()) for element in root.iter("text")]
-    shown = name.replace("\x07", "␇").replace("\u202e", "⟨U+202E⟩")
-    assert shown in texts
-    picture = draw(Chart("c", name, "x", LINES[:2]), LIGHT)
-    add_heading(picture, Chart("c", name, "x", LINES[:2]), ["grpo", name], LIGHT)
-    picture.savefig(tmp_path / "c.png")
+    assert set(shown) < set(texts)
+    for title, literal in zip(names, shown, strict=True):
+        chart = Chart("c", title, "x", LINES[: len(names)])
+        picture = draw(chart, LIGHT)
+        add_heading(picture, chart, names, LIGHT)
+        assert picture.axes[0].get_title(loc="left") == literal.replace("$", r"\$")
+    # As text that is no formula.
+    picture.savefig(tmp_path / "c.png", dpi=20)
 
 
 @pytest.mark.parametrize(

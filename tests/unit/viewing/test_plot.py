@@ -216,6 +216,7 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch):
         figure(run(1), BAND)
 
 
+@pytest.mark.slow
 def test_pyplot_and_matplotlib_stay_out_of_the_importing_process(tmp_path):
     write(tmp_path, run(2))
     code = (

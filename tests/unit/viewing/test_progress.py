@@ -216,6 +216,8 @@ def test_live_table(tmp_path, clock):
     assert [row.count("↑") for row in rows] == [1] * 8
     assert "5/40" in rows[0]
     assert "12/40" in rows[-1]
+    assert "10.0" in rows[-1]
+    assert "min" not in rows[-1], "the line under the table says what is left"
     assert "0 s so far, 4 min 40 s left" in last_frame
     assert "finished: step 12 of 40" in last_frame
     assert last_frame.count("\x1b[?25h") == 1, "the cursor is shown again"

@@ -270,10 +270,10 @@ def test_a_long_run_is_a_page_of_a_few_megabytes_in_seconds():
         policy_weight=[1 + value / 9 for value in values],
         bonus_weight=[value / 3 for value in values],
     )
-    records = [replace(long, step=step, sample=sample) for step in range(40) for sample in range(4)]
+    records = [replace(long, step=step, sample=sample) for step in range(10) for sample in range(4)]
     # Processor time: the machine may be busy with other things.
     start = time.process_time()
     text = render(records)
-    assert time.process_time() - start < 20
-    assert len(text.encode()) < 15_500_000
-    assert text.count("<i ") > 160_000
+    assert time.process_time() - start < 5
+    assert len(text.encode()) < 3_900_000
+    assert text.count("<i ") > 40_000

@@ -162,6 +162,9 @@ def test_different_evaluations_are_compared_on_what_they_share(tmp_path):
     assert (accuracy.samples, accuracy.problems) == (4, 40)
     both = [draw_scores(AENT, 1, 40, 8)[:, :4], scores[:40]]
     assert accuracy.methods["aent"].mean.value == pytest.approx(np.mean(both))
+    # Of each response its own answer.
+    runs[0] = set_scores(tmp_path, "aent_seed1", both[0])
+    assert judged(runs, allow=True).methods["aent"].majority == accuracy.methods["aent"].majority
 
 
 def test_without_an_evaluation_the_last_validation_counts(tmp_path):

@@ -127,6 +127,8 @@ def test_it_says_how_to_make_it_again_and_under_what(whole):
         "0123456789ab",
     ):
         assert text in page.text
+    # The same for all.
+    assert page.rows("actor_rollout_ref.actor.optim.lr") == []
     assert page.rows("entropy_control.functional.name") == [
         ["entropy_control.functional.name", *["full"] * 1, "clamped", "full"]
     ]
@@ -215,7 +217,9 @@ def test_one_seed_claims_nothing(tmp_path, undrawn):
 
 
 @pytest.mark.parametrize("method", [GRPO, AENT])
-def test_one_run_of_one_step_is_readable(tmp_path, method):
+def test_one_run_of_one_step_is_readable(tmp_path, method, request):
+    if method is GRPO:
+        request.getfixturevalue("undrawn")
     page, _ = page_of(make_runs(tmp_path, (method,), seeds=1, steps=1, problems=20))
     assert "Nothing is compared" in page.text
     assert "1 method · 1 seed · 1 step" in page.text
