@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aent_verl.comparison.report.contents import build
-from aent_verl.comparison.report.write import as_json
 
 from aent_verl.comparison.grid.record import last_checkpoint
 from aent_verl.comparison.grid.scheduler import Scheduler, _Stage
 from aent_verl.comparison.grid.status import DONE, FAILED
+from aent_verl.comparison.report.contents import build
+from aent_verl.comparison.report.write import as_json
 from aent_verl.runs.metrics import read_run
 from aent_verl.runs.run import load_run
 from tests.unit.comparison.grid.grid import grid_run, scheduler, small_grid
