@@ -75,7 +75,7 @@ class Responses:
 
 
 def problem_id(*identity: object) -> str:
-    """The id of a problem: a hash of what it is told from others by, the same in all runs that have it.
+    """Return the id of a problem: a hash of what identifies it, the same in all runs that have it.
 
     An evaluation knows a problem's data source and chat messages. verl's dump of a validation knows the prompt as text
     and the right answer. The two ids of a problem differ, so runs are compared by one kind or by the other.
@@ -84,7 +84,7 @@ def problem_id(*identity: object) -> str:
 
 
 def read_evaluation(folder: str | Path) -> ProblemScores | None:
-    """What `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
+    """Read what `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
 
     Raises:
         ValueError: a file of it is missing, damaged or of another format.
@@ -117,7 +117,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
 
 
 def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> ProblemScores:
-    """One validation as verl dumped it.
+    """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
 
@@ -143,13 +143,13 @@ def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> Prob
 
 
 def validations(folder: str | Path) -> dict[int, Path]:
-    """The validation dumps of a run by step, in ascending order."""
+    """List the validation dumps of a run by step, in ascending order."""
     files = (Path(folder) / VALIDATION).glob("*.jsonl")
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
 def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
-    """Texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
+    """Read texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
 
     Raises:
         ValueError: a damaged file.
@@ -181,7 +181,7 @@ def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Res
 
 
 def _protocol(summary: Mapping[str, Any]) -> Protocol:
-    """What an evaluation says about itself, as far as two of them have to agree in it."""
+    """Return what two evaluations have to agree in before they are compared."""
     found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
     found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
     found["data"] = ", ".join(
@@ -240,7 +240,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{file} is missing, and the files beside it need it: evaluate again") from None
+        raise ValueError(f"{file} is missing, and the files next to it need it: evaluate again") from None
     # Not splitlines(): JSON strings may hold U+2028 and its like, which it would split at.
     for number, line in enumerate(text.split("\n"), start=1):
         if line:

@@ -25,7 +25,7 @@ class Plan:
         more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
         problems: problems in all that are needed, where no number of seeds is enough on the present ones. A lower
             bound: it takes the seeds for unlimited. At most `MOST_PROBLEMS`.
-        seeds_suffice: whether some number of seeds is enough on the present problems, be it above `MOST_SEEDS`.
+        seeds_suffice: whether some number of seeds is enough on the present problems, even if above `MOST_SEEDS`.
     """
 
     more_seeds: int | None

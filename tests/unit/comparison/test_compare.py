@@ -167,7 +167,7 @@ def test_two_comparisons_do_not_share_a_folder(
     monkeypatch.setattr(plan, "check", lambda grid: None)
     with exclusive_folder(tmp_path, "", AssertionError()):
         assert compare("experiment=cpu_arithmetic", "methods=[grpo]", "seeds=[1]", f"results={tmp_path}") == 1
-    assert f"results={tmp_path}: another comparison is at work in it" in capsys.readouterr().err
+    assert f"results={tmp_path}: another comparison is running in it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
