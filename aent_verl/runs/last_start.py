@@ -20,12 +20,9 @@ _INCIDENTAL = ("run.", "hydra.", "ray_kwargs.", "actor_rollout_ref.actor.entropy
 
 def changes(cfg: DictConfig) -> list[str]:
     """List ``key=value (was value)`` for each setting that differs from the run's last start, if that is known."""
-    file = Path(cfg.run.dir) / CONFIG
-    if not file.is_file():
-        return []
     try:
-        before = _settings(OmegaConf.load(file))
-    except (OmegaConfBaseException, YAMLError, ValueError):
+        before = _settings(OmegaConf.load(Path(cfg.run.dir) / CONFIG))
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError):
         return []
     now = _settings(cfg)
     absent = "not set"
