@@ -37,37 +37,14 @@ if TYPE_CHECKING:
     from aent_verl.core.entropy import clamped_entropy, full_entropy, nucleus_entropy
     from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
 
-__all__ = [
-    "AnchoredTargetController",
-    "BandController",
-    "ConstantController",
-    "Controller",
-    "ControllerState",
-    "EntropyGuidedController",
-    "EpochController",
-    "LinearDecayController",
-    "StageController",
-    "StepToTargetController",
-    "__version__",
-    "anchored_bonus",
-    "clamped_entropy",
-    "confidence",
-    "entropy_advantage",
-    "full_entropy",
-    "linear_bonus",
-    "linear_difficulty",
-    "linear_logprobs_and_entropy",
-    "logprobs_and_entropy",
-    "nucleus_entropy",
-    "peak_mask",
-    "positive_reweight",
-    "progrpo",
-    "smoothed_bonus",
-    "smoothing_weight",
-    "steer_change",
-    "steer_weight",
-    "threshold_difficulty",
-]
+__all__ = ["__version__"]
+__all__ += ["clamped_entropy", "full_entropy", "linear_logprobs_and_entropy", "logprobs_and_entropy", "nucleus_entropy"]
+__all__ += ["AnchoredTargetController", "BandController", "ConstantController", "EntropyGuidedController"]
+__all__ += ["EpochController", "LinearDecayController", "StageController", "StepToTargetController"]
+__all__ += ["Controller", "ControllerState"]
+__all__ += ["anchored_bonus", "linear_bonus", "smoothed_bonus", "smoothing_weight"]
+__all__ += ["linear_difficulty", "peak_mask", "threshold_difficulty"]
+__all__ += ["confidence", "entropy_advantage", "positive_reweight", "progrpo", "steer_change", "steer_weight"]
 # In the order in which a name is looked for: the controllers need no torch.
 _MODULES = ("controllers", "entropy", "fused", "bonus", "advantages")
 

@@ -68,7 +68,9 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
     )
     from aent_verl.platforms import cpu
     from aent_verl.plugin import engine, losses
+    from tests import hydra_cache
 
+    hydra_cache.install()
     cpu.initialize_gloo()
     cpu.register_engines()
     engine.register()

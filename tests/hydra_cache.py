@@ -4,6 +4,8 @@ Only configs inside packages are remembered, which do not change while tests run
 Every compose gets a copy of its own, so that tests may change what they get.
 """
 
+import functools
+import gc
 import os
 import pickle
 from typing import Any
@@ -20,18 +22,25 @@ _LASTING = ("pkg://", "structured://")
 
 
 def install() -> None:
-    """Wrap Hydra's reader of packaged YAML and its composing, in this process."""
+    """Wrap Hydra's reader of packaged YAML and its composing, in this process, and let garbage wait.
+
+    With torch and verl imported a full collection takes a tenth of a second, and at Python's thresholds composing a
+    config starts several.
+    """
+    gc.set_threshold(100_000, 20, 50)
     # Hydra loads its plug-ins as modules of their own: an import of the class would be another one.
     Plugins.instance()
     source: Any = SourcesRegistry.instance().resolve("pkg")
     read, compose = source.load_config, ConfigLoaderImpl.load_configuration
 
+    @functools.wraps(read)
     def load_config(self: Any, config_path: str) -> Any:
         key = (self.provider, self.path, config_path)
         if key not in _files:
             _files[key] = pickle.dumps(read(self, config_path))
         return pickle.loads(_files[key])
 
+    @functools.wraps(compose)
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> Any:
         given = repr((args, sorted(kwargs.items())))
         places = [element.path for element in self.get_search_path().get_path()]

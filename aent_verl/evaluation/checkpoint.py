@@ -127,7 +127,7 @@ def _merge_into(model: Model, merged: Path, shards: str) -> None:
 
 
 def _merge(model: Model, target: Path) -> None:
-    """In a process of its own: the merger holds all weights, and returns its memory only by ending."""
+    """Run the merger in a process of its own: it holds all weights, and returns its memory only by ending."""
     command = ["merge", "--backend", "fsdp", "--local_dir", str(model.actor), "--target_dir", str(target)]
     done = subprocess.run([sys.executable, "-m", "verl.model_merger", *command], text=True, capture_output=True)
     print(done.stdout, done.stderr, flush=True)

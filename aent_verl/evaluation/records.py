@@ -1,6 +1,6 @@
 """The files of an evaluation: a summary, a line of scores for each problem, and its responses.
 
-They are written so that ``evaluation.json`` is there only once the other two are complete.
+``evaluation.json`` is written last, when the other two are complete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORMAT = 1
 SUMMARY = "evaluation.json"
 SCORES = "scores.jsonl"
 RESPONSES = "responses.jsonl"
-# What has to be equal for two evaluations to be the same one.
+# What must be equal for two evaluations to be the same.
 IDENTITY = (
     *("format", "model", "weights", "data", "sampling", "prompts"),
     *("reward", "reward_settings", "reward_sha256"),
@@ -32,7 +32,7 @@ class Problem:
     Attributes:
         data_source: its data set.
         messages: the prompt, as chat messages.
-        ground_truth: the right answer, in whatever form the reward function wants it.
+        ground_truth: the right answer, in the form that the reward function expects.
         extra_info: what else the row has for the reward function.
     """
 
@@ -82,7 +82,7 @@ def entropy_of(log_probs: Sequence[float]) -> float:
     training reports as ``aent/entropy_full``.
 
     Raises:
-        ValueError: a log-probability is no number, or positive: the model's weights are broken.
+        ValueError: a log-probability is not a number, or positive: the model's weights are broken.
     """
     if not log_probs:
         return 0.0
@@ -160,7 +160,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two evaluations are not the same, for people; empty if they are."""
+    """Describe where two evaluations differ; empty if they do not."""
     new = json.loads(json.dumps(new))
     return [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in IDENTITY if old.get(key) != new.get(key)]
 

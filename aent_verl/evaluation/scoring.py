@@ -1,7 +1,7 @@
-"""A reward function at work in processes of its own, each call in a main thread and with a limit of time.
+"""A reward function in processes of its own, each call in a main thread and with a time limit.
 
 In a main thread, because libraries such as math-verify limit their time with signals, which work nowhere else. In
-processes, because a call that never returns can only be ended with its process; another one takes its place.
+processes, because a call that never returns can only be ended with its process, which is then replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 # Loads the reward function; called once in each process, so it has to be picklable.
 Load = Callable[[], Callable[..., Any]]
 START_SECONDS = 300
-# What a reward function may return beside its score: whether the answer is right, and what the answer was.
+# What a reward function may return alongside its score: whether the answer is right, and what the answer was.
 ACC = "acc"
 ANSWERS = ("answer", "pred")
 
@@ -48,7 +48,7 @@ class Scored:
 
 
 class Scorer:
-    """A pool of processes that score responses; to be used in a ``with`` block.
+    """A pool of processes that score responses; use it in a ``with`` block.
 
     Args:
         load: gives the reward function.
@@ -108,7 +108,7 @@ class Scorer:
 
 
 class _Worker:
-    """One process and the connection to it; starts another one when it dies."""
+    """A process and the connection to it; replaces a process that dies."""
 
     def __init__(self, context: multiprocessing.context.ForkServerContext, load: Load) -> None:
         self._context, self._load = context, load
@@ -152,7 +152,7 @@ class _Worker:
 
 
 def _work(connection: Connection, load: Load) -> None:
-    """The life of a process: load the function, then score what comes until nothing comes any more."""
+    """Load the function, then score what arrives until the connection closes."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         function = load()
@@ -169,7 +169,7 @@ def _work(connection: Connection, load: Load) -> None:
 
 
 def _die_with_parent() -> None:
-    """An endless loop in the reward function must not outlive an evaluation that was killed."""
+    """End with the parent: an endless loop in the reward function must not outlive a killed evaluation."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -181,7 +181,7 @@ def score_once(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Sc
     try:
         result = function(**arguments)
         if inspect.isawaitable(result):
-            result = asyncio.run(_finished(result))
+            result = asyncio.run(asyncio.wait_for(result, None))
         given = result if isinstance(result, Mapping) else {"score": result}
         score = float(given["score"] if given.get(ACC) is None else given[ACC])
         if not math.isfinite(score):
@@ -190,7 +190,3 @@ def score_once(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Sc
         return Scored(score, None if answer is None else str(answer))
     except Exception as error:
         return Scored(0.0, error=f"{type(error).__name__}: {error}")
-
-
-async def _finished(awaitable: Any) -> Any:
-    return await awaitable

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: short keys for verl's settings, what a trained run passes on, and all bounds."""
+"""What an evaluation is asked to do: short keys for verl's settings, what it inherits from a run, and all bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aent_verl import preflight
 from aent_verl._util import number, whole_number
 from aent_verl.preflight.findings import Row, Setting, at
 
-# What users type, and the setting of verl's that it is: that way an experiment's values are the defaults.
+# What users type, and verl's setting for it: an experiment's values are then the defaults.
 SHORT_KEYS = {
     "model": "actor_rollout_ref.model.path",
     "data": "data.val_files",
@@ -31,7 +31,7 @@ SHORT_KEYS = {
     "scorers": "evaluation.scorers",
     "score_timeout": "evaluation.score_timeout",
 }
-# What a checkpoint's own run says about them holds unless the user says otherwise.
+# What a checkpoint's own run says about them holds unless the user sets it.
 INHERITED = (
     *(SHORT_KEYS[key] for key in ("data", "n", "temperature", "top_p", "top_k")),
     *(SHORT_KEYS[key] for key in ("max_prompt_length", "max_response_length")),
@@ -88,12 +88,12 @@ def typed_keys(overrides: Sequence[str]) -> set[str]:
 
 
 def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[str]:
-    """Take over from the run that trained the model what the user has not said.
+    """Take what the user has not set from the run that trained the model.
 
     Args:
         cfg: the composed config; changed.
         run: the config of that run.
-        typed: the keys that the user set; with an experiment nothing is taken over.
+        typed: the keys that the user set; with an experiment nothing is inherited.
 
     Returns:
         The keys whose value changed.
@@ -114,7 +114,7 @@ def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[st
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
-    """The sampling settings, every bound checked.
+    """Read the sampling settings, and check every bound.
 
     Raises:
         PreflightError: one is out of range.
@@ -138,7 +138,7 @@ def sampling_of(cfg: DictConfig) -> Sampling:
 
 
 def check(cfg: DictConfig) -> Iterator[Row]:
-    """All that can be said of an evaluation's settings, from its composed config."""
+    """Check an evaluation's settings, from its composed config alone."""
     yield from preflight.check_evaluation(cfg)
     yield from preflight.attempt("evaluation", lambda: _check_own(cfg))
 
@@ -171,11 +171,11 @@ def check_scoring(cfg: DictConfig) -> None:
 
 
 def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
-    """Settings that are legal and do less than one may think."""
+    """Name settings that are legal and do less than one may expect."""
     found = []
     if sampling.greedy and sampling.n > 1:
         found.append(
-            f"temperature=0 with n={sampling.n}: all responses to a problem are equal but for rounding, so pass@k is "
+            f"temperature=0 with n={sampling.n}: all responses to a problem are equal up to rounding, so pass@k is "
             "the accuracy and entropy 0; set n=1, or temperature=1.0"
         )
     if sampling.greedy and (sampling.top_p < 1 or sampling.top_k != -1):

@@ -1,4 +1,4 @@
-"""What an evaluation comes to, by data source and over all problems, as numbers and as a table."""
+"""The results of an evaluation, by data source and over all problems, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _statistics(answered: Sequence[Answered]) -> dict[str, Any]:
 
 
 def warnings_of(answered: Sequence[Answered]) -> list[str]:
-    """What a reader of the numbers has to know about them."""
+    """Name what a reader of the numbers must know about them."""
     responses = [response for one in answered for response in one.responses]
     found = []
     failed = [response for response in responses if response.error is not None]
@@ -67,8 +67,8 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
     scores = {response.score for response in responses}
     if len(scores) == 1 and len(responses) > 1:
         found.append(
-            f"all {len(responses)} responses have the score {scores.pop():g}: check that the reward function wants the "
-            "form of answer that this model gives (see responses.jsonl)"
+            f"all {len(responses)} responses have the score {scores.pop():g}: check that the reward function expects "
+            "the form of answer that this model gives (see responses.jsonl)"
         )
     elif not scores <= {0.0, 1.0}:
         found.append(

@@ -37,7 +37,7 @@ class CommandLine:
         return self.source == OURS[0]
 
     def value(self, key: str) -> str | None:
-        """What the overrides set ``key`` to; None if they do not."""
+        """The value that the overrides give ``key``; None if they do not set it."""
         found = None
         for override in self.overrides:
             name, equals, value = override.partition("=")
@@ -54,13 +54,13 @@ class CommandLine:
         return (*path, *method)
 
     def completed(self) -> CommandLine:
-        """The same with what it lacks; a search path that has not ours gives way to one that has."""
+        """Add what it lacks; a search path without ours is replaced by one with it."""
         lacks = self.lacks()
         kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
         return replace(self, overrides=(*kept, *lacks))
 
     def sorted_out(self) -> tuple[list[Finding], CommandLine]:
-        """Overrides whose key verl no longer has, each with where it went, and the command without them.
+        """Separate overrides whose key verl no longer has, each with where it went, from the rest of the command.
 
         Raises:
             HydraException: what remains does not compose.
@@ -89,8 +89,8 @@ class CommandLine:
 def parse(arguments: Sequence[str]) -> CommandLine:
     """Read what follows ``aent-verl doctor``: overrides of ``aent-verl train``, or a whole command.
 
-    A command is one with ``verl.trainer.main_ppo`` or ``main_ppo.py`` in it, or with a ``train`` of ours; what stands
-    before is the interpreter and its environment. Overrides that search for our configuration are verl's command too.
+    A command is one with ``verl.trainer.main_ppo`` or ``main_ppo.py`` in it, or with a ``train`` of ours; what comes
+    before is the interpreter and its environment. Overrides that search for our configuration are verl's command, too.
     """
     words = [word for word in arguments if word not in ("\\", "$@")]
     entry = next((i for i, word in enumerate(words) if word.endswith(("main_ppo", "main_ppo.py"))), None)

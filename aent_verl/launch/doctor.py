@@ -45,7 +45,7 @@ class Machines:
         """Read ``gpus=8,nodes=2``.
 
         Raises:
-            ValueError: names what is wrong and what would be right.
+            ValueError: names what is wrong and what is expected.
         """
         given = dict(part.partition("=")[::2] for part in text.split(","))
         known = {field.name for field in fields(cls)}
@@ -70,11 +70,11 @@ class Machines:
         # What Ray would say of them.
         gpus = float(self.gpus * self.nodes)
         cpus = math.inf if self.cpus is None else float(self.cpus * self.nodes)
-        return preflight.check_cluster({"GPU": gpus, "NPU": gpus, "CPU": cpus}, cfg)
+        return preflight.resources.check_cluster({"GPU": gpus, "NPU": gpus, "CPU": cpus}, cfg)
 
 
 def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> Iterator[Row]:
-    """All rows of the report, in an order in which later checks can rely on earlier ones."""
+    """Yield all rows of the report, in an order in which later checks can rely on earlier ones."""
     versions = list(check_versions())
     yield from versions
     if any(row.state == FAILED and row.check == "versions" for row in versions):
@@ -99,7 +99,7 @@ def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines
 
 
 def check_versions() -> Iterator[Row]:
-    """Versions of everything that a run uses, from package metadata."""
+    """Check the versions of everything that a run uses, from package metadata."""
     yield from preflight.attempt("versions", _check_versions)
     vllm = '; it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs'
     for name, remedy in {"verl": "", "torch": "", "ray": "", "transformers": "", "vllm": vllm}.items():
@@ -135,7 +135,7 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     if line.is_ours and not line.overrides and cpu.detect_platform() == cpu.PLATFORM_NAME:
         line = replace(line, overrides=(DEFAULT_ON_CPU,))
     if lacks := line.lacks():
-        # A script of plain GRPO is in order; one that asks for entropy control and would not get it is not.
+        # A script of plain GRPO is fine; one that asks for entropy control and would not get it is not.
         asks = len(lacks) == 1 or line.value(BLOCK) is not None
         yield Row(
             "entropy control",
@@ -189,7 +189,7 @@ def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, N
 def _check_plugin() -> Iterator[str]:
     """Check that our plug-in is loaded in this process, and that verl finds everything in it.
 
-    verl logs the failure of a plug-in at DEBUG only, so it is imported here by hand to see what it raises.
+    verl logs the failure of a plug-in at DEBUG only, so it is imported here to see what it raises.
     """
     declared = {entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")}
     if "aent_verl.plugin.entry_point" not in declared:
@@ -215,7 +215,7 @@ def _check_plugin() -> Iterator[str]:
 
 
 def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterator[Row]:
-    """What `aent-verl train` would check, as far as its data and model, which it may build, are there."""
+    """Check what `aent-verl train` would, as far as its data and model, which it may build, exist."""
     from aent_verl.preflight.data import named_files
 
     skip: tuple[str, ...] = ()
@@ -239,7 +239,7 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
         environment.hand_to_workers(cfg, platform)
         environment.start_ray(cfg, log_to_driver=False)
         resources = ray.cluster_resources()
-        yield from (Row("cluster", OK, line) for line in preflight.check_cluster(resources, cfg))
+        yield from (Row("cluster", OK, line) for line in preflight.resources.check_cluster(resources, cfg))
         for node in ray.nodes():
             if node["Alive"]:
                 yield ask_node(node)

@@ -1,4 +1,4 @@
-"""What decides where a run computes, and what every process of it needs to know."""
+"""Where a run computes, and what every process of it needs to know."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
         os.environ.update(_cpu_variables(cfg))
         if cfg.trainer.device != "cpu":
             raise LaunchError(
-                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), but trainer.device="
+                f"the CPU platform was chosen (no accelerator was found, or VERL_PLATFORM says so), and trainer.device="
                 f"{cfg.trainer.device!r}: to train on the CPU add platform=cpu; to use a GPU cluster, point Ray at it "
                 "with RAY_ADDRESS"
             )

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 5.0
 _STOP_SECONDS = 120.0
 _SUBMIT_SECONDS = 120.0
-# A cluster that does not answer for so long has gone.
+# A cluster that does not answer for this long is gone.
 _SILENT_SECONDS = 600.0
 # What a run reads from its environment; the rest is the cluster's own.
 _HANDED_ON = ("AENT_VERL_", "VERL_", "VLLM_", "HF_", "WANDB_")
 
 
 class RayJob:
-    """A job on the cluster; it goes on when the one who submitted it is killed, and can be found again by its name.
+    """A job on the cluster, which survives the process that submitted it and can be found again by its name.
 
     Args:
         client: a ``ray.job_submission.JobSubmissionClient``.
@@ -53,7 +53,7 @@ class RayJob:
         return self._ended
 
     def _output(self) -> str:
-        """What the job printed; a node that is gone has taken it along."""
+        """What the job printed, which is lost if its node is gone."""
         try:
             return self._client.get_job_logs(self.name)
         except (ConnectionError, RuntimeError, OSError) as error:
@@ -114,10 +114,10 @@ class RayJobs:
             ) from error
 
     def start(self, arguments: Sequence[str], log: Path) -> RayJob:
-        """Start an interpreter with these arguments; a job of the same arguments that still runs is gone on with.
+        """Start an interpreter with these arguments, or join a job with the same arguments that still runs.
 
         Raises:
-            RuntimeError: another job is at work in the run's folder.
+            RuntimeError: another job is working in the run's folder.
         """
         run = log.parent
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"aent-verl-{run.parent.parent.name}-{run.name}-{log.stem}")
@@ -130,7 +130,7 @@ class RayJobs:
                 return RayJob(self._client, f"{base}-{attempt}", log)
             if not job.status.is_terminal() and str(run) in job.entrypoint:
                 raise RuntimeError(
-                    f"job {base}-{attempt} is at work in {run} with other settings: wait until it ends, or stop "
+                    f"job {base}-{attempt} is working in {run} with other settings: wait until it ends, or stop "
                     f"it with `ray job stop {base}-{attempt}`"
                 )
             attempt += 1

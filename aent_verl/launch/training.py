@@ -90,7 +90,7 @@ def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO
         print(f"resuming from {folder}", file=terminal)
         return False
     if cfg.trainer.val_before_train and not is_logged(cfg.run.dir, last):
-        # verl saves, validates and logs in this order: a kill in between takes the last validation with it.
+        # verl saves, validates and logs in this order: a kill in between loses the last validation.
         print(f"resuming from {folder} to validate it: the run was killed before it could", file=terminal)
         return False
     print(

@@ -27,7 +27,7 @@ class BonusForm:
     anchored: ClassVar[bool] = False
 
     def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
-        """Loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
+        """Compute the loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
         raise NotImplementedError
 
 
@@ -84,7 +84,7 @@ class AllTokens:
     """Every response token takes part in the bonus."""
 
     def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
-        """None: all."""
+        """Return None: all."""
         return None
 
 
@@ -109,7 +109,7 @@ class Uniform:
     needs_accuracy: ClassVar[bool] = False
 
     def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
-        """None: 1 for all."""
+        """Return None: 1 for all."""
         return None
 
 

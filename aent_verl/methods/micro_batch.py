@@ -38,5 +38,5 @@ class MicroBatch:
         raise NotImplementedError
 
     def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
-        """Log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
+        """Return log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from aent_verl._util import number, whole_number
 from aent_verl.core.backends import KERNELS, Kernel
 from aent_verl.core.controllers import ConstantController, Controller, LinearDecayController
 from aent_verl.core.entropy import check_clamp_p, check_top_p
-from aent_verl.methods.axes import ADVANTAGES, BONUSES, SAMPLE_WEIGHTS, TOKEN_MASKS, AllTokens, Linear, Uniform
+from aent_verl.methods import axes
 from aent_verl.methods.settings import (
     ADVANTAGES_CONTROLLERS,
     BONUS_CONTROLLERS,
@@ -100,20 +100,20 @@ def parse_functional(block: Any) -> FunctionalConfig:
 
 def _bonus(block: Any) -> BonusConfig:
     key, parts = f"{ROOT}.bonus", ("token_mask", "sample_weight", "loss_agg_mode", "controller")
-    form = _chosen(block, key, BONUSES, also=parts)
-    mode = block.get("loss_agg_mode")
+    form = _chosen(block, key, axes.BONUSES, also=parts)
+    mode, weight = block.get("loss_agg_mode"), block.get("sample_weight", {"name": "uniform"})
     return BonusConfig(
         form=form,
         controller=_chosen(block.get("controller"), f"{key}.controller", BONUS_CONTROLLERS),
-        token_mask=_chosen(block.get("token_mask", {"name": "all"}), f"{key}.token_mask", TOKEN_MASKS),
-        sample_weight=_chosen(block.get("sample_weight", {"name": "uniform"}), f"{key}.sample_weight", SAMPLE_WEIGHTS),
+        token_mask=_chosen(block.get("token_mask", {"name": "all"}), f"{key}.token_mask", axes.TOKEN_MASKS),
+        sample_weight=_chosen(weight, f"{key}.sample_weight", axes.SAMPLE_WEIGHTS),
         loss_agg_mode=mode and _one_of(f"{key}.loss_agg_mode", mode, LOSS_AGG_MODES),
     )
 
 
 def _advantages(block: Any) -> AdvantagesConfig:
     key = f"{ROOT}.advantages"
-    shaping = _chosen(block, key, ADVANTAGES, also=("controller",))
+    shaping = _chosen(block, key, axes.ADVANTAGES, also=("controller",))
     given = block.get("controller") or {"name": "constant", "init": 1.0}
     controller = _chosen(given, f"{key}.controller", ADVANTAGES_CONTROLLERS)
     if not shaping.has_coefficient and controller != NO_SHAPING:
@@ -132,7 +132,7 @@ def _advantages(block: Any) -> AdvantagesConfig:
 
 
 def _fields(block: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """``block`` as a dict whose keys are all in ``known``."""
+    """Copy ``block`` to a dict, whose keys must all be in ``known``."""
     if not isinstance(block, Mapping):
         raise ValueError(f"{key}={block!r} is not a block of settings; expected the keys {', '.join(known)}")
     unknown = sorted(set(block) - set(known))
@@ -188,11 +188,10 @@ def _warn_of_bonus_without_effect(bonus: BonusConfig) -> None:
     if controller not in (ConstantController(init=0.0), LinearDecayController(init=0.0, final=0.0)) and not stays_zero:
         return
     why = f"{key}.controller keeps the coefficient at 0, which adds no bonus to the loss"
-    for name, default in (("form", Linear()), ("token_mask", AllTokens()), ("sample_weight", Uniform())):
-        if getattr(bonus, name) != default:
-            no_effect(f"{key}.{'name' if name == 'form' else name}", str(getattr(bonus, name)), why)
-    if bonus.loss_agg_mode is not None:
-        no_effect(f"{key}.loss_agg_mode", bonus.loss_agg_mode, why)
+    plain = BonusConfig(axes.Linear(), controller)
+    for name in ("form", "token_mask", "sample_weight", "loss_agg_mode"):
+        if (value := getattr(bonus, name)) != getattr(plain, name):
+            no_effect(f"{key}.{'name' if name == 'form' else name}", str(value), why)
 
 
 def _warn_if_it_never_moves(controller: Controller, key: str) -> None:

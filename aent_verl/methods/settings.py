@@ -9,54 +9,31 @@ from typing import Any
 
 from torch import Tensor
 
-from aent_verl.core import bonus
+from aent_verl.core import bonus, controllers
 from aent_verl.core.backends import Kernel
-from aent_verl.core.controllers import (
-    AnchoredTargetController,
-    BandController,
-    ConstantController,
-    Controller,
-    EntropyGuidedController,
-    EpochController,
-    LinearDecayController,
-    StageController,
-    StepToTargetController,
-)
+from aent_verl.core.controllers import ConstantController, Controller
 from aent_verl.core.custom import Functional
-from aent_verl.methods.axes import (
-    BONUSES,
-    SAMPLE_WEIGHTS,
-    TOKEN_MASKS,
-    AllTokens,
-    BonusForm,
-    LinearDifficulty,
-    PeakTokens,
-    Shaping,
-    ThresholdDifficulty,
-    Unchanged,
-    Uniform,
-    Weigh,
-)
+from aent_verl.methods import axes
 from aent_verl.methods.micro_batch import MicroBatch
 
 ROOT = "entropy_control"
 FUNCTIONALS = ("full", "clamped", "nucleus")
 BONUS_CONTROLLERS: dict[str, type[Controller]] = {
-    "constant": ConstantController,
-    "band": BandController,
-    "step_to_target": StepToTargetController,
-    "anchored_target": AnchoredTargetController,
-    "linear_decay": LinearDecayController,
+    "constant": controllers.ConstantController,
+    "band": controllers.BandController,
+    "step_to_target": controllers.StepToTargetController,
+    "anchored_target": controllers.AnchoredTargetController,
+    "linear_decay": controllers.LinearDecayController,
 }
 ADVANTAGES_CONTROLLERS: dict[str, type[Controller]] = {
-    "constant": ConstantController,
-    "linear_decay": LinearDecayController,
-    "stage": StageController,
-    "epoch": EpochController,
-    "entropy_guided": EntropyGuidedController,
+    "constant": controllers.ConstantController,
+    "linear_decay": controllers.LinearDecayController,
+    "stage": controllers.StageController,
+    "epoch": controllers.EpochController,
+    "entropy_guided": controllers.EntropyGuidedController,
 }
 NO_SHAPING = ConstantController(init=1.0)
-ALL_TOKENS, UNIFORM = AllTokens(), Uniform()
+ALL_TOKENS, UNIFORM = axes.AllTokens(), axes.Uniform()
 
 
 def name_in(table: Mapping[str, type[Any]], choice: Any) -> str:
@@ -99,7 +76,7 @@ class FunctionalConfig:
         return partial(function, **arguments)
 
     def arguments(self) -> dict[str, Any]:
-        """How `core.fused` is asked for one of ours."""
+        """Return how `core.fused` is asked for one of ours."""
         return {"functional": self.name, "clamp_p": self.clamp_p, "top_p": self.top_p}
 
     def __str__(self) -> str:
@@ -120,33 +97,33 @@ class BonusConfig:
         loss_agg_mode: how the term is aggregated; None: as the policy loss is.
     """
 
-    form: BonusForm
+    form: axes.BonusForm
     controller: Controller
-    token_mask: AllTokens | PeakTokens = ALL_TOKENS
-    sample_weight: Uniform | LinearDifficulty | ThresholdDifficulty = UNIFORM
+    token_mask: axes.AllTokens | axes.PeakTokens = ALL_TOKENS
+    sample_weight: axes.Uniform | axes.LinearDifficulty | axes.ThresholdDifficulty = UNIFORM
     loss_agg_mode: str | None = None
 
     @property
     def form_name(self) -> str:
         """The form's name in the config."""
-        return name_in(BONUSES, self.form)
+        return name_in(axes.BONUSES, self.form)
 
     def weights(
         self, entropy: Tensor, mask: Tensor, accuracy: Callable[[], Any]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens that take part, Boolean ``[B, T]``, and weights of the samples, ``[B]``; None where all are equal.
+        """Find tokens that take part, Boolean ``[B, T]``, and weights of samples, ``[B]``; None where all are equal.
 
         ``accuracy`` is called for the groups' accuracies ``[B]`` if they are needed.
         """
         return self.token_mask.tokens(entropy, mask), self.sample_weight.weight(accuracy)
 
     def averaged_tokens(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """Tokens over which the term is averaged, Boolean ``[B, T]``: of the mask if anchored, else of the response."""
+        """Mark the tokens that the term is averaged over, ``[B, T]``: of the mask if anchored, else of the response."""
         return bonus.averaged_tokens(
             entropy, mask, self.token_mask.tokens(entropy, mask) if self.form.anchored else None
         )
 
-    def weigh(self, batch: MicroBatch) -> Weigh:
+    def weigh(self, batch: MicroBatch) -> axes.Weigh:
         """Make the function that masks and weighs a per-token term ``[B, T]`` of this batch."""
         tokens, weight = self.weights(batch.entropy, batch.mask, lambda: batch.accuracy)
         return lambda term: bonus.weighted(term, batch.mask, tokens, weight)
@@ -156,7 +133,7 @@ class BonusConfig:
 class AdvantagesConfig:
     """How advantages are changed before the policy loss, and the controller of that coefficient."""
 
-    shaping: Shaping
+    shaping: axes.Shaping
     controller: Controller = NO_SHAPING
 
 
@@ -178,7 +155,7 @@ class EntropyControlConfig:
     method: str
     functional: FunctionalConfig
     bonus: BonusConfig
-    advantages: AdvantagesConfig = AdvantagesConfig(Unchanged())
+    advantages: AdvantagesConfig = AdvantagesConfig(axes.Unchanged())
     kernel: Kernel = "auto"
     restart_controller: bool = False
     token_dump: int = 0
@@ -214,6 +191,6 @@ class EntropyControlConfig:
         return {
             "functional": str(self.functional),
             "loss_agg_mode": self.bonus.loss_agg_mode,
-            "token_mask": {"name": name_in(TOKEN_MASKS, tokens), **asdict(tokens)},
-            "sample_weight": {"name": name_in(SAMPLE_WEIGHTS, weight), **asdict(weight)},
+            "token_mask": {"name": name_in(axes.TOKEN_MASKS, tokens), **asdict(tokens)},
+            "sample_weight": {"name": name_in(axes.SAMPLE_WEIGHTS, weight), **asdict(weight)},
         }

@@ -57,42 +57,42 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
     """
     _util.require("verl", "entropy control")
     guard.require()
-    run = entropy_control.get("host") or {}
-    _check_trainer(run, kernel=entropy_control.get("kernel"))
+    verl_settings = entropy_control.get("host") or {}
+    _check_trainer(verl_settings, kernel=entropy_control.get("kernel"))
     control = parse(entropy_control)
-    _check_rollout(run, control)
+    _check_rollout(verl_settings, control)
     _check_actor(settings, control)
-    _check_ulysses(settings, attention=str(run.get("attention", "flash_attention_2")))
-    _check_policy_loss(settings, control, run)
+    _check_ulysses(settings, attention=str(verl_settings.get("attention", "flash_attention_2")))
+    _check_policy_loss(settings, control, verl_settings)
     _check_bonus_aggregation(settings, control)
     _warn_of_ignored(settings)
     return EntropyControlActorConfig(entropy_control=control, **settings)
 
 
-def _check_trainer(run: Mapping[str, Any], *, kernel: Any) -> None:
+def _check_trainer(verl_settings: Mapping[str, Any], *, kernel: Any) -> None:
     """Refuse a trainer that would train without entropy control."""
-    if not run.get("use_v1", True):
+    if not verl_settings.get("use_v1", True):
         raise ValueError("trainer.use_v1=False is not allowed with entropy_control: only verl's v1 trainers run it")
-    mode = run.get("trainer_mode")
+    mode = verl_settings.get("trainer_mode")
     if mode not in TRAINER_MODES:
         raise ValueError(
             f"trainer.v1.trainer_mode={mode!r} is not allowed with entropy_control: it would train without it; "
             f"use one of {', '.join(TRAINER_MODES)}"
         )
-    if run.get("distillation"):
+    if verl_settings.get("distillation"):
         raise ValueError("distillation.enabled=True is not allowed with entropy_control: its loss replaces ours")
-    if kernel == "triton" and run.get("device") == "cpu":
+    if kernel == "triton" and verl_settings.get("device") == "cpu":
         raise ValueError("entropy_control.kernel='triton' is not allowed with trainer.device=cpu: use auto or torch")
 
 
-def _check_rollout(run: Mapping[str, Any], control: EntropyControlConfig) -> None:
-    if control.needs_initial_entropy and run.get("bypass_mode"):
+def _check_rollout(verl_settings: Mapping[str, Any], control: EntropyControlConfig) -> None:
+    if control.needs_initial_entropy and verl_settings.get("bypass_mode"):
         cause = "entropy_control.bonus.name=anchored" if control.bonus.form.anchored else "controller anchored_target"
         raise ValueError(
             f"algorithm.rollout_correction.bypass_mode=True is not allowed with {cause}: the entropy before the first "
             "update is measured in the pass over old log-probs, which that mode leaves out"
         )
-    if control.needs_accuracy and run.get("rollout_n") == 1:
+    if control.needs_accuracy and verl_settings.get("rollout_n") == 1:
         warnings.warn(
             "actor_rollout_ref.rollout.n=1 makes every group a single sample: its accuracy is then that sample's own, "
             "and no group has a mixed outcome",
@@ -130,7 +130,9 @@ def _check_ulysses(settings: Mapping[str, Any], *, attention: str) -> None:
         )
 
 
-def _check_policy_loss(settings: Mapping[str, Any], control: EntropyControlConfig, run: Mapping[str, Any]) -> None:
+def _check_policy_loss(
+    settings: Mapping[str, Any], control: EntropyControlConfig, verl_settings: Mapping[str, Any]
+) -> None:
     key = f"{ACTOR}.policy_loss.loss_mode"
     mode = (settings.get("policy_loss") or {}).get("loss_mode", "vanilla")
     if control.advantages.shaping.is_weight and mode not in HOMOGENEOUS_LOSSES:
@@ -140,10 +142,10 @@ def _check_policy_loss(settings: Mapping[str, Any], control: EntropyControlConfi
         )
     # One update a step, at the weights of its old log-probs, makes every ratio 1. A mini-batch may be larger than the
     # step's batch: verl fills it with empty rows if it packs by tokens.
-    batch, mini_batch = run.get("train_batch_size"), settings.get("ppo_mini_batch_size")
+    batch, mini_batch = verl_settings.get("train_batch_size"), settings.get("ppo_mini_batch_size")
     if batch is None or mini_batch is None or mini_batch < batch:
         return
-    if settings.get("ppo_epochs", 1) != 1 or run.get("bypass_mode"):
+    if settings.get("ppo_epochs", 1) != 1 or verl_settings.get("bypass_mode"):
         return
     why = (
         "with one mini-batch and one epoch a step is strictly on-policy, and {}; "

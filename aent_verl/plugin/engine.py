@@ -1,4 +1,4 @@
-"""FSDP engine whose log-probs and entropies come out of one op, on logits or in the place of verl's fused LM heads."""
+"""FSDP engine whose log-probs and entropies come from one op, on logits or in place of verl's fused LM heads."""
 
 import contextlib
 from typing import Any, cast
@@ -67,11 +67,11 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
-        """Whether the configured entropy is wanted: in training, and for the observation before the first update."""
+        """Tell whether the configured entropy is wanted: in training, and for the one before the first update."""
         return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
-        """What the op is asked for."""
+        """Arguments of the op."""
         functional = self.functional if self._measures(micro_batch) else FunctionalConfig("full")
         return {**functional.arguments(), "kernel": self.kernel}
 
@@ -83,7 +83,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             key: tu.get_non_tensor_data(data=micro_batch, key=key, default=False)
             for key in ("calculate_entropy", "calculate_sum_pi_squared")
         }
-        real = _real_tokens(output_args, micro_batch)
+        real, sampled = _real_tokens(output_args, micro_batch), dict[str, Tensor]()
         if self._head is not None:
             log_probs, entropy, statistics = self._head.outputs(output)
             if asked_for["calculate_sum_pi_squared"]:
@@ -110,13 +110,12 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             log_probs, entropy, statistics = cast(WithStatistics, result)
             # Not in the pass for statistics, which computes without gradient.
             if self.truncation.active and self.mode == "train" and torch.is_grad_enabled():
-                statistics[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
+                sampled[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
         results = {"log_probs": log_probs}
         if self._measures(micro_batch):
             results[ENTROPY] = entropy
         if self.mode == "train":
-            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
-            results |= {key: statistics[key] for key in (ENTROPY_SAMPLED,) if key in statistics}
+            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]} | sampled
         elif asked_for["calculate_entropy"]:
             results["entropy"] = statistics["entropy_full"]
         if asked_for["calculate_sum_pi_squared"]:
@@ -135,7 +134,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
 
 def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor | None:
-    """Mask ``[B, T]`` of the tokens that are no padding; None in the layout from which padding was removed."""
+    """Return the mask ``[B, T]`` of tokens that are not padding; None in the layout from which padding was removed."""
     if "temperature_rmpad" in output_args:
         return None
     lengths = micro_batch["input_ids"].offsets().diff()
@@ -145,7 +144,7 @@ def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor
 def _rows(
     logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
+    """Line up logits, labels and temperatures of all tokens, with padding: ``[N, V], [N], [N]``; copies no logits.
 
     Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
     """
@@ -164,7 +163,7 @@ def _rows(
 
 
 def register() -> None:
-    """Register the engine for every device that verl's FSDP engine supports, and CPU; a second call does nothing."""
+    """Register the engine for every device that verl's FSDP engine supports, and CPU; a second call has no effect."""
     if MODEL_TYPE in EngineRegistry._engines:
         return
     EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(

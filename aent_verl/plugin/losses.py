@@ -77,7 +77,7 @@ def entropy_control_loss(
 
 
 def clip_range(config: ActorConfig) -> tuple[float, float]:
-    """How far the ratio may go below and above 1."""
+    """Return how far the ratio may go below and above 1."""
     low, high = config.clip_ratio_low, config.clip_ratio_high
     return config.clip_ratio if low is None else low, config.clip_ratio if high is None else high
 

@@ -1,4 +1,4 @@
-"""What leaves each rank, and what the driver makes of it: sums over tokens become means, shares and quantiles.
+"""What each rank reports, and what the driver makes of it: sums over tokens become means, shares and quantiles.
 
 verl sums a SUM metric over micro-batches and averages it over ranks and mini-batches. So the ratio of two such metrics
 is the exact mean over all tokens of the step, whatever the aggregation of the loss and the size of micro-batches.
@@ -38,7 +38,7 @@ def of_micro_batch(
     step: StepValues,
     stats: MiniBatchStats,
 ) -> dict[str, Metric]:
-    """Metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
+    """Collect metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
 
     Args:
         batch: the tokens.

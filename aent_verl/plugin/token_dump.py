@@ -1,4 +1,4 @@
-"""Writes the first responses of each step out token by token, from inside the loss; `aent-verl tokens` shows them."""
+"""Writes the first responses of each step token by token, from inside the loss; `aent-verl tokens` shows them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from aent_verl.runs import token_records
 
 @dataclass
 class TokenDump:
-    """Writes the samples of lowest index of each step, the first time that it meets them in that step.
+    """Writes the samples of lowest index of each step, when it first meets them in that step.
 
     Attributes:
         control: says how many, and where to.
@@ -39,9 +39,11 @@ class TokenDump:
         """
         if step != self._step:
             self._step, self._written = step, set()
-        samples = batch.sample.tolist()
-        due = [(row, index) for row, index in enumerate(samples) if index < self.control.token_dump]
-        due = [(row, index) for row, index in due if index not in self._written and bool(batch.mask[row].any())]
+        due = [
+            (row, index)
+            for row, index in enumerate(batch.sample.tolist())
+            if index < self.control.token_dump and index not in self._written and bool(batch.mask[row].any())
+        ]
         if not due:
             return
         self._written |= {index for _, index in due}

@@ -1,4 +1,4 @@
-"""The driver's part: ask for the coefficients, send them with the batch, measure, move the controllers once."""
+"""The driver's part: ask for the coefficients, send them with the batch, measure, apply the controllers once."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ class EntropyControlMixin(PPOTrainer):
             )
 
     def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
-        """Follow these settings; the workers have the same.
+        """Follow these settings; the workers do the same.
 
         Raises:
             PlugInNotActiveError: there are none.
@@ -125,7 +125,7 @@ class EntropyControlMixin(PPOTrainer):
         return batch
 
     def _initial_entropy(self, batch: KVBatchMeta) -> float:
-        """The entropy of the whole batch as the bonus aggregates it, or its token mean, in nats."""
+        """Measure the entropy of the step's batch as the bonus aggregates it, or its token mean, in nats."""
         fields = [ENTROPY, "response_mask", *([ACCURACY] if self.entropy_control.needs_accuracy else [])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
@@ -141,12 +141,11 @@ class EntropyControlMixin(PPOTrainer):
         )
 
     def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """Put what the workers need to know about each sample beside the batch's other fields."""
+        """Add the fields of each sample that the workers need to the batch."""
         fields: dict[str, Any] = {}
         asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
-        there = set(data.keys())
-        columns = {key: _column(data[key]) for key in asked if key in there}
+        columns = {key: _column(data[key]) for key in set(data.keys()).intersection(asked)}
         blank = [0] * len(batch)
         filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
         if self._needs_samples:
@@ -154,11 +153,10 @@ class EntropyControlMixin(PPOTrainer):
             order = zip(filler, *known, batch.keys, strict=True)
             fields[micro_batch.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
         if self.entropy_control.needs_accuracy:
-            # A reward model in the workers' place puts `acc` beside the score, a reward function into extra_fields.
             extra = columns.get("extra_fields", blank)
-            extra = (
-                [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]] if samples.ACC in there else extra
-            )
+            # A reward model in the workers' place puts `acc` next to the score, a reward function into extra_fields.
+            if samples.ACC in columns:
+                extra = [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]]
             fields[ACCURACY] = samples.group_accuracies(
                 [str(uid) for uid in columns["uid"]],
                 extra,
@@ -194,7 +192,7 @@ class EntropyControlMixin(PPOTrainer):
         return batch
 
     def _in_force(self, axis: str, states: coefficients.States) -> float:
-        """The coefficient of this step; a schedule has gone on through steps without an update of the actor."""
+        """Return the coefficient of this step; a schedule continues through steps without an update of the actor."""
         controller = self._controllers[axis]
         if isinstance(controller, Schedule):
             return controller.coefficient_at(self.global_steps)
@@ -257,7 +255,7 @@ class EntropyControlMixin(PPOTrainer):
         logger.info("controllers resumed from %s: %s", folder, states)
 
     def _restart_controllers(self) -> None:
-        """Start afresh in the middle of a run: what depends on the step alone goes on from it."""
+        """Start afresh in the middle of a run: what depends on the step alone continues from it."""
         done = self.global_steps
         logger.warning("resuming at step %d with the controllers at their initial state", done)
         if self.entropy_control.needs_initial_entropy:
@@ -270,7 +268,7 @@ class EntropyControlMixin(PPOTrainer):
 
 
 def _column(values: Any) -> list[Any]:
-    """One value per sample of a field of a batch; verl hands out tensors, lists, and tensordict's stacks of objects."""
+    """List a field of a batch by sample; verl hands out tensors, lists, and tensordict's stacks of objects."""
     if isinstance(values, torch.Tensor):
         return list(values.unbind())
     return list(values) if isinstance(values, list) else values.tolist()

@@ -69,16 +69,14 @@ class EntropyControlWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     async def entropy_control_report(self) -> dict[str, Any]:
-        """What this rank really runs: the driver's proof that the plug-in is active, and the text of the banner."""
+        """Report what this rank runs: the driver's proof that the plug-in is active, and the text of the banner."""
+        report = {"rank": self.rank, "pid": os.getpid(), "role": self.role}
         if self.actor is None:
-            return {"rank": self.rank, "pid": os.getpid(), "role": self.role}
+            return report
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
         states: coefficients.States = await ray.get_actor(coefficients.actor_name()).states.remote()
-        return {
-            "rank": self.rank,
-            "pid": os.getpid(),
-            "role": self.role,
+        return report | {
             "engine": type(self.actor.engine).__name__,
             "device": self.actor.device_name,
             "loss": getattr(loss.func, "__name__", str(loss.func)),

@@ -24,19 +24,9 @@ from aent_verl.preflight import (
     sampling,
     settings,
 )
-from aent_verl.preflight.findings import (  # noqa: F401  for the commands  # noqa: F401
-    FAILED,
-    NOTE,
-    OK,
-    WARNING,
-    PreflightError,
-    PreflightFailed,
-    PreflightWarning,
-    Row,
-    attempt,
-    say,
-)
-from aent_verl.preflight.resources import check_cluster  # noqa: F401
+from aent_verl.preflight.findings import PreflightError, Row, attempt, say
+
+__all__ = ["PreflightError", "Row", "attempt", "check_api", "check_evaluation", "check_run", "check_settings", "say"]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
 # In the order in which they speak of a key: those that know most of it first.
@@ -53,17 +43,17 @@ EVALUATION: dict[str, Check] = {"LoRA": lora.check_evaluation, "names": names.ch
 
 
 def check_settings(cfg: DictConfig) -> Iterator[Row]:
-    """All that can be said of a training run's settings, from its composed config; verl's platform must be decided."""
+    """Check a training run's settings, from its composed config alone; verl's platform must be decided."""
     yield from _each_key_once(TRAINING, cfg)
 
 
 def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
-    """The same for an evaluation's settings."""
+    """Check an evaluation's settings."""
     yield from _each_key_once(EVALUATION, cfg)
 
 
 def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row]:
-    """Rows of all checks; of a key that several have something to say about, those of the first."""
+    """Yield rows of all checks; of a key that several have something to say about, those of the first."""
     said: set[str | None] = set()
     for name, check in checks.items():
         rows = [row for row in attempt(name, partial(check, cfg)) if row.key is None or row.key not in said]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
@@ -46,13 +45,11 @@ def _estimator(cfg: DictConfig) -> Iterator[Finding]:
         return  # a misspelt name is another check's finding
     fault = estimators.fault(cfg, name, values=values)
     if fault is not None:
-        yield at(cfg, ESTIMATOR).error(
-            fault,
-            "Set critic.enable=true" if name == "gae" and not values else f"Set {ESTIMATOR}=grpo",
-            f"one of {', '.join(estimators.usable(cfg, values=values))}",
-        )
+        hint = "Set critic.enable=true" if name == "gae" and not values else f"Set {ESTIMATOR}=grpo"
+        usable = [each for each in ADV_ESTIMATOR_REGISTRY if estimators.fault(cfg, each, values=values) is None]
+        yield at(cfg, ESTIMATOR).error(fault, hint, f"one of {', '.join(sorted(usable))}")
         return
-    if value(cfg, N) == 1 and estimators.groups_samples(name):
+    if value(cfg, N) == 1 and "index" in estimators.parameters(name):
         yield at(cfg, N).warning(
             f"{ESTIMATOR}={name} compares the samples of one prompt: with one sample the score itself is the advantage",
             f"Set {N}=8, for example, or {ESTIMATOR}=reinforce_plus_plus",
@@ -69,7 +66,7 @@ def _of_estimator(cfg: DictConfig, name: str, setting: str, *, values: bool) -> 
     tried = estimators.trial(cfg, name, values=values)
     if not tried.same_as(estimators.trial(cfg, name, values=values, **{setting: default})):
         return
-    if setting in inspect.signature(estimators.function(name)).parameters:
+    if setting in estimators.parameters(name):
         yield at(cfg, key).error(
             f"verl does not pass it to {ESTIMATOR}={name}, which computes with {default!r}",
             f"Set {ESTIMATOR}=grpo, or {key}={default}".replace("True", "true"),
@@ -108,8 +105,7 @@ def _critic(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _kl(cfg: DictConfig) -> Iterator[Finding]:
-    in_reward, in_loss = "algorithm.use_kl_in_reward", f"{ACTOR}.use_kl_loss"
-    control = "algorithm.kl_ctrl"
+    in_reward, in_loss, control = "algorithm.use_kl_in_reward", f"{ACTOR}.use_kl_loss", "algorithm.kl_ctrl"
     if value(cfg, in_reward) and value(cfg, in_loss):
         yield at(cfg, in_reward).warning(
             f"with {in_loss}=true the KL divergence is penalised twice, in the rewards and in the loss",

@@ -120,7 +120,7 @@ def read_files(cfg: DictConfig, key: str) -> Files:
         if not any(scan.lacking[kind].count for scan in scans):
             names.append(name)
     content = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    sample = {file.path: file.sample for file in files}
+    sample = {file.path: list(file.rows.values()) for file in files}
     return Files(sample, sum(scan.count for scan in scans), content, warnings, not any(file.in_part for file in files))
 
 
@@ -141,6 +141,12 @@ def named_files(cfg: DictConfig, key: str) -> list[str]:
 class File:
     """One file, read once.
 
+    Attributes:
+        columns: their names.
+        scan: what was found in all rows.
+        rows: those to look at closely, by number.
+        in_part: whether only the beginning was read.
+
     Raises:
         PreflightError: it is missing, damaged, empty or of another format.
     """
@@ -158,7 +164,7 @@ class File:
             self.in_part = rows.read_in_part(path)
             self.columns = rows.columns(path)
             self.scan = rows.scan(path, self.prompt_key, [name for name in OPTIONAL if name in self.columns])
-            self._rows = rows.take(path, [self.prompt_key, SOURCE, REWARD, EXTRA], self.scan.samples)
+            self.rows = rows.take(path, [self.prompt_key, SOURCE, REWARD, EXTRA], self.scan.samples)
         except Exception as error:
             raise self._error(
                 f"the file cannot be read ({type(error).__name__}: {error})",
@@ -167,11 +173,6 @@ class File:
             ) from error
         if self.scan.count == 0:
             raise self._error("the file has no rows", self._hint, "at least one row")
-
-    @property
-    def sample(self) -> Rows:
-        """The rows to look at closely."""
-        return list(self._rows.values())
 
     def check(self) -> Iterator[Warning]:
         """Check what verl and the reward read of each row.
@@ -245,7 +246,7 @@ class File:
             self._require(
                 REWARD, self.scan.lacking["records"], 'a record in every row, as in {"ground_truth": "5"}', hint
             )
-        for number, row in self._rows.items():
+        for number, row in self.rows.items():
             extra = row.get(EXTRA)
             if extra is not None and not isinstance(extra, Mapping):
                 raise self._error(

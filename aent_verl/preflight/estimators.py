@@ -1,9 +1,9 @@
-"""Advantage estimators of verl's registry tried on a few rows, with what a v1 trainer hands them and nothing else."""
+"""Advantage estimators of verl's registry tried on a few rows, with only what a v1 trainer passes to them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +39,15 @@ class Trial:
         return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
 
 
-def function(name: str) -> Callable[..., Any]:
-    """The estimator in verl's registry.
+def parameters(name: str) -> Collection[str]:
+    """Names of the estimator's parameters; those that compare the samples of one prompt have an ``index``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: verl's registry has no estimator of that name.
     """
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
-    return get_adv_estimator_fn(name)
-
-
-def groups_samples(name: str) -> bool:
-    """Whether the estimator compares the samples of one prompt."""
-    return "index" in inspect.signature(function(name)).parameters
+    return inspect.signature(get_adv_estimator_fn(name)).parameters
 
 
 def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False, **settings: Any) -> Trial:
@@ -123,10 +118,3 @@ def fault(cfg: DictConfig, name: str, *, values: bool) -> str | None:
     if not (tried.advantages.isfinite().all() and right - wrong > 1e-4):
         return f"answers that score 1 and 0 get the advantages {right:.3g} and {wrong:.3g}"
     return None
-
-
-def usable(cfg: DictConfig, *, values: bool) -> list[str]:
-    """The estimators without fault in this config."""
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
-
-    return sorted(name for name in ADV_ESTIMATOR_REGISTRY if fault(cfg, name, values=values) is None)

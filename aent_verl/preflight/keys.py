@@ -31,8 +31,8 @@ from aent_verl.preflight.schema import (
 from aent_verl.preflight.verl_keys import GONE, MOVED, UNREAD
 
 LEGACY = "legacy_reward_impl.yaml"
-# What verl hands on as a whole (to Ray, a rollout engine, TransferQueue, MindSpeed, Nsight, Megatron), and what is ours
-# and checked elsewhere.
+# What verl passes on as a whole (to Ray, a rollout engine, TransferQueue, MindSpeed, Nsight, Megatron), and what is
+# ours and checked elsewhere.
 FREE = (
     *("ray_kwargs.ray_init", "transfer_queue", "distillation.teacher_models", "global_profiler.global_tool_config"),
     *("actor_rollout_ref.rollout.custom", "actor_rollout_ref.actor.entropy_control"),
@@ -51,7 +51,7 @@ CONFIG = Path(__file__).parent.parent / "_config"
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Yield a finding for each key that the run would not read.
 
-    An error where the run would compute something else than asked, or fail in a worker; a warning where it would not.
+    An error where the run would compute something other than asked, or fail in a worker; a warning where it would not.
     """
     yield from legacy(cfg)
     yield from unread(cfg)
@@ -60,7 +60,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def legacy(cfg: DictConfig) -> Iterator[Finding]:
-    """Reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
+    """Find reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
     blocks = [block for block in map(str, verl_file(LEGACY)) if is_mapping(node(cfg, block))]
     settings = [at(cfg, key) for block in blocks for key in leaves(cfg[block], f"{block}.")]
     given = [setting for setting in settings if setting.value is not None]
@@ -109,7 +109,7 @@ def moves(cfg: DictConfig) -> dict[str, str]:
 
 
 def unread(cfg: DictConfig) -> Iterator[Finding]:
-    """Keys of verl's config that nothing reads under FSDP."""
+    """Find keys of verl's config that nothing reads under FSDP."""
     if not str(value(cfg, "actor_rollout_ref.actor.strategy")).startswith("fsdp"):
         return
     critic = has_critic(cfg)
@@ -179,7 +179,7 @@ def _fields(blocks: Sequence[DictConfig]) -> set[str]:
 
 @functools.cache
 def _object(path: str) -> Any:
-    """What stands at a dotted path; None where it cannot be imported, which whoever builds the block will say."""
+    """The object at a dotted path; None if it cannot be imported, which whoever builds the block will report."""
     from hydra.utils import get_object
 
     try:
@@ -198,7 +198,7 @@ def _is_trainer_mode(key: str) -> bool:
 
 @functools.cache
 def _verl_source() -> str:
-    """All of verl's Python, read once and only if a key stands in no schema."""
+    """All of verl's Python, read once and only if a key is in no schema."""
     texts = []
     for folder, _, names in os.walk(verl_folder()):
         texts += [Path(folder, name).read_text(encoding="utf-8") for name in names if name.endswith(".py")]

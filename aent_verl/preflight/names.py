@@ -1,7 +1,7 @@
-"""Names that only verl's registries and comparisons know: a misspelt one passes Hydra and fails minutes later.
+"""Names that only verl's registries and comparisons know: Hydra lets a misspelt one pass, and it fails minutes later.
 
 What is allowed is asked of verl at run time: of its registries, where there is one, else of the strings that the
-function which reads the setting compares it with. A name that a module of the user's registers is there by then,
+function which reads the setting compares it with. A name that a custom module registers is there by then,
 because those modules are imported first, as verl imports them in its workers.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -65,11 +66,12 @@ def registry(target: str) -> Names:
 def compared(target: str, *names: str) -> Names:
     """Strings that a function of verl's compares a variable or attribute with, or looks for in it.
 
-    A branch that only raises is none that a user can choose.
+    A branch that only raises is not a choice.
     """
     return lambda cfg: sorted(compared_strings(resolve(target), *names))
 
 
+@functools.cache
 def compared_strings(function: Any, *names: str) -> set[str]:
     """What `compared` gives, for a function or class."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -159,9 +161,14 @@ def _fsdp(cfg: DictConfig) -> bool:
     return str(value(cfg, f"{ACTOR}.strategy")).startswith("fsdp")
 
 
-def _vllm(key: str, *usual: str) -> Callable[[DictConfig], bool]:
-    """Whether vLLM reads the setting; verl's usual values are not worth the seconds that an import of vLLM takes."""
-    return lambda cfg: value(cfg, f"{ROLLOUT}.name") == "vllm" and _installed("vllm") and value(cfg, key) not in usual
+def _vllm(name: str, target: str, *usual: str, training: bool = False) -> dict[str, Choice]:
+    """A setting that vLLM reads; verl's usual values are not worth the seconds that an import of vLLM takes."""
+    key = f"{ROLLOUT}.{name}"
+
+    def is_read(cfg: DictConfig) -> bool:
+        return value(cfg, f"{ROLLOUT}.name") == "vllm" and _installed("vllm") and value(cfg, key) not in usual
+
+    return {key: Choice(literal(f"vllm.{target}"), is_read, training)}
 
 
 MANAGER = "verl.utils.checkpoint.checkpoint_manager:BaseCheckpointManager"
@@ -190,22 +197,10 @@ CHOICES = {
     ),
     f"{ROLLOUT}.name": Choice(ENGINES, training=False),
     f"{ROLLOUT}.mode": Choice(lambda cfg: {mode for _, mode in resolve("verl.workers.rollout.base:_ROLLOUT_REGISTRY")}),
-    f"{ROLLOUT}.load_format": Choice(
-        literal("vllm.model_executor.model_loader:LoadFormats"),
-        _vllm(f"{ROLLOUT}.load_format", "dummy", "auto", "safetensors"),
-        training=False,
-    ),
-    f"{ROLLOUT}.dtype": Choice(
-        literal("vllm.config.model:ModelDType"),
-        _vllm(f"{ROLLOUT}.dtype", "bfloat16", "float16", "float32", "auto"),
-        training=False,
-    ),
-    f"{ROLLOUT}.logprobs_mode": Choice(
-        literal("vllm.config.model:LogprobsMode"), _vllm(f"{ROLLOUT}.logprobs_mode", "processed_logprobs")
-    ),
-    f"{ROLLOUT}.scheduling_policy": Choice(
-        literal("vllm.config.scheduler:SchedulerPolicy"), _vllm(f"{ROLLOUT}.scheduling_policy", "fcfs"), training=False
-    ),
+    **_vllm("load_format", "model_executor.model_loader:LoadFormats", "dummy", "auto", "safetensors"),
+    **_vllm("dtype", "config.model:ModelDType", "bfloat16", "float16", "float32", "auto"),
+    **_vllm("logprobs_mode", "config.model:LogprobsMode", "processed_logprobs", training=True),
+    **_vllm("scheduling_policy", "config.scheduler:SchedulerPolicy", "fcfs"),
     f"{ROLLOUT}.agent.default_agent_loop": Choice(
         _agent_loops, lambda cfg: not value(cfg, f"{ROLLOUT}.agent.agent_loop_manager_class")
     ),
@@ -245,7 +240,7 @@ CHOICES = {
 
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Yield an error for each name that verl does not know, or whose package is not installed here."""
-    # Whoever registers names when verl's trainers are imported, as we do, has done so then.
+    # By then whoever registers names when verl's trainers are imported, as we do, has done so.
     importlib.import_module(V1)
     failures = list(import_external(cfg))
     yield from failures

@@ -29,7 +29,7 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     """Check accelerators and CPU slots of the Ray cluster that is joined or started, and memory on the CPU platform.
 
     Returns:
-        One line for each passed check, and a warning about a cluster that nobody named.
+        One line for each passed check, and a warning about a cluster that was not named.
 
     Raises:
         PreflightError: something is short.
@@ -66,7 +66,7 @@ def _found_by_chance(address: str | None) -> list[PreflightWarning]:
         return []
     return [
         Setting("RAY_ADDRESS", named).warning(
-            f"names no cluster, so Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
+            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
             "started it",
             "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
@@ -157,7 +157,8 @@ def _check_accelerators(cfg: DictConfig) -> str:
     given = at(cfg, "ray_kwargs.ray_init.num_gpus")
     if given.value is not None and given.value < needed:
         raise given.error(asked, f"Raise it, or lower {GPUS}", f"at least {needed}")
-    if cfg.trainer.device == "cuda":
+    device = cfg.trainer.device
+    if device == "cuda":
         import torch
 
         found = torch.cuda.device_count()
@@ -168,11 +169,7 @@ def _check_accelerators(cfg: DictConfig) -> str:
                 f"at most {found}" if found else "a machine with GPUs",
             )
         return f"GPUs: {found} here, {needed} needed"
-    return (
-        f"ranks: {needed}, on the CPU"
-        if cfg.trainer.device == "cpu"
-        else f"{cfg.trainer.device}: {needed} needed, left to verl"
-    )
+    return f"ranks: {needed}, on the CPU" if device == "cpu" else f"{device}: {needed} needed, left to verl"
 
 
 def processes(cfg: DictConfig) -> int:

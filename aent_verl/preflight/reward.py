@@ -128,7 +128,7 @@ def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
     try:
         function = get_custom_reward_fn(cfg)
     except Exception as error:
-        # verl wraps an error of the user's module and says only where it happened.
+        # verl wraps an error of a custom module and says only where it happened.
         cause = error.__cause__ or error
         name = cfg.reward.custom_reward_function.name
         raise path.error(
@@ -255,7 +255,7 @@ def off_main_thread(function: Callable[[], Any]) -> Any:
     def work() -> None:
         try:
             value = function()
-            results.put((True, asyncio.run(_finished(value)) if inspect.isawaitable(value) else value))
+            results.put((True, asyncio.run(asyncio.wait_for(value, None)) if inspect.isawaitable(value) else value))
         except BaseException as error:
             results.put((False, error))
 
@@ -267,7 +267,3 @@ def off_main_thread(function: Callable[[], Any]) -> Any:
     if succeeded:
         return value
     raise value
-
-
-async def _finished(awaitable: Any) -> Any:
-    return await awaitable

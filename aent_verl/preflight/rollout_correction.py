@@ -1,4 +1,4 @@
-"""What of ``algorithm.rollout_correction`` verl's v1 trainers apply, and what they would drop in silence.
+"""What of ``algorithm.rollout_correction`` verl's v1 trainers apply, and what they would silently drop.
 
 Read in verl 0.9.1. *Decoupled* (``bypass_mode=false``): the trainer computes weights and rejections once a step from
 the rollout's log-probs, if it returned any, and every policy loss but ``bypass_mode`` multiplies by the weights.

@@ -60,7 +60,7 @@ def read_in_part(path: str) -> bool:
 def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[pa.RecordBatch]:
     """Batches of rows, with those of the columns ``names`` that the file has.
 
-    Where a file holds values of several types in one place, which Arrow has no type for, columns come as `_plain`
+    Where a file holds values of several types in one place, for which Arrow has no type, columns come as `_plain`
     leaves them.
 
     Args:
@@ -105,7 +105,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
 
 
 def _holds_json(schema: pa.Schema) -> bool:
-    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets what they stand for."""
+    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets the decoded values."""
     return "arrow.json" in str(schema)
 
 
@@ -189,7 +189,7 @@ def _first_items(text: str) -> Iterator[Any]:
 
 
 def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:
-    """Columns of rows, whatever types stand in one place, as `_plain` leaves them."""
+    """Columns of rows, whatever types are in one place, as `_plain` leaves them."""
     present = [name for name in names if any(name in row for row in rows)]
     return pa.table({name: pa.array(_plain([row.get(name) for row in rows])) for name in present})
 

@@ -33,14 +33,14 @@ def verl_file(name: str) -> DictConfig:
 
 
 def stock(cfg: DictConfig) -> DictConfig:
-    """Give verl's defaults for the training engine of this config, as verl itself composes them."""
+    """Load verl's defaults for the training engine of this config, as verl itself composes them."""
     engine = cfg.get("model_engine", "dp")
     name = "_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml"
     return verl_file(name)
 
 
 def node(cfg: DictConfig, key: str) -> Any:
-    """What stands at a dotted key, interpolations and mappings as they are; a private object where nothing does."""
+    """The node at a dotted key, interpolations and mappings as they are; a private object if there is none."""
     found: Any = cfg
     # Not `name in cfg`, which resolves interpolations: slow, and false where one cannot be resolved.
     for name in key.split("."):
@@ -56,12 +56,12 @@ def is_mapping(found: Any) -> bool:
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether something stands at a dotted key, if only null."""
+    """Whether there is anything at a dotted key, even null."""
     return node(cfg, key) is not _ABSENT
 
 
 def value(cfg: DictConfig, key: str) -> Any:
-    """The value at a dotted key with interpolations resolved, as plain Python; None where there is none."""
+    """The value at a dotted key with interpolations resolved, as plain Python; None if there is none."""
     found = OmegaConf.select(cfg, key, default=None)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
@@ -97,7 +97,7 @@ def _default(cfg: DictConfig, key: str) -> Any:
 
 
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of everything that is no mapping, and of empty mappings; ``_target_`` is left out."""
+    """Dotted keys of everything that is not a mapping, and of empty mappings, without ``_target_``."""
     for name in map(str, cfg):
         inner: Any = cfg._get_node(name)
         key = f"{prefix}{name}"

@@ -18,7 +18,7 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     """Build the actor's config as the workers will, and let verl validate the whole.
 
     Returns:
-        What has no effect or loses work, and then what is illegal, or a line on the method.
+        What has no effect or loses work, then what is illegal, or a line on the method.
     """
     from aent_verl.methods.parsing import NoEffectWarning
 

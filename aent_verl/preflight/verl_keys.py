@@ -23,7 +23,7 @@ class Unread:
     Attributes:
         effect: what happens, whatever the key says.
         instead: the key that is read in its place.
-        stops: whether the run would compute something else than asked.
+        stops: whether the run would compute something other than asked.
         unless: a key that, where true, leaves the run what was asked.
         harmless: values other than the default that ask for what happens anyway.
     """
@@ -157,7 +157,7 @@ _LOSS = f"{ACTOR}.policy_loss"
 _NSYS = "global_profiler.global_tool_config.nsys"
 _CORRECTION = "algorithm.rollout_correction"
 _MULTI_TURN = f"{ROLLOUT}.multi_turn"
-# Where the settings of FSDP stand for each block of workers.
+# Where FSDP's settings are, for each block of workers.
 _FSDP = {ACTOR: f"{ACTOR}.fsdp_config", REF: f"{REF}.fsdp_config", "critic": "critic.fsdp"}
 # The key that does the same today, by the block where a whole block moved. The longest that fits counts.
 MOVED = {
@@ -197,7 +197,7 @@ _REMOVED = {
     "it is a setting of the Megatron and VeOmni engines": [f"{ACTOR}.router_replay", f"{REF}.router_replay"],
     **{f"see {block}.profiler and global_profiler": [f"{block}.profile"] for block in (ACTOR, REF)},
     **{
-        f"it is a setting of another training engine; FSDP's stand in {fsdp}": [
+        f"it is a setting of another training engine; FSDP's are in {fsdp}": [
             f"{block}.{engine}" for engine in ("megatron", "veomni", "torchtitan", "mindspeed")
         ]
         for block, fsdp in _FSDP.items()
@@ -205,7 +205,7 @@ _REMOVED = {
     "weights are always loaded": [f"{block}.load_weight" for block in _FSDP],
     f"the reference policy is always {MODEL}": [f"{REF}.model"],
     "only Megatron took it": [f"{MODEL}.gradient_checkpointing_kwargs"],
-    "no rollout engine samples that way any more": [f"{ROLLOUT}.use_fire_sampling"],
+    "no rollout engine still samples that way": [f"{ROLLOUT}.use_fire_sampling"],
     f"see {ROLLOUT}.agent.default_agent_loop": [f"{ROLLOUT}.chat_scheduler"],
     "weights reach the rollout engine under their names in Hugging Face": [f"{ROLLOUT}.layer_name_map"],
     "vLLM no longer keeps swap space": [f"{ROLLOUT}.swap_space"],

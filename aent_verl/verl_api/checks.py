@@ -24,7 +24,7 @@ class Assumption:
     why: str
 
     def violation(self) -> str | None:
-        """None, or one line for the user."""
+        """Return None, or one line for the user."""
         try:
             found = self.check()
         except Exception as error:

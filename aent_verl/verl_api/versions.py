@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -25,20 +24,8 @@ class VerlApiError(VersionError):
     """verl's version is in range, but its API is not what our code relies on."""
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """A package that must be there, in which range, and how to get it."""
-
-    package: str
-    needed: str
-    remedy: str
-
-
-PYTHON = Requirement("python", ">=3.10,<3.13", "make an environment with Python 3.10, 3.11 or 3.12")
-PACKAGES = (
-    Requirement("verl", ">=0.9.1,<0.10", 'pip install "verl>=0.9.1,<0.10"'),
-    Requirement("torch", ">=2.9", 'pip install "torch>=2.9"'),
-)
+PYTHON = ">=3.10,<3.13"
+PACKAGES = {"verl": ">=0.9.1,<0.10", "torch": ">=2.9"}
 
 
 def check_versions() -> None:
@@ -47,29 +34,26 @@ def check_versions() -> None:
     Raises:
         VersionError: names the package, the version found, the range needed and what to do.
     """
-    _check_range(PYTHON, platform.python_version())
-    for requirement in PACKAGES:
+    _check_range("python", platform.python_version(), PYTHON, "make an environment with Python 3.10, 3.11 or 3.12")
+    for package, needed in PACKAGES.items():
+        remedy = f'pip install "{package}{needed}"'
         try:
-            found = importlib.metadata.version(requirement.package)
+            found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise VersionError(
-                f"{requirement.package} is not installed for {sys.executable}; aent_verl needs "
-                f"{requirement.package}{requirement.needed}: {requirement.remedy}"
+                f"{package} is not installed for {sys.executable}; aent_verl needs {package}{needed}: {remedy}"
             ) from None
-        _check_range(requirement, found)
+        _check_range(package, found, needed, remedy)
 
 
-def _check_range(requirement: Requirement, found: str) -> None:
+def _check_range(package: str, found: str, needed: str, remedy: str) -> None:
     try:
         # Without suffixes: vendors' builds call themselves 2.8.0a0+nv25.08 or 2.13.0+cpu.
-        fits = SpecifierSet(requirement.needed).contains(Version(found).base_version)
+        fits = SpecifierSet(needed).contains(Version(found).base_version)
     except InvalidVersion:
         fits = False
     if not fits:
-        raise VersionError(
-            f"{requirement.package} {found} is installed, aent_verl needs {requirement.package}{requirement.needed}: "
-            f"{requirement.remedy}"
-        )
+        raise VersionError(f"{package} {found} is installed, aent_verl needs {package}{needed}: {remedy}")
 
 
 def violations() -> list[str]:

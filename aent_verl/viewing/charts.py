@@ -100,7 +100,7 @@ class Interval:
 
 
 def draw(chart: Chart, theme: Theme) -> "Figure":
-    """The chart in a theme's colours.
+    """Draw the chart in a theme's colours.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -132,7 +132,7 @@ def draw_on(panel: "Axes", chart: Chart, theme: Theme) -> None:
 
 
 def y_limits(chart: Chart) -> tuple[float, float]:
-    """Range of the axis: all lines and levels, and of the intervals as much as leaves the lines half of the height.
+    """Fit the axis to all lines and levels, and to as much of the intervals as leaves the lines half of the height.
 
     The interval of two seeds can be a hundred times as wide as the curves are apart. Without a finite value: 0 to 1.
     """
@@ -150,7 +150,7 @@ def y_limits(chart: Chart) -> tuple[float, float]:
 
 
 def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_label: str, theme: Theme) -> "Figure":
-    """Differences to the baseline, one row a method, with a line at zero."""
+    """Draw differences to the baseline, one row for each method, with a line at zero."""
     rows = len(intervals)
     with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
@@ -171,7 +171,7 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
 
 
 def draw_key(place: int, theme: Theme) -> "Figure":
-    """A piece of a method's line with its marker, for a legend."""
+    """Draw a piece of a method's line with its marker, for a legend."""
     with new_figure(theme, height=0.18, width=0.5) as (figure, panel):
         panel.axis("off")
         style: dict[str, Any] = {"color": theme.colour(place), "clip_on": False}
@@ -181,7 +181,7 @@ def draw_key(place: int, theme: Theme) -> "Figure":
 
 
 def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: Theme) -> None:
-    """Title and legend, for a picture that stands alone."""
+    """Add title and legend, for a picture that stands alone."""
     from matplotlib.lines import Line2D
 
     places = sorted({line.place for line in chart.lines})
@@ -195,7 +195,7 @@ def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: T
 
 
 def set_title(panel: "Axes", title: str) -> None:
-    """A title over the left end of a panel."""
+    """Set a title over the left end of a panel."""
     panel.set_title(_literal(title), loc="left", fontweight="bold", fontsize=FONT + 1)
 
 
@@ -203,7 +203,7 @@ def set_title(panel: "Axes", title: str) -> None:
 def new_figure(
     theme: Theme, width: float = SIZE[0], height: float = SIZE[1], pad: float = 0.03, **panels: Any
 ) -> Iterator[tuple["Figure", Any]]:
-    """A figure and its panel, or panels, in a theme's colours; what is drawn inside the block has them, too.
+    """Yield a figure and its panel, or panels; everything drawn inside the block has the theme's colours.
 
     Args:
         theme: the colours.
@@ -250,7 +250,7 @@ def draw_line(panel: "Axes", line: Line, theme: Theme) -> None:
 
 
 def _marked(line: Line) -> list[int]:
-    """Which values get a marker: those that stand alone, which no line shows, and some others if asked for."""
+    """Choose the values that get a marker: those that stand alone, which no line shows, and others if asked for."""
     finite = np.pad(np.isfinite(line.mean), 1)
     alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
     there = np.flatnonzero(finite[1:-1]).tolist()
@@ -277,7 +277,7 @@ def _finite(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _literal(text: str) -> str:
-    """Text as it is: a dollar sign would start a formula."""
+    """Keep text as it is: a dollar sign would start a formula."""
     return printable(text).replace("$", r"\$")
 
 

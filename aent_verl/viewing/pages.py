@@ -26,8 +26,8 @@ _VARIABLE = {colour: f"var(--{name})" for name, colour in variables(STANDING_IN)
 _DROPPED = ("metadata", "title", "style")
 
 
-def template(package: str, **filters: Callable[..., Any]) -> Template:
-    """The package's ``page.html``, with these filters; all that is put into it is escaped."""
+def template(package: str, *filters: Callable[..., Any]) -> Template:
+    """Load the package's ``page.html``; it knows these filters by name and escapes all that is put into it."""
     environment = Environment(
         loader=PackageLoader(package, "."),
         autoescape=True,
@@ -35,12 +35,12 @@ def template(package: str, **filters: Callable[..., Any]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {each.__name__.lstrip("_"): each for each in filters}
     return environment.get_template("page.html")
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """A number in three digits; a dash for None."""
+    """Write a number in three digits; a dash for None."""
     if value is None:
         return NOTHING
     if math.isnan(value):
@@ -50,7 +50,7 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def decimal(value: float | None, signed: bool = False, digits: int = 3) -> str:
-    """Fixed decimals without the zero before the point, one from 10 on, none from 1000 on; a dash for None and NaN."""
+    """Write fixed decimals without the leading zero, one from 10 on, none from 1000 on; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return NOTHING
     if abs(value) >= 10:
@@ -62,12 +62,12 @@ def decimal(value: float | None, signed: bool = False, digits: int = 3) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value; "< .001" below that."""
+    """Write a p-value; "< .001" below that."""
     return "< .001" if value is not None and value < 0.001 else decimal(value)
 
 
 def amount(value: float | None) -> str:
-    """A large number in three digits and a unit, as "1.23 M"; a dash for None and NaN."""
+    """Write a large number in three digits and a unit, as "1.23 M"; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return NOTHING
     # Before its unit is chosen: 999,600 is a million.
@@ -78,7 +78,7 @@ def amount(value: float | None) -> str:
 
 
 def inline_svg(figure: "Figure", name: str, label: str) -> Markup:
-    """The figure as an ``<svg>`` element that follows the page's width and theme.
+    """Return the figure as an ``<svg>`` element that follows the page's width and theme.
 
     An artist's gid that starts with a dot, as in ``.s1``, becomes its class; every id that something refers to gets
     ``name`` in front, so that it is unique on the page, and the others go.
@@ -106,7 +106,7 @@ def inline_svg(figure: "Figure", name: str, label: str) -> Markup:
 
 
 def _attributes(element: ElementTree.Element, name: str) -> Iterator[tuple[str, str]]:
-    """The attributes that an element keeps."""
+    """Yield the attributes that an element keeps."""
     for key, value in element.attrib.items():
         key, value = _local(key), _REFERENCE.sub(rf"url(#{name}-\1)", value)
         value = _LONG_NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value)
@@ -127,5 +127,5 @@ def _attributes(element: ElementTree.Element, name: str) -> Iterator[tuple[str, 
 
 
 def _local(name: str) -> str:
-    """Without the namespace, which HTML does not know."""
+    """Drop the namespace, which HTML does not know."""
     return name.rpartition("}")[2]

@@ -50,15 +50,15 @@ class Theme:
     warm: str = ""
 
     def colour(self, place: int) -> str:
-        """Of the method at this place; the baseline, at 0, is ink."""
+        """Return the colour of the method at this place; the baseline, at 0, is ink."""
         return self.ink if place == 0 else self.series[(place - 1) % len(self.series)]
 
     def sequential(self) -> list[str]:
-        """LEVELS colours, from paper on."""
+        """Return LEVELS colours, from paper on."""
         return _scale([self.paper, *self.hot], LEVELS)
 
     def diverging(self) -> list[str]:
-        """DIVERGING_LEVELS colours, paper in the middle."""
+        """Return DIVERGING_LEVELS colours, paper in the middle."""
         return _scale([self.cold, self.paper, self.warm], DIVERGING_LEVELS)
 
 
@@ -130,38 +130,38 @@ _TO_RGB = np.array(
 
 
 def variables(theme: Theme) -> dict[str, str]:
-    """The theme's colours by the name of their CSS variable."""
+    """Return the theme's colours by the name of their CSS variable."""
     # The baseline's first: where two variables have one colour, as its ink, the later name is the one in an SVG.
     methods = {f"m{place}": theme.colour(place) for place in range(len(theme.series) + 1)}
     return methods | {name: getattr(theme, name) for name in _VARIABLES}
 
 
 def dash(place: int) -> Any:
-    """Line style of the method at this place, for matplotlib. Beyond the colours, dashes shift against them."""
+    """Return the line style of the method at this place. Beyond the colours, dashes shift against them."""
     return DASHES[(place + (max(place, 1) - 1) // len(LIGHT.series)) % len(DASHES)]
 
 
 def marker(place: int) -> str:
-    """Marker of the method at this place."""
+    """Return the marker of the method at this place."""
     return MARKERS[place % len(MARKERS)]
 
 
 def to_oklab(colour: str) -> np.ndarray:
-    """``#rrggbb`` -> lightness, a and b, ``[3]``."""
+    """Convert ``#rrggbb`` to lightness, a and b, ``[3]``."""
     channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return np.linalg.solve(_TO_CONES, np.cbrt(np.linalg.solve(_TO_RGB, linear)))
 
 
 def from_oklab(lab: np.ndarray) -> str:
-    """Lightness, a and b, ``[3]`` -> ``#rrggbb``, channels clipped to what sRGB has."""
+    """Convert lightness, a and b, ``[3]``, to ``#rrggbb``, channels clipped to what sRGB has."""
     linear = np.clip(_TO_RGB @ (_TO_CONES @ lab) ** 3, 0, 1)
     channels = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels.tolist())
 
 
 def _scale(stops: list[str], count: int) -> list[str]:
-    """``count`` colours along straight lines in OKLab through equally spaced stops."""
+    """Return ``count`` colours along straight lines in OKLab through equally spaced stops."""
     labs = np.array([to_oklab(stop) for stop in stops])
     places = np.linspace(0, len(stops) - 1, count)
     return [from_oklab(lab) for lab in np.transpose([np.interp(places, range(len(stops)), c) for c in labs.T])]

@@ -70,7 +70,7 @@ def plot_run(folder: str | Path, output: str | Path | None = None) -> Path:
 
 
 def read_setting(folder: Path) -> Setting:
-    """The run's setting as its config has it; only the folder's name for a run without a config file."""
+    """Read the run's setting from its config; only the folder's name for a run without a config file."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -97,7 +97,7 @@ def read_setting(folder: Path) -> Setting:
 
 
 def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
-    """The picture of a run's steps: three panels that share the training step.
+    """Draw a run's steps: three panels that share the training step.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -157,7 +157,7 @@ def _entropy(steps: dict[int, Metrics], setting: Setting) -> Chart:
 
 
 def _coefficient(steps: dict[int, Metrics], setting: Setting) -> tuple[Chart, list[Line]]:
-    """The chart, and what has a scale of its own: a weight is of the order of 1, a coefficient of a hundredth."""
+    """Make the chart, and a line with its own scale: a weight is of the order of 1, a coefficient of a hundredth."""
     coefficient, weights = _values(steps, metrics.COEFFICIENT), _values(steps, metrics.ADVANTAGES_COEFFICIENT)
     title, label, levels = "Entropy coefficient", "coefficient", []
     lines = _line(_MAIN, label, coefficient, drawstyle="steps-mid")
@@ -193,18 +193,18 @@ def _add_legend(panel: "Axes", chart: Chart) -> None:
 
 
 def _values(steps: dict[int, Metrics], key: str) -> dict[int, float]:
-    """The metric by step, of those steps that have it."""
+    """Return the metric by step, of those steps that have it."""
     return {step: data[key] for step, data in steps.items() if key in data}
 
 
 def _line(place: int, label: str, values: dict[int, float], **style: Any) -> list[Line]:
-    """A curve, if there is any value; solid unless its style says otherwise."""
+    """Make a curve, if there is any value; solid unless its style says otherwise."""
     x, y = np.array([*values]), np.array([*values.values()], dtype=float)
     return [Line(place, x, y, label=label, marked=False, style={"linestyle": "-"} | style)] if values else []
 
 
 def _moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over a centred window, shorter at the ends, of what is finite in it."""
+    """Average over a centred window, shorter at the ends, what is finite in it."""
     means = []
     for i in range(len(values)):
         near = [v for v in values[max(0, i - window // 2) : i + (window + 1) // 2] if math.isfinite(v)]

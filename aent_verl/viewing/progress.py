@@ -54,7 +54,7 @@ class Display:
 
     Args:
         console: where to show it.
-        ticks: whether it is drawn anew on its own, as for a clock; otherwise by `refresh` alone.
+        ticks: whether it redraws itself, as for a clock; otherwise `refresh` alone does.
     """
 
     def __init__(self, console: Console, *, ticks: bool = False) -> None:
@@ -66,7 +66,7 @@ class Display:
         self._drawn: Live | None = None
 
     def __enter__(self: AnyDisplay) -> AnyDisplay:
-        """Start to show."""
+        """Start showing."""
         if self.live:
             # Anything else that is printed to the same place goes above; what goes into a log stays there.
             shared = self._console.file is sys.stdout
@@ -87,27 +87,27 @@ class Display:
             self._drawn.stop()
 
     def render(self) -> RenderableType:
-        """What is drawn on a terminal."""
+        """Return what a terminal shows."""
         raise NotImplementedError
 
     def heartbeat(self) -> str:
-        """A line for those who have heard nothing for long; empty for none."""
+        """Return a line for a long silence; empty for none."""
         return ""
 
     def refresh(self) -> None:
-        """Draw again, or say that the work is alive."""
+        """Redraw, or say now and then that the work is alive."""
         if self._drawn is not None:
             self._drawn.refresh()
         elif time.monotonic() - self._last_line > HEARTBEAT_SECONDS and (line := self.heartbeat()):
             self.say(line)
 
     def say(self, line: str) -> None:
-        """Print a line, above what is drawn."""
+        """Print a line above what is drawn."""
         self._last_line = time.monotonic()
         self._console.print(Text(line), soft_wrap=True)
 
     def elapsed(self) -> str:
-        """Time since the display was made."""
+        """Return the time since the display was made."""
         return duration(time.monotonic() - self._started)
 
 
@@ -135,7 +135,7 @@ class CountDisplay(Display):
             self.refresh()
 
     def heartbeat(self) -> str:
-        """How many are done, and the time left."""
+        """Say how many are done, and the time left."""
         said = f"{self._done} of {self._total} {self._what}"
         if not self._done:
             return said
@@ -143,7 +143,7 @@ class CountDisplay(Display):
         return f"{said}, {duration(left)} left"
 
     def render(self) -> RenderableType:
-        """A bar with the same in words."""
+        """Draw a bar with the same in words."""
         return bar(self._done, self._total, f"{self.heartbeat()}, {self.elapsed()} so far")
 
 
@@ -194,13 +194,13 @@ class TrainingDisplay(Display):
         self._lines = 0
 
     def __enter__(self) -> TrainingDisplay:
-        """Start to follow the run."""
+        """Start following the run."""
         self._old_report = _signature(self._report_path)
         self._guarded(self._thread.start)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Have a last look at the run and sum it up."""
+        """Take a last look at the run and sum it up."""
         self._error = raised[1]
         self._stop.set()
         # Long enough for a last look; a terminal that blocks its writers must not keep a finished run from ending.
@@ -208,7 +208,7 @@ class TrainingDisplay(Display):
             self._thread.join(timeout=10)
 
     def render(self) -> RenderableType:
-        """The last steps as a table over a bar."""
+        """Draw the last steps as a table over a bar."""
         # Room for header, validation, bar and what was printed above, also on a small terminal.
         rows = list(self._rows)[-max(1, self._console.height - 5) :]
         styles = ["dim", *[""] * (len(rows) - 1), "bold"]
@@ -265,7 +265,7 @@ class TrainingDisplay(Display):
         self.refresh()
 
     def _announce(self) -> None:
-        """Print the banner once the workers' report of this start is there, whole."""
+        """Print the banner once this start's report of the workers is complete."""
         if self._workers_up or _signature(self._report_path) in (None, self._old_report):
             return
         try:
@@ -305,20 +305,20 @@ class TrainingDisplay(Display):
         )
 
     def _line(self, cells: Sequence[str]) -> str:
-        """The cells of a row, or those of its first columns, in columns of fixed width."""
+        """Write the cells of a row, or of its first columns, in fixed width."""
         widths = (max(5, 1 + 2 * len(str(self._total_steps or ""))), *WIDTHS)
         text = "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
         return text.translate(_ASCII_ARROWS) if self._console.options.ascii_only else text
 
     def _left(self) -> str:
-        """Time until the last step, from the median of the recent ones."""
+        """Estimate the time until the last step from the median of the recent ones."""
         if self._total_steps is None or self._step is None or self._step_seen is None or not self._seconds:
             return "-"
         whole = statistics.median(self._seconds) * (self._total_steps - self._step)
         return duration(max(0.0, whole - (time.monotonic() - self._step_seen)))
 
     def _phase(self) -> str:
-        """What happens before the first training step is through; empty after."""
+        """Say what happens before the first training step is done; empty after."""
         if self._trained:
             return ""
         if self._step is not None:
@@ -326,7 +326,7 @@ class TrainingDisplay(Display):
         return VALIDATING if self._workers_up else STARTING
 
     def _summary(self) -> str:
-        """The line at the end of the run."""
+        """Write the line at the end of the run."""
         parts = ["no step finished"]
         if self._step is not None:
             parts = [f"step {self._step}" + ("" if self._total_steps is None else f" of {self._total_steps}")]
@@ -342,19 +342,19 @@ class TrainingDisplay(Display):
 
 
 def bar(done: int, total: int, *texts: str) -> Table:
-    """A bar with texts after it."""
+    """Draw a bar with texts after it."""
     line = Table.grid(padding=(0, 1))
     line.add_row(ProgressBar(total=total, completed=done, width=24), *texts)
     return line
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """Fixed decimals, which line up in a column; a dash for None."""
+    """Write fixed decimals, which line up in a column; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _precise(value: float) -> str:
-    """Fixed decimals line up in a column; published coefficients go down to 1e-6, where they would say nothing."""
+    """Write fixed decimals, or an exponent below 1e-3: published coefficients go down to 1e-6."""
     return fixed(value, 5) if value == 0 or abs(value) >= 1e-3 else f"{value:.3e}"
 
 
@@ -374,7 +374,7 @@ def _ends(ends: list[tuple[int, float]]) -> str:
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is written; None while there is none."""
+    """Return what changes whenever the file is written; None while there is none."""
     try:
         found = os.stat(path)
     except OSError:

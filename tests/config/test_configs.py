@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from omegaconf import OmegaConf
 
 from aent_verl.core.controllers import (
@@ -38,6 +40,19 @@ from tests.config.composing import MICRO_BATCHES, actor_config, composed, contro
 CONFIG = Path(__file__).parents[2] / "config"
 PRESETS = sorted(p.stem for p in (CONFIG / "entropy_control").glob("*.yaml") if p.stem != "base")
 EXPERIMENTS = sorted(p.stem for p in (CONFIG / "experiment").glob("*.yaml"))
+
+
+def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See tests/hydra_cache.py."""
+    overrides = ("experiment=cpu_arithmetic", "entropy_control=siren", "trainer.nnodes=2")
+    remembered = composed(*overrides)
+    remembered.trainer.device = "changed"
+    remembered = composed(*overrides)
+    source: Any = SourcesRegistry.instance().resolve("pkg")
+    for place, name in ((ConfigLoaderImpl, "load_configuration"), (source, "load_config")):
+        monkeypatch.setattr(place, name, getattr(place, name).__wrapped__)
+    assert OmegaConf.to_yaml(remembered) == OmegaConf.to_yaml(composed(*overrides))
+    assert OmegaConf.is_struct(remembered.trainer) == OmegaConf.is_struct(composed(*overrides).trainer)
 
 
 def test_presets_are_what_the_docs_promise() -> None:

@@ -99,7 +99,7 @@ def test_each_method_passes_the_checks_before_a_start(
     for run in plan.plan_runs(chosen):
         longest = run.config.data.max_prompt_length + run.config.data.max_response_length
         run.config.actor_rollout_ref.rollout.max_model_len = longest
-        checked = "\n".join(row.detail for row in preflight.check_run(run.config) if row.state == preflight.OK)
+        checked = "\n".join(row.detail for row in preflight.check_run(run.config) if row.state == "ok")
         assert "600 rows with prompt, data source and ground truth" in checked
         assert "reward: pkg://aent_verl.data.tasks.math_reward scores right answers 1" in checked
     assert all(Path(file).is_file() for file in chosen.evaluation["data"])

@@ -41,18 +41,18 @@ class GridDisplay(Display):
         self.refresh()
 
     def render(self) -> Group:
-        """The table, and the sum of it."""
+        """Draw the table over its summary."""
         return Group(table(self._grid), total(self._grid, self._parallel))
 
     def heartbeat(self) -> str:
-        """The runs at work, and the sum of all."""
+        """Name the active runs and sum up all."""
         active = (status for status in self._grid if status.state not in (WAITING, DONE, FAILED))
         running = "; ".join(f"{status.run.name} {describe(status)}" for status in active)
         return f"{running}; {total(self._grid, self._parallel)}"
 
 
 def table(grid: Sequence[Status]) -> Table:
-    """One row a run; a large grid shows those that run or failed, and counts the others."""
+    """Draw one row for each run; of a large grid only for those that run or failed."""
     drawn = Table(box=None, pad_edge=False)
     for header in ("run", "state", "step", "", "reward", "valid.", "s/step"):
         drawn.add_column(header, justify="left" if header in ("run", "state", "") else "right", no_wrap=True)
@@ -73,7 +73,7 @@ def table(grid: Sequence[Status]) -> Table:
 
 
 def total(grid: Sequence[Status], parallel: int) -> str:
-    """How many runs are where, and the time left."""
+    """Say how many runs are done and failed, and the time left."""
     counts = Counter(status.state for status in grid)
     left = seconds_left(grid, parallel)
     parts = [f"{counts[DONE]} of {len(grid)} runs done"]
@@ -83,7 +83,7 @@ def total(grid: Sequence[Status], parallel: int) -> str:
 
 
 def describe(status: Status) -> str:
-    """One run in words."""
+    """Describe one run in words."""
     if status.state == FAILED:
         return f"failed: {status.reason}"
     if status.state == DONE:

@@ -40,7 +40,7 @@ class MethodAccuracy:
         truncated: share of responses cut off at the longest allowed.
         entropy: nats a token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
-        checks: other tests against the baseline; None below two seeds of each.
+        checks: other tests against the baseline; None with fewer than two seeds of either.
     """
 
     seeds: int
@@ -86,7 +86,7 @@ class Accuracy:
 
 
 def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
-    """Accuracy after training: over single problems where they are stored, else the final validation's mean.
+    """Judge accuracy after training: over single problems where they are stored, else by the final validation.
 
     None if there is neither.
     """
@@ -111,7 +111,7 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
 
 
 def _over_validations(groups: Groups, asked: Target, confidence: float, notes: list[str]) -> Accuracy | None:
-    """The verdicts over the seeds alone: one number a run."""
+    """Compare over the seeds alone: one number for each run."""
     finals = {method: final_validations(group) for method, group in groups.runs.items()}
     finals = {method: values for method, values in finals.items() if values}
     if not finals:
@@ -130,7 +130,7 @@ def _over_validations(groups: Groups, asked: Target, confidence: float, notes: l
 def _verdicts_over_validations(
     finals: Mapping[str, Mapping[str, float]], baseline: str | None, metric: str, confidence: float
 ) -> dict[str, Verdict]:
-    """Of all methods but the baseline; refused where a seed of either has a validation that is no finite number."""
+    """Judge every method but the baseline; refuse where a seed of either has a non-finite validation."""
     if baseline is None or baseline not in finals or len(finals) < 2:
         return {}
     lost = {method: [run for run, value in each.items() if not math.isfinite(value)] for method, each in finals.items()}
@@ -151,10 +151,10 @@ def _verdicts_over_validations(
 
 
 def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[ProblemScores]]:
-    """The scores of all runs, by method: of the same problems in one order, and of as many responses to each.
+    """Return all runs' scores by method: the same problems in one order, and equally many responses to each.
 
     Raises:
-        ValueError: runs share too few problems, or a score is no finite number.
+        ValueError: runs share too few problems, or a score is not finite.
     """
     found = {run.name: run.scores for group in scored.values() for run in group if run.scores is not None}
     columns = shared_problems({name: scores.problems for name, scores in found.items()}, intersect=intersect)
@@ -168,7 +168,7 @@ def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[P
 
 
 def _select(scores: ProblemScores, columns: np.ndarray, samples: int) -> ProblemScores:
-    """Those of some problems, in this order, and of the first responses to each."""
+    """Select the scores of some problems, in this order, and of the first responses to each."""
     matrices = ("scores", "response_tokens", "truncated", "entropy")
     stored = {name: matrix for name in matrices if (matrix := getattr(scores, name)) is not None}
     return replace(
@@ -224,7 +224,7 @@ def _method_accuracy(
     target: Target,
     confidence: float,
 ) -> MethodAccuracy:
-    """All numbers of one method.
+    """Compute all numbers of one method.
 
     Args:
         seeds: its scores.
@@ -280,12 +280,12 @@ def _method_accuracy(
 
 
 def _stack(seeds: Iterable[ProblemScores], name: str) -> np.ndarray:
-    """[S, P, n] of an attribute that all seeds have."""
+    """Stack an attribute that all seeds have, ``[S, P, n]``."""
     return np.stack([getattr(scores, name) for scores in seeds])
 
 
 def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) -> float | None:
-    """Mean of an attribute, weighted by another, 0 if all weights are; None if a seed lacks one of them."""
+    """Average an attribute, weighted by another; 0 if all weights are 0, None if a seed lacks either."""
     if any(getattr(scores, each) is None for scores in seeds for each in (name, weights or name)):
         return None
     weight = None if weights is None else _stack(seeds, weights)
@@ -295,7 +295,7 @@ def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) 
 
 
 def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray | None:
-    """[S, P, n] strings or None; None if a seed lacks them, or its reward is not among those that tell answers."""
+    """Return the answers, ``[S, P, n]``; None if a seed lacks them, or its reward function never tells any."""
     if not all(scores.answers and _reward_of(scores) in telling for scores in seeds):
         return None
     found = np.empty((len(seeds), *seeds[0].scores.shape), dtype=object)
@@ -304,12 +304,12 @@ def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray
 
 
 def _tells_answers(scores: ProblemScores) -> bool:
-    """Whether the reward function told some answer: where it told none, the responses may have given none."""
+    """Return whether the reward function told any answer."""
     return any(answer is not None for row in scores.answers for answer in row)
 
 
 def _reward_of(scores: ProblemScores) -> str:
-    """What the scores were given by, as far as it is known."""
+    """Return which reward function gave the scores, as far as it is known."""
     return scores.protocol.get("evaluation.reward", "")
 
 

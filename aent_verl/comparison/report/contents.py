@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl.comparison.report import curves
 from aent_verl.comparison.report.accuracy import Accuracy, judge
 from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
-from aent_verl.comparison.report.curves import (
-    end_of,
-    final_validation,
-    full_entropy,
-    learning_curves,
-    response_length,
-    reward,
-)
 from aent_verl.comparison.report.groups import Groups, group_runs
 from aent_verl.comparison.report.samples import Problem, choose_samples
 from aent_verl.comparison.stats.crossed import Estimate, Target, check_target
@@ -27,7 +20,7 @@ from aent_verl.viewing.charts import Chart, Interval, Line
 
 CONFIDENCE = 0.95
 NOT_RECORDED = "not recorded"
-# Where a run's files went had no part in its numbers, and whoever runs it again has folders of their own.
+# Where a run's files went has no part in its numbers, and other folders will serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 
@@ -69,7 +62,7 @@ class Report:
 
     @property
     def differences(self) -> list[Interval]:
-        """Those to the baseline, for their chart."""
+        """The differences to the baseline, for their chart."""
         return [
             Interval(self.groups.methods.index(method), estimate.value, estimate.low, estimate.high)
             for method, verdict in (self.accuracy.verdicts.items() if self.accuracy else ())
@@ -86,7 +79,7 @@ def build(
     target: Target = "problems like these",
     failed: Sequence[str] = (),
 ) -> Report:
-    """Compute all that the page shows; see `aent_verl.comparison.report.write_report`."""
+    """Compute everything that the page shows; see `aent_verl.comparison.report.write_report`."""
     groups = group_runs(runs, baseline, allow_different, failed)
     accuracy = judge(groups, check_target(target), CONFIDENCE)
     best, by_method = costs(groups, CONFIDENCE)
@@ -97,10 +90,10 @@ def build(
         accuracy=accuracy,
         end_of_training={
             method: {
-                "reward": end_of(group, reward, CONFIDENCE),
-                "validation": final_validation(group, CONFIDENCE),
-                "entropy": end_of(group, full_entropy, CONFIDENCE),
-                "response_length": end_of(group, response_length, CONFIDENCE),
+                "reward": curves.end_of(group, curves.reward, CONFIDENCE),
+                "validation": curves.final_validation(group, CONFIDENCE),
+                "entropy": curves.end_of(group, curves.full_entropy, CONFIDENCE),
+                "response_length": curves.end_of(group, curves.response_length, CONFIDENCE),
             }
             for method, group in groups.runs.items()
         },
@@ -108,7 +101,7 @@ def build(
         costs=by_method,
         cost_notes=cost_notes(groups),
         charts={
-            "curves": learning_curves(groups, CONFIDENCE),
+            "curves": curves.learning_curves(groups, CONFIDENCE),
             "samples": [] if accuracy is None else accuracy_charts(groups, accuracy),
             "cost": cost_charts(groups, CONFIDENCE),
         },
@@ -121,7 +114,7 @@ def build(
 
 
 def accuracy_charts(groups: Groups, accuracy: Accuracy) -> list[Chart]:
-    """pass@k and the performance profiles."""
+    """Chart pass@k and the performance profiles."""
     places = {method: groups.methods.index(method) for method in accuracy.methods}
     charts = []
     if accuracy.samples is not None and accuracy.samples > 1:
@@ -147,7 +140,7 @@ def _line(place: int, x: np.ndarray, points: Sequence[Estimate]) -> Line:
 
 
 def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
-    """Settings that are not the same for all methods whose config is known: value by method, by key."""
+    """Return the settings that differ between methods whose config is known: value by method, by key."""
     firsts = {method: next((r.settings for r in group if r.settings), {}) for method, group in groups.runs.items()}
     known = {method: found for method, found in firsts.items() if found}
     keys = sorted({key for found in known.values() for key in found})
@@ -156,7 +149,7 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 
 
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
-    """The protocol: for each key the runs by value; one value where all agree; `NOT_RECORDED` where a run has none.
+    """Return the protocol: for each key the runs by value; `NOT_RECORDED` where a run has none.
 
     Copies of a file under several names are one value, under the first name.
     """
@@ -171,7 +164,7 @@ def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """What is known of a run: `NOT_RECORDED` where its record says nothing, no seconds where its log lacks some."""
+    """Return what is known of a run; without seconds if any step lacks them."""
     record = run.record
     overrides = [text for text in map(str, record.get("overrides") or ()) if not text.startswith(_PLACES)]
     versions = record.get("versions")

@@ -1,4 +1,4 @@
-"""What training costs: time and tokens, and how much of them a method needs to reach the baseline's best."""
+"""What training costs: time and tokens, and how much of each a method needs to reach the baseline's best."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class MethodCost:
 
 
 def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, MethodCost]]:
-    """The baseline's best mean validation accuracy, None without one, and the costs by method."""
+    """Return the baseline's best mean validation accuracy, None without one, and the costs by method."""
     curves = {m: curve_of(runs, validation_accuracy, confidence) for m, runs in groups.runs.items()}
     of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
     level = None if of_baseline is None else best(of_baseline)
@@ -66,7 +66,7 @@ def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, Me
 
 
 def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
-    """Validation accuracy over tokens and over time of training."""
+    """Chart validation accuracy over tokens and over training time."""
     charts = []
     for name, what, key, units in (
         ("accuracy_by_tokens", "tokens", TOKENS, TOKEN_UNITS),
@@ -89,7 +89,7 @@ def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
 
 
 def cost_notes(groups: Groups) -> tuple[str, ...]:
-    """Sentences on runs whose cost is not known to their end, because their log lacks something."""
+    """Name, in sentences, the runs whose cost is not fully known because their log lacks something."""
     found = []
     for run in groups.all:
         for key, words in _NONE_OF.items():
@@ -103,14 +103,14 @@ def cost_notes(groups: Groups) -> tuple[str, ...]:
 
 
 def spent(run: Run, key: str) -> float | None:
-    """What a run has spent in all; None if a step does not say."""
+    """Sum what a run has spent; None if a step does not say."""
     return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
 
 
 def _reach(curve: Curve | None, level: float | None, places_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
-    """Where a curve first reaches a level, in what ``places_of`` says its steps stand for; None if it never does.
+    """Find where a curve first reaches a level, in what ``places_of`` makes of its steps; None if it never does.
 
-    None as well if the place is not known.
+    Also None if that place is not known.
     """
     if curve is None or level is None:
         return None
@@ -125,7 +125,7 @@ def _total(runs: list[Run], key: str) -> float | None:
 
 
 def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
-    """What the runs have spent up to and with each step, mean over seeds, ``[T]``; NaN from a step on that lacks it."""
+    """Average over seeds what was spent up to and with each step, ``[T]``; NaN from a step on that lacks it."""
     found = []
     for run in runs:
         values = [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, int(steps[-1]) + 1)]
@@ -136,13 +136,13 @@ def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
 
 
 def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
-    """The part of a curve whose places are known."""
+    """Cut a curve to the part whose places are known."""
     known = np.isfinite(at)
     parts = {name: getattr(curve, name)[..., known] for name in ("steps", "values", "mean", "low", "high")}
     return replace(curve, **parts), at[known]
 
 
 def _gaps(run: Run, key: str) -> list[int]:
-    """Steps of a run that do not say what they cost."""
+    """List the steps of a run that do not say what they cost."""
     steps = range(1, run.last_step + 1)
     return [step for step in steps if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]

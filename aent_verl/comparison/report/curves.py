@@ -43,11 +43,12 @@ class Bounds:
 
 
 def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
-    """Charts of all metrics that some run has, in the order of the page."""
+    """Chart all metrics that some run has, in the order of the page."""
     aims = {method: bound for method, group in groups.runs.items() if (bound := bounds_of(group[0].settings))}
     full = {method: bound for method, bound in aims.items() if bound.functional == "full"}
     others = {method: bound for method, bound in aims.items() if method not in full}
     functionals = " and ".join(sorted({bound.functional for bound in others.values()})).capitalize()
+    controlled: Value = methodcaller("get", metrics.ENTROPY)
     weight: Value = methodcaller("get", metrics.ADVANTAGES_COEFFICIENT)
     weighted = [
         method
@@ -59,11 +60,7 @@ def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
         chart("reward", "Training reward", reward),
         chart("validation", "Validation accuracy", validation_accuracy),
         chart("entropy", "Entropy, nats", full_entropy, aims=full),
-        chart(
-            *("controlled_entropy", f"{functionals} entropy, nats", methodcaller("get", metrics.ENTROPY)),
-            aims=others,
-            only=others,
-        ),
+        chart("controlled_entropy", f"{functionals} entropy, nats", controlled, aims=others, only=others),
         chart("coefficient", "Entropy coefficient", methodcaller("get", metrics.COEFFICIENT)),
         chart("advantages_weight", "Weight of positive advantages", weight, only=weighted),
         chart("response_length", "Response length, tokens", response_length),
@@ -72,24 +69,24 @@ def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
 
 
 def full_entropy(data: Metrics) -> float | None:
-    """Entropy of the whole next-token distribution, nats; the same quantity for every method."""
+    """Return the entropy of the whole next-token distribution, nats: the same quantity for every method."""
     return data.get(metrics.ENTROPY_FULL, data.get(STOCK_ENTROPY))
 
 
 def having(runs: Sequence[Run], value: Value) -> list[Run]:
-    """Those runs whose metric is a finite number at some step."""
+    """Return the runs whose metric is finite at some step."""
     return [run for run in runs if any(map(math.isfinite, _series(run, value).values()))]
 
 
 def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | None:
-    """Mean curve of those runs that have the metric; None if there is none, or no step that all of them share.
+    """Average the curves of the runs that have the metric; None if there is none, or no step that all share.
 
     Args:
         runs: seeds of one method.
         value: the metric in a step's data.
         confidence: level of the interval.
     """
-    series = [each for each in (_series(run, value) for run in runs) if any(map(math.isfinite, each.values()))]
+    series = [_series(run, value) for run in having(runs, value)]
     try:
         return mean_curve(series, confidence=confidence) if series else None
     except ValueError:
@@ -97,7 +94,7 @@ def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | No
 
 
 def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | None:
-    """Mean over the last tenth of training, over seeds; None if a seed that has the metric has it not there."""
+    """Average over the last tenth of training and seeds; None if a seed that has the metric lacks it there."""
     curve = curve_of(runs, value, confidence)
     if curve is None:
         return None
@@ -106,20 +103,20 @@ def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | N
 
 
 def final_validations(runs: Sequence[Run]) -> dict[str, float]:
-    """Validation accuracy after the last step of training by run, of those that were validated then; NaN is kept."""
+    """Return the accuracy after the last step by run, of those that were validated then; NaN is kept."""
     values = {run.name: validation_accuracy(run.metrics[run.last_step]) for run in runs}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def final_validation(runs: Sequence[Run], confidence: float) -> Estimate | None:
-    """Mean of `final_validations`; None if there are none, or one of them is no finite number."""
+    """Average `final_validations`; None if there are none, or one of them is not finite."""
     values = np.array(list(final_validations(runs).values()))
     known = len(values) > 0 and bool(np.isfinite(values).all())
     return mean_of(values[:, None], "these problems", confidence) if known else None
 
 
 def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
-    """Band or target of a method's controller; None if it has neither, or its config is not known."""
+    """Return the band or target of a method's controller; None if it has neither, or its config is not known."""
     controller = "entropy_control.bonus.controller"
     functional = settings.get("entropy_control.functional.name", "full")
     target = _float(settings.get(f"{controller}.target"))
@@ -130,17 +127,17 @@ def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
 
 
 def bare(value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
-    """A number, with the ends of its interval if it has one."""
+    """Wrap a number, with the ends of its interval if it has one."""
     return Estimate(float(value), float(low), float(high), math.nan, math.nan)
 
 
 def has_interval(scores: np.ndarray, target: Target) -> bool:
-    """Whether ``[S, P]`` are enough for an interval: two seeds, and problems enough to stand for others like them."""
+    """Return whether ``[S, P]`` support an interval: two seeds, and enough problems to stand for others like them."""
     return len(scores) > 1 and (target == "these problems" or scores.shape[1] >= MIN_PROBLEMS)
 
 
 def mean_of(scores: np.ndarray, target: Target, confidence: float) -> Estimate:
-    """Mean of ``[S, P]``, with its interval if it has one."""
+    """Average ``[S, P]``, with an interval if they support one."""
     if not has_interval(scores, target):
         return bare(scores.mean())
     return aggregates.mean(scores, target=target, confidence=confidence)
@@ -179,16 +176,11 @@ def _chart(
 
 
 def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
-    """A curve as a line of a chart, over its steps or other places."""
+    """Make a curve a line of a chart, over its steps or other places."""
     several = len(curve.values) > 1
-    return Line(
-        place=place,
-        x=curve.steps if x is None else x,
-        mean=curve.mean,
-        low=curve.low if several else None,
-        high=curve.high if several else None,
-        seeds=curve.values if several and thin else np.empty((0, 0)),
-    )
+    low, high = (curve.low, curve.high) if several else (None, None)
+    seeds = curve.values if several and thin else ()
+    return Line(place, curve.steps if x is None else x, curve.mean, low, high, seeds)
 
 
 def _series(run: Run, value: Value) -> dict[int, float]:
@@ -196,7 +188,7 @@ def _series(run: Run, value: Value) -> dict[int, float]:
 
 
 def _width(steps: Sequence[Sequence[int]]) -> int:
-    """How many steps a point of a chart has to span, so that there are no more than fit; 1 where all fit."""
+    """Return how many steps a point must span so that all points fit; 1 where they fit as they are."""
     long = [each for each in steps if len(each) > POINTS]
     apart = [(each[-1] - each[0]) / (len(each) - 1) for each in long]
     return max((math.ceil(math.ceil(len(e) / POINTS) * gap) for e, gap in zip(long, apart, strict=True)), default=1)

@@ -80,13 +80,13 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
-    """Lines on what differs in how the runs were trained and evaluated."""
+    """List what differs in how the runs were trained and evaluated."""
     found = differences({run.name: run.protocol for run in runs}) if len(runs) > 1 else []
     return found + differences({run.name: _evaluation(run) for run in runs if run.scores is not None})
 
 
 def sentences(found: Iterable[tuple[str, str]]) -> list[str]:
-    """One for each reason, with the names of the runs that it holds for."""
+    """Write one sentence for each reason, with the names of the runs that it holds for."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found:
         by_reason.setdefault(reason, []).append(name)
@@ -116,7 +116,7 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
     if single:
         notices.append(
             f"One seed of {first_few(single)}: its numbers have no interval, and nothing is claimed from them. Another "
-            "seed might turn them round."
+            "seed might reverse them."
         )
     furthest = max(run.last_step for run in runs)
     short = [f"{run.name} ends at step {run.last_step}" for run in runs if run.last_step < furthest]
@@ -137,7 +137,7 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
 
 
 def _left_out(runs: list[Run]) -> list[str]:
-    """Data sources of the validation that do not count, by the runs in which they do not."""
+    """Name the data sources of the validation that do not count, and the runs in which they do not."""
     left_out = {run.name: set().union(*map(validation_left_out, run.metrics.values())) for run in runs}
     by_runs: dict[tuple[str, ...], list[str]] = {}
     for source in sorted(set().union(*left_out.values())):
@@ -153,9 +153,10 @@ def _left_out(runs: list[Run]) -> list[str]:
 
 
 def _final_notices(runs: list[Run]) -> list[str]:
-    """Scores that are there but are not those of the final model."""
-    found = [(run.name, note) for run in runs for note in run.notes]
+    """Name scores that are there but are not those of the final model."""
+    found = []
     for run in runs:
+        found += [(run.name, note) for note in run.notes]
         steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
         final = validation_accuracy(run.metrics[run.last_step])
         if final is None and steps:
@@ -171,7 +172,7 @@ def _final_notices(runs: list[Run]) -> list[str]:
 
 
 def _seed_notices(method: str, group: list[Run]) -> list[str]:
-    """What is odd about the seeds of one method: other methods, missing seeds, NaN."""
+    """Name what is odd about the seeds of one method: differing settings, NaN, no validation."""
     notices = []
     described = [run for run in group if run.settings]
     keys = {key for run in described for key in run.settings}

@@ -57,7 +57,7 @@ class Problem:
 
 
 def choose_samples(groups: Groups) -> list[Problem]:
-    """Problems with responses, by `RULE`; empty if no method's responses were kept.
+    """Choose problems with responses, by `RULE`; none if no method's responses were kept.
 
     Raises:
         ValueError: a damaged file.

@@ -1,20 +1,31 @@
-"""The files of a report: page, JSON and pictures; and the answer in a few lines."""
+"""How a report is written: one self-contained HTML page, its numbers as JSON, its charts as pictures, and a few lines.
 
+The page has no script, loads nothing, and suits light and dark, laptop and phone. Its charts are inline SVG in CSS
+variables; the boxes of the legend show and hide methods by CSS alone.
+"""
+
+import datetime
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from aent_verl.comparison.report import page
+from aent_verl import __version__, _util
+from aent_verl.comparison.report.accuracy import Accuracy
 from aent_verl.comparison.report.contents import Report, build
-from aent_verl.comparison.stats.crossed import Target
+from aent_verl.comparison.report.curves import MOST_THIN_LINES
+from aent_verl.comparison.report.samples import RULE
+from aent_verl.comparison.stats.crossed import Estimate, Target
 from aent_verl.runs.run import Run
-from aent_verl.viewing import palette
-from aent_verl.viewing.charts import Chart, add_heading, draw, draw_intervals
+from aent_verl.viewing.charts import Chart, add_heading, draw, draw_intervals, draw_key
+from aent_verl.viewing.pages import NOTHING, amount, decimal, inline_svg, p_value, template
+from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
 
 PAGE = "report.html"
 NUMBERS = "report.json"
@@ -23,6 +34,13 @@ DIFFERENCES = "differences"
 FORMAT = 1
 # Of the PNGs.
 DPI = 160
+_SAID = {
+    "better": "{methods} {are} better than {baseline}",
+    "worse": "{methods} {are} worse than {baseline}",
+    "not resolved": "not resolved: {methods}",
+    "refused": "no claim: {methods}",
+}
+SIGNS = {"better": "▲", "worse": "▼", "not resolved": "?", "refused": "○"}
 
 
 def write_report(
@@ -63,29 +81,87 @@ def write_report(
         (figures / name).unlink(missing_ok=True)
     _write_pictures(report, figures)
     (folder / NUMBERS).write_text(as_json(report), encoding="utf-8", newline="\n")
-    (folder / PAGE).write_text(page.render(report), encoding="utf-8", newline="\n")
+    (folder / PAGE).write_text(render(report), encoding="utf-8", newline="\n")
     return folder / PAGE
 
 
 def answer(written: Path) -> list[str]:
-    """What the report says that `write_report` wrote, line by line, for those who have no browser at hand."""
+    """Read back, line by line, what a report that `write_report` wrote says, for those without a browser."""
     found = json.loads((written.parent / NUMBERS).read_text(encoding="utf-8"))
     lines = [f"not made under the same protocol: {line}" for line in found["differences_of_protocol"]]
     lines += found["notices"]
     lines += found["accuracy"]["notes"] if found["accuracy"] else []
     for verdict in found["verdicts"].values():
         lines += [f"{verdict['sentence']}.", *verdict["notes"]]
-    return [found["headline"], *(f"- {page.plain(line)}" for line in lines)]
+    return [found["headline"], *(f"- {plain(line)}" for line in lines)]
+
+
+def render(report: Report) -> str:
+    """Render the page."""
+    page = template(__package__, decimal, p_value, amount, ends, duration, plain, _dotted)
+    methods = report.groups.methods
+    return page.render(
+        report=report,
+        groups=report.groups,
+        accuracy=report.accuracy,
+        methods=methods,
+        headline=headline(report.accuracy, report.groups.baseline),
+        place={method: place for place, method in enumerate(methods)},
+        keys=[inline_svg(draw_key(place, STANDING_IN), f"line{place}", "") for place in range(len(methods))],
+        svg=partial(_svg, methods=methods),
+        forest=_forest(report),
+        signs=SIGNS,
+        passes=_passes(report),
+        rule=RULE,
+        most_thin=MOST_THIN_LINES,
+        themes={"light": variables(LIGHT), "dark": variables(DARK)},
+        version=__version__,
+        today=datetime.date.today().isoformat(),
+    )
+
+
+def ends(found: Estimate | None, signed: bool = False) -> str:
+    """Write the interval of an estimate in brackets; empty where it has none, as of one seed."""
+    if found is None or math.isnan(found.low):
+        return ""
+    return f"[{decimal(found.low, signed)}, {decimal(found.high, signed)}]"
+
+
+def duration(seconds: float | None) -> str:
+    """Write two units of time, as "3 h 20 min"; a dash for None and NaN."""
+    return NOTHING if seconds is None or math.isnan(seconds) else _util.duration(seconds)
+
+
+def plain(text: object) -> str:
+    """Replace every invisible character of a foreign text with a sign."""
+    return _util.printable(str(text))
+
+
+def headline(accuracy: Accuracy | None, baseline: str | None) -> str:
+    """Write the whole answer in one line."""
+    if accuracy is None:
+        return "Nothing can be said about accuracy: no run holds an evaluation or validation of its final model."
+    if not accuracy.verdicts:
+        return "Nothing is compared: that takes a baseline, another method, and several seeds of each."
+    parts = []
+    for state, form in _SAID.items():
+        named = [plain(method) for method, verdict in accuracy.verdicts.items() if verdict.state == state]
+        if named:
+            methods = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+            are = "are" if len(named) > 1 else "is"
+            parts.append(form.format(methods=methods, are=are, baseline=plain(baseline)))
+    said = "; ".join(parts)
+    return f"{said[0].upper() if said.startswith(('not resolved: ', 'no claim: ')) else said[0]}{said[1:]}."
 
 
 def as_json(report: Report) -> str:
-    """The report's numbers; what is not known, or no finite number, is null."""
+    """Write the report's numbers; what is not known or not finite is null."""
     groups, accuracy = report.groups, report.accuracy
     found = {key: value for key, value in vars(report).items() if key not in ("groups", "accuracy", "charts")}
     found |= {
         "format": FORMAT,
         "baseline": groups.baseline,
-        "headline": page.headline(accuracy, groups.baseline),
+        "headline": headline(accuracy, groups.baseline),
         "differences_of_protocol": groups.differences,
         "notices": groups.notices,
         "verdicts": {} if accuracy is None else {m: _verdict(v) for m, v in accuracy.verdicts.items()},
@@ -98,7 +174,7 @@ def as_json(report: Report) -> str:
 
 
 def _earlier_pictures(folder: Path) -> list[str]:
-    """Names of the pictures that an earlier report in this folder wrote; there may be others, which are not ours."""
+    """List the pictures that an earlier report wrote into this folder; any others are not ours."""
     try:
         charts = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["charts"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,13 +186,43 @@ def _write_pictures(report: Report, folder: Path) -> None:
     methods = report.groups.methods
     for charts in report.charts.values():
         for chart in charts:
-            figure = draw(chart, palette.LIGHT)
-            add_heading(figure, chart, methods, palette.LIGHT)
+            figure = draw(chart, LIGHT)
+            add_heading(figure, chart, methods, LIGHT)
             figure.savefig(folder / f"{chart.name}.png", dpi=DPI)
     if report.differences:
-        label = page.difference_label(report)
-        figure = draw_intervals(report.differences, methods, label, palette.LIGHT)
+        label = _difference_label(report)
+        figure = draw_intervals(report.differences, methods, label, LIGHT)
         figure.savefig(folder / f"{DIFFERENCES}.png", dpi=DPI)
+
+
+def _difference_label(report: Report) -> str:
+    """Say what the chart of the differences shows."""
+    assert report.accuracy is not None
+    return f"difference to {report.groups.baseline} in {report.accuracy.metric}"
+
+
+def _svg(chart: Chart, methods: list[str]) -> Markup:
+    shown = ", ".join(plain(methods[line.place]) for line in chart.lines)
+    return inline_svg(draw(chart, STANDING_IN), chart.name, f"{chart.title} over {chart.x_label}: {shown}")
+
+
+def _forest(report: Report) -> Markup | None:
+    if not report.differences:
+        return None
+    label = _difference_label(report)
+    figure = draw_intervals(report.differences, report.groups.methods, label, STANDING_IN)
+    return inline_svg(figure, "differences", f"{plain(label)}, with {report.confidence:.0%} intervals")
+
+
+def _passes(report: Report) -> list[int]:
+    """Return the k of pass@k that tables show: powers of two, and n."""
+    samples = 1 if report.accuracy is None else report.accuracy.samples or 1
+    return sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
+
+
+def _dotted(key: str) -> Markup:
+    """Let a setting's key break after its dots."""
+    return Markup(".<wbr>").join(plain(key).split("."))
 
 
 def _verdict(verdict: Any) -> dict[str, Any]:
@@ -137,7 +243,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON has."""
+    """Reduce to what JSON has."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

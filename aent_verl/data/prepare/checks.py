@@ -193,7 +193,8 @@ def _score(number: int, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str
         start = time.monotonic()
         correct, understood = verifier.verify(f"\\boxed{{{answer}}}", truth)
         if correct != 1.0:
-            slow = time.monotonic() - start >= math_reward.SECONDS
+            # A process that had to be restarted may take as long as an endless answer, but it does understand.
+            slow = not understood and time.monotonic() - start >= math_reward.SECONDS
             why = _NOT_ACCEPTED if understood else "the reward can make nothing of it"
             reasons[truth, answer] = f"the reward takes more than {math_reward.SECONDS} s" if slow else why
     return reasons

@@ -41,7 +41,7 @@ class Scales:
 
     @classmethod
     def of(cls, records: Sequence[TokenRecord]) -> "Scales":
-        """The 99th percentiles over a step's tokens in the loss: a few outliers do not pale the rest.
+        """Take the 99th percentiles over a step's tokens in the loss, so that a few outliers do not pale the rest.
 
         The largest of all steps: where entropy collapses, the many small values of late steps do not saturate the
         early ones.
@@ -86,7 +86,7 @@ def write_page(
 
     Args:
         paths: files and folders.
-        output: the file to write; ``tokens.html`` in the first folder, or beside the first file, if not given.
+        output: the file to write; ``tokens.html`` in the first folder, or alongside the first file, if not given.
         steps: only these training steps.
 
     Returns:
@@ -112,11 +112,11 @@ def write_page(
 
 
 def render(records: Sequence[TokenRecord]) -> str:
-    """The page of records in the order of their steps; at least one."""
+    """Render the page of one or more records, in the order of their steps."""
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     scales = Scales.of(records)
     underline = any(len(set(_kept(record.bonus_weight, record))) > 1 for record in records)
-    page = template(__package__, number=number, spread=_spread, visible=visible, pieces=_pieces)
+    page = template(__package__, number, visible, _spread, _pieces)
     parts, texts = summarise(records)
     return page.render(
         methods=sorted({record.method for record in records}),
@@ -142,7 +142,7 @@ def render(records: Sequence[TokenRecord]) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with what cannot be seen made visible; a newline or a tab is kept after its sign."""
+    """Make invisible characters visible; a newline or a tab is kept after its sign."""
     if not text:
         return "∅"
     text = printable(text)
@@ -152,7 +152,7 @@ def visible(text: str) -> str:
 
 
 def summarise(records: Iterable[TokenRecord]) -> tuple[list[Group], list[Group]]:
-    """Tokens in the loss with a finite entropy, by entropy and by text; empty without one.
+    """Group the tokens in the loss that have a finite entropy, by entropy and by text.
 
     Returns:
         The tokens with the highest entropy, and the others; and texts in the order of the entropy that they carry, at
@@ -173,12 +173,12 @@ def summarise(records: Iterable[TokenRecord]) -> tuple[list[Group], list[Group]]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; NaN of nothing. Sums of infinities of both signs are NaN, not an error."""
+    """Average; NaN of nothing. Sums of infinities of both signs are NaN, not an error."""
     return sum(values) / len(values) if values else math.nan
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value that this share of the finite values does not exceed (nearest rank); 0 of nothing."""
+    """Return the value that this share of the finite values does not exceed (nearest rank); 0 of nothing."""
     ordered = sorted(value for value in values if math.isfinite(value))
     # Less what rounding may add to a product that should be an integer: .07 of 100 is 7.000000000000001.
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)] if ordered else 0.0
@@ -216,7 +216,7 @@ def _token_spans(record: TokenRecord, scales: Scales, underline: bool) -> Iterab
 
 
 def _level(share: float) -> int | str:
-    """Level of a share of the scale: 0 is paper, the last is the cap and all beyond; x is what is not finite."""
+    """Return the level of a share of the scale: 0 is paper, the last is the cap and all beyond; x is not finite."""
     return round(min(max(share, 0.0), 1.0) * (LEVELS - 1)) if math.isfinite(share) else "x"
 
 
@@ -225,7 +225,7 @@ def _diverging_level(share: float) -> int | str:
 
 
 def _common_level(record: TokenRecord, scales: Scales) -> int | str:
-    """The response's level of advantage: group-relative advantages are the same for all its tokens."""
+    """Return the response's level of advantage: group-relative advantages are the same for all its tokens."""
     return _diverging_level(record.advantage[0] / scales.advantage) if record.tokens else MIDDLE
 
 
@@ -235,12 +235,12 @@ def _probability(log_prob: float) -> float:
 
 
 def _kept(values: Sequence[float | None], record: TokenRecord) -> list[float]:
-    """The values of the tokens in the loss, without those that are not there."""
+    """Return the values of the tokens in the loss, without missing ones."""
     return [value for value, inside in zip(values, record.in_loss, strict=True) if inside and value is not None]
 
 
 def _spread(values: Sequence[float], signed: bool = False) -> str:
-    """A number, if it is the same for all, else the range, and whether there is a NaN."""
+    """Write the number, if it is the same for all, else the range, and whether there is a NaN."""
     ordered = sorted(value for value in values if not math.isnan(value))
     ends = dict.fromkeys(number(end, signed) for end in (ordered[:1] + ordered[-1:]))
     parts = [" to ".join(ends)] if ends else []
@@ -270,11 +270,11 @@ def _by_step(records: Iterable[TokenRecord]) -> list[tuple[int, list[TokenRecord
 
 
 def _variables(theme: Theme) -> dict[str, str]:
-    """The page's CSS variables: a theme's colours, and the levels s0, ... and d0, ... of its scales."""
+    """Return the page's CSS variables: a theme's colours, and the levels s0, ... and d0, ... of its scales."""
     scales = {"s": theme.sequential(), "d": theme.diverging()}
     return variables(theme) | {f"{name}{i}": colour for name, scale in scales.items() for i, colour in enumerate(scale)}
 
 
 def _pieces(text: str) -> str:
-    """A token's text on one line, with its spaces."""
+    """Write a token's text on one line, with its spaces."""
     return visible(text).replace("\n", "").replace("\t", "").replace(" ", "␣")

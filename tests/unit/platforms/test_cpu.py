@@ -73,17 +73,21 @@ def test_the_cluster_that_we_start_counts_as_one_without_accelerator():
         ("  ", None, False, "cpu"),
     ],
 )
-def test_choose_platform(requested, cluster, local, expected):
-    choice = cpu.choose_platform(requested=requested, cluster_resources=cluster, local_accelerator=lambda: local)
-    assert choice == expected
+def test_detect_platform(monkeypatch, requested, cluster, local, expected):
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    if requested is not None:
+        monkeypatch.setenv("VERL_PLATFORM", requested)
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address: cluster)
+    monkeypatch.setattr(cpu, "local_accelerator", lambda: local)
+    assert cpu.detect_platform() == expected
 
 
-def test_the_local_machine_is_not_asked_where_a_cluster_decides():
-    def must_not_run() -> bool:
-        raise AssertionError("local machine asked")
-
-    for requested, cluster in (("nvidia", None), (None, CPU_CLUSTER)):
-        cpu.choose_platform(requested=requested, cluster_resources=cluster, local_accelerator=must_not_run)
+def test_the_local_machine_is_not_asked_where_a_cluster_decides(monkeypatch):
+    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address: CPU_CLUSTER)
+    monkeypatch.setattr(cpu, "local_accelerator", lambda: pytest.fail("local machine asked"))
+    for requested in ("nvidia", ""):
+        monkeypatch.setenv("VERL_PLATFORM", requested)
+        cpu.detect_platform()
 
 
 class FakeRay:
@@ -182,14 +186,14 @@ def test_local_accelerator_asks_verls_platforms_only(monkeypatch, registry):
 def test_register_is_idempotent_and_refuses_a_second_cpu_platform(registry):
     platform_type = registry.get("cpu")
     cpu.register()
-    assert registry.get("cpu") is platform_type is cpu.PlatformCPU
+    assert registry.get("cpu") is platform_type is cpu.platform_class()
     registry._platforms["cpu"] = registry.get("nvidia")
     with pytest.raises(RuntimeError, match=r"already has a platform named 'cpu' \(.*PlatformCUDA\)"):
         cpu.register()
 
 
 def test_platform_answers_what_verl_needs(monkeypatch):
-    platform = cpu.PlatformCPU()  # an abstract method left out would raise here
+    platform = cpu.platform_class()()  # an abstract method left out would raise here
     assert torch.empty(1).to(platform.current_device()).device.type == "cpu" == platform.device_name
     assert platform.is_available()
     assert not platform.is_ipc_supported()
@@ -371,6 +375,24 @@ def results(processes: list[subprocess.Popen]) -> list[str]:
     return found
 
 
+def test_initialize_gloo_where_a_worker_runs_on_the_cpu(monkeypatch, tmp_path):
+    from verl.utils import device
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "DIST_INIT_METHOD": f"file://{tmp_path}/store"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "get_device_name", lambda: "cuda")
+    assert not cpu.initialize_gloo(), "a group for a platform that is not ours"
+    monkeypatch.setattr(device, "get_device_name", lambda: "cpu")
+    assert cpu.initialize_gloo()
+    try:
+        assert torch.distributed.get_backend() == "cpu:gloo"
+        assert torch.distributed.get_world_size() == 1
+        assert not cpu.initialize_gloo()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
 def test_initialize_gloo_with_two_processes_and_with_one(tmp_path):
     two, one = "RESULT (True, False) 3 [0, 1] 2", "RESULT (True, False) 1 [0] 1"
     assert results(start_ranks(2, tmp_path)) == [two, one] * 2
@@ -381,7 +403,7 @@ from aent_verl.platforms import cpu  # first: if it imported verl, verl would fi
 import sys
 import verl  # calls our plug-in, which registers
 from verl.plugin.platform import platform_manager
-assert platform_manager.PlatformRegistry.get("cpu") is cpu.PlatformCPU
+assert platform_manager.PlatformRegistry.get("cpu") is cpu.platform_class()
 assert platform_manager._current_platform is None, "registering resolved the platform"
 assert platform_manager._detect_platform_name() != "cpu", "verl chose the CPU platform by itself"
 assert "vllm" not in sys.modules
@@ -389,6 +411,7 @@ assert not cpu.initialize_gloo(), "a group for a platform that is not ours"
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_active_unless_named():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VERL_", "VLLM_"))}
     environment["VERL_USE_EXTERNAL_MODULES"] = "aent_verl.plugin.entry_point"  # whose failure verl lets through
@@ -418,6 +441,7 @@ if name == "aent_trainer" and expected:
 LORA = ["experiment=cpu_arithmetic", "actor_rollout_ref.model.lora_rank=8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides", "cluster", "expected"),
     [

@@ -68,7 +68,7 @@ def test_samples_that_fill_up_the_batch_count_in_no_group() -> None:
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, 10.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_accuracy_is_refused_by_name_and_value(bad: float) -> None:
-    with pytest.raises(ValueError, match=r"^score=.* is no accuracy.*`acc` in \[0, 1\]") as error:
+    with pytest.raises(ValueError, match=r"^score=.* is not an accuracy.*`acc` in \[0, 1\]") as error:
         group_accuracies(["a", "a"], [{}, {}], [1.0, bad], [True, True])
     assert f"score={bad!r}" in str(error.value)
     with pytest.raises(ValueError, match=r"^acc=") as error:

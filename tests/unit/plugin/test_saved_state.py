@@ -99,8 +99,8 @@ def test_a_constant_coefficient_is_what_this_run_sets_and_the_change_is_told(tmp
     found, _, changes = load(tmp_path, grpo)
     assert found["bonus"] == ControllerState(0.0, step=3)
     assert len(changes) == 2
-    assert "method entreg, and this run goes on with grpo" in changes[0]
-    assert "coefficient 0.5, and this run goes on with 0.0" in changes[1]
+    assert "method entreg, and this run continues with grpo" in changes[0]
+    assert "coefficient 0.5, and this run continues with 0.0" in changes[1]
 
 
 def test_a_coefficient_outside_new_bounds_is_brought_inside_and_told(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_coefficient_outside_new_bounds_is_brought_inside_and_told(tmp_path: P
     found, _, changes = load(tmp_path, tight)
     state = found["bonus"]
     assert (state.coefficient, state.at_bound) == (0.2, True)
-    assert "functional clamped(clamp_p=0.33), and this run goes on with clamped(clamp_p=0.25)" in changes[0]
+    assert "functional clamped(clamp_p=0.33), and this run continues with clamped(clamp_p=0.25)" in changes[0]
     assert "coefficient" in changes[1]
 
 
@@ -145,7 +145,7 @@ def test_a_schedule_is_restored_once_the_length_of_the_run_is_known(tmp_path: Pa
     found, _, changes = read(tmp_path, control=control, controllers=known)
     # Step 8 of 15 is the middle: mu = 2 * 7 / 14 - 1.
     assert found["advantages"].coefficient == 0.0
-    assert "advantages coefficient 0.5, and this run goes on with 0.0" in changes[0]
+    assert "advantages coefficient 0.5, and this run continues with 0.0" in changes[0]
 
 
 def test_an_epoch_schedule_needs_both_lengths(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """A config that passes every check, and what tests need to spoil it."""
 
-import copy
 import shutil
 
 import pytest
-from hydra import compose, initialize_config_module
 
 from aent_verl.platforms import cpu
 from aent_verl.preflight import resources
+from tests.unit.preflight.finding import config
 from tests.unit.preflight.rows import ROWS, write
 
 RIGHT = """
@@ -16,10 +15,9 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def composed():
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        return compose("aent_trainer", ["experiment=cpu_arithmetic", "run.task=null"])
+    return config("experiment=cpu_arithmetic", "run.task=null")
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def settings(composed, tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
     monkeypatch.setattr(resources, "available_gib", lambda: 64.0)
-    cfg = copy.deepcopy(composed)
+    cfg = composed
     (tmp_path / "score.py").write_text(RIGHT)
     cfg.data.train_files = write(tmp_path / "train.parquet", ROWS)
     cfg.data.val_files = write(tmp_path / "val.parquet", ROWS[:4])

@@ -12,7 +12,7 @@ from tests.unit.preflight.rows import ROWS, row, write
 
 
 def test_a_good_config_passes_and_says_what_was_checked(settings):
-    lines = "\n".join(row.detail for row in preflight.check_run(settings) if row.state == preflight.OK)
+    lines = "\n".join(row.detail for row in preflight.check_run(settings) if row.state == preflight.findings.OK)
     assert "data.train_files: 16 rows" in lines
     assert "data.val_files: 4 rows" in lines
     assert "Qwen2Tokenizer with 259 tokens" in lines

@@ -1,4 +1,4 @@
-import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -11,20 +11,21 @@ from aent_verl import preflight
 from aent_verl.preflight import keys, schema, verl_keys
 from aent_verl.preflight.findings import PreflightError, PreflightWarning
 from aent_verl.preflight.verl_keys import UNREAD
+from tests.config.composing import composed
 from tests.unit.preflight import verl_source
-from tests.unit.preflight.spoiling import composed_with, put
+from tests.unit.preflight.finding import config, put
 
 SCRIPTS = sorted(Path(__file__).parent.joinpath("scripts").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def base():
-    return composed_with()
+    return config()
 
 
 @pytest.fixture
 def cfg(base):
-    return copy.deepcopy(base)
+    return pickle.loads(pickle.dumps(base))
 
 
 def found(cfg):
@@ -46,7 +47,7 @@ def found(cfg):
     ids=str,
 )
 def test_our_own_configs_hold_nothing_that_is_not_read(name, overrides):
-    assert found(composed_with(*overrides, name=name)) == {}
+    assert found(config(*overrides, name=name)) == {}
 
 
 @pytest.mark.parametrize("value", ["aent", None, ["aent"], {"bonus": {"coeff": 1}}], ids=repr)
@@ -229,7 +230,7 @@ def test_verls_defaults_are_what_it_composes():
 def test_each_dead_or_moved_key_of_public_scripts_is_named_with_its_place(path, base):
     script = yaml.safe_load(path.read_text())
     findings, remaining = keys.unknown_overrides(script["overrides"], base)
-    cfg = composed_with(*remaining)
+    cfg = composed(*remaining)
     messages = {row.key: row.detail for row in preflight.check_settings(cfg) if row.key in script["dead"]}
     messages |= {finding.key: str(finding) for finding in [*findings, *keys.check(cfg)]}
     assert set(messages) == set(script["dead"])
@@ -368,7 +369,7 @@ def test_what_the_table_says_is_unread_is_not_read_by_this_version_of_verl():
 def test_every_block_of_verls_config_is_known_to_the_check(base):
     assert set(schema.verl_file("_generated_ppo_trainer.yaml")) <= set(base)
     for block in schema.verl_file("_generated_ppo_trainer.yaml"):
-        cfg = put(copy.deepcopy(base), f"{block}.not_a_key_of_verl", 1)
+        cfg = put(pickle.loads(pickle.dumps(base)), f"{block}.not_a_key_of_verl", 1)
         expected = set() if str(block) in keys.FREE else {f"{block}.not_a_key_of_verl"}
         assert set(found(cfg)) == expected
 

@@ -13,7 +13,7 @@ from verl.workers.engine.utils import prepare_micro_batches
 
 import aent_verl._config
 from aent_verl.preflight import lengths
-from tests.unit.preflight.finding import config, findings, stops, warns
+from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
 ACTOR, ROLLOUT, REF = lengths.ACTOR, lengths.ROLLOUT, lengths.REF
 UPDATE, OLD = f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu"
@@ -95,8 +95,7 @@ FIXED = (*DYNAMIC[1:], f"{MICRO}=4", f"{OLD_MICRO}=16")
     ],
 )
 def test_what_stops_and_what_warns(overrides, stop, warn):
-    cfg = config(*overrides)
-    assert (stops(lengths.check, cfg), warns(lengths.check, cfg)) == (stop, warn)
+    assert stops_and_warns(lengths.check, config(*overrides)) == (stop, warn)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ MODEL = "actor_rollout_ref.model."
 
 @pytest.fixture
 def cfg(composed):
-    return copy.deepcopy(composed)
+    return composed
 
 
 def found(cfg, **settings: Any) -> dict[str, Exception]:
@@ -138,5 +138,5 @@ def test_training_and_evaluation_ask(cfg):
     OmegaConf.update(cfg, MODEL + "lora.rank", 8)
     for check in (preflight.check_settings, preflight.check_evaluation):
         rows = [row for row in check(cfg) if row.check == "LoRA"]
-        assert [row.state for row in rows] == [preflight.FAILED]
+        assert [row.state for row in rows] == [preflight.findings.FAILED]
         assert "lora.rank=8" in rows[0].detail

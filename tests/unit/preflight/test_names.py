@@ -1,6 +1,6 @@
 import ast
-import copy
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from aent_verl.preflight import names
 from aent_verl.preflight.findings import PreflightError, PreflightWarning
 from tests.unit.preflight import verl_source
-from tests.unit.preflight.spoiling import composed_with, put
+from tests.unit.preflight.finding import config, put
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 
@@ -19,18 +19,18 @@ ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", 
 def base():
     import aent_verl.plugin.trainer  # noqa: F401  registers our trainers, as the entry does
 
-    return composed_with("experiment=cpu_arithmetic")
+    return config("experiment=cpu_arithmetic")
 
 
 @pytest.fixture
 def cfg(base):
-    return copy.deepcopy(base)
+    return pickle.loads(pickle.dumps(base))
 
 
 def test_our_own_configs_name_nothing_that_is_unknown(base):
     assert list(names.check(base)) == []
     for method in ("clip_cov", "kl_cov", "clip_higher"):
-        assert list(names.check(composed_with("experiment=cpu_arithmetic", f"entropy_control={method}"))) == []
+        assert list(names.check(config("experiment=cpu_arithmetic", f"entropy_control={method}"))) == []
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_our_own_names_are_known_whatever_was_imported_before():
 
 
 def test_an_evaluation_does_not_ask_for_a_logger():
-    assert list(names.check(composed_with(name="aent_evaluate"))) == []
+    assert list(names.check(config(name="aent_evaluate"))) == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import pytest
 from omegaconf import open_dict
 
-from aent_verl import preflight
 from aent_verl.platforms import cpu
-from aent_verl.preflight import PreflightError, PreflightWarning, resources
+from aent_verl.preflight import PreflightError, resources
+from aent_verl.preflight.findings import PreflightWarning
 from tests.unit.preflight.rows import edit
 
 
@@ -76,12 +76,12 @@ def test_a_cluster_that_is_joined_is_checked_instead_of_this_machine(settings, m
 def test_a_cluster_that_is_too_small(settings, found, problem):
     settings.trainer.n_gpus_per_node = 2
     with pytest.raises(PreflightError, match=problem):
-        preflight.check_cluster(found, settings)
+        resources.check_cluster(found, settings)
 
 
 def test_a_cluster_that_is_large_enough(settings):
     settings.trainer.n_gpus_per_node = 2
-    assert preflight.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
+    assert resources.check_cluster({"CPU": 9.0, "GPU": 2.0}, settings)
 
 
 def test_a_model_in_parts_needs_vllms_executor_of_several_processes(settings):

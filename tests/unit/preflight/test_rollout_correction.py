@@ -12,7 +12,7 @@ from aent_verl.plugin import losses
 from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.rollout_correction import BY_HAND, BYPASS_LOSS, KEY, LOG_PROBS, POLICY_LOSS
 from tests.config.composing import MICRO_BATCHES, actor_config
-from tests.unit.preflight.finding import config, findings, stops, warns
+from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
 losses.register()
 
@@ -70,7 +70,7 @@ def test_what_would_be_dropped_or_replaced_stops(settings, key, says):
 )
 def test_what_does_less_than_one_may_think_warns(settings, key):
     cfg = shorthand(*settings)
-    assert (stops(check, cfg), warns(check, cfg)) == (set(), {f"{KEY}.{key}"})
+    assert stops_and_warns(check, cfg) == (set(), {f"{KEY}.{key}"})
 
 
 @pytest.mark.parametrize(

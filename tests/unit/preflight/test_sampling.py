@@ -8,7 +8,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from aent_verl.core.sampled import Truncation
 from aent_verl.preflight import sampling
-from tests.unit.preflight.finding import config, findings, stops, warns
+from tests.unit.preflight.finding import config, findings, stops_and_warns
 
 ROLLOUT, CORRECTION, ENGINE = sampling.ROLLOUT, sampling.CORRECTION, sampling.ENGINE
 TOP_P, TOP_K, MODE = f"{ROLLOUT}.top_p", f"{ROLLOUT}.top_k", f"{ROLLOUT}.logprobs_mode"
@@ -59,8 +59,7 @@ BYPASS = f"{CORRECTION}.bypass_mode=true"
     ],
 )
 def test_what_stops_and_what_warns(overrides, stop, warn):
-    cfg = config(*overrides)
-    assert (stops(sampling.check, cfg), warns(sampling.check, cfg)) == (stop, warn)
+    assert stops_and_warns(sampling.check, config(*overrides)) == (stop, warn)
 
 
 @pytest.mark.parametrize("method", ["steer", "clip_cov", "kl_cov"])

@@ -8,14 +8,15 @@ from omegaconf import open_dict
 
 from aent_verl import preflight
 from aent_verl.launch import command_line
-from aent_verl.preflight import FAILED, OK, WARNING, PreflightError, PreflightFailed, Row
-from tests.config.composing import MICRO_BATCHES, composed
+from aent_verl.preflight.findings import FAILED, OK, WARNING, PreflightError, PreflightFailed, Row
+from tests.config.composing import MICRO_BATCHES
+from tests.unit.preflight.finding import config
 
 NO_EFFECT = ["actor_rollout_ref.actor.calculate_entropy=true"]
 
 
 def rows(*overrides: str, state: str) -> list[str]:
-    found = preflight.check_settings(composed(*MICRO_BATCHES, *overrides))
+    found = preflight.check_settings(config(*MICRO_BATCHES, *overrides))
     return [row.detail for row in found if row.state == state]
 
 
@@ -61,7 +62,7 @@ def test_an_illegal_setting_of_ours_or_verls_fails_without_the_layers_of_hydra(o
 
 
 def test_a_config_without_a_method_fails() -> None:
-    cfg = composed(*MICRO_BATCHES)
+    cfg = config(*MICRO_BATCHES)
     with open_dict(cfg):
         cfg.actor_rollout_ref.actor._target_ = "verl.workers.config.FSDPActorConfig"
         del cfg.actor_rollout_ref.actor["entropy_control"]
@@ -96,7 +97,7 @@ def test_a_key_is_named_by_one_check() -> None:
         "algorithm.kl_penalty": "k4",
         "trainer.save_freq": "5",
     }
-    cfg = composed(*MICRO_BATCHES, *(f"{key}={value}" for key, value in keys.items()))
+    cfg = config(*MICRO_BATCHES, *(f"{key}={value}" for key, value in keys.items()))
     found = [row.key for row in preflight.check_settings(cfg) if row.key is not None]
     assert len(found) == len(set(found))
     assert set(keys) - {"trainer.save_freq", "algorithm.use_kl_in_reward"} <= set(found)

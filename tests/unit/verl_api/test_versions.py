@@ -54,7 +54,7 @@ def test_versions_out_of_range_are_named_with_range_and_remedy(installed, packag
     installed[package] = version
     with pytest.raises(versions.VersionError) as error:
         versions.check_versions()
-    needed = next(item.needed for item in versions.PACKAGES if item.package == package)
+    needed = versions.PACKAGES[package]
     assert f"{package} {version} is installed, aent_verl needs {package}{needed}: {remedy}" == str(error.value)
 
 
@@ -78,10 +78,10 @@ def test_ranges_are_those_that_the_package_declares():
     requirements = map(Requirement, importlib.metadata.requires("aent-verl"))
     needed = (item for item in requirements if item.marker is None or item.marker.evaluate({"extra": "verl"}))
     declared = {item.name: item.specifier for item in needed}
-    for item in versions.PACKAGES:
-        assert Requirement(item.package + item.needed).specifier == declared[item.package]
+    for package, needed in versions.PACKAGES.items():
+        assert Requirement(package + needed).specifier == declared[package]
     python = importlib.metadata.metadata("aent-verl")["Requires-Python"]
-    assert Requirement("python" + versions.PYTHON.needed).specifier == Requirement("python" + python).specifier
+    assert Requirement("python" + versions.PYTHON).specifier == Requirement("python" + python).specifier
 
 
 def test_checks_are_imported_and_versions_checked_without_importing_verl():

@@ -350,13 +350,13 @@ def test_a_count_has_a_bar_on_a_terminal(clock):
     assert last_frame.count("\x1b[?25h") == 1, "the cursor is shown again"
 
 
-class Silent(Display):
-    """Nothing to draw; a heartbeat."""
+class Beating(Display):
+    """Something to draw, and a heartbeat."""
 
     said = "alive"
 
     def render(self):
-        return ""
+        return "drawn"
 
     def heartbeat(self):
         return self.said
@@ -364,7 +364,7 @@ class Silent(Display):
 
 def test_the_heartbeat_comes_after_long_silence_only_and_not_on_a_terminal(clock):
     file = io.StringIO()
-    with Silent(Console(file=file)) as display:
+    with Beating(Console(file=file)) as display:
         for step in (200, 200, 200, 200):
             clock.now += step
             display.refresh()
@@ -376,7 +376,7 @@ def test_the_heartbeat_comes_after_long_silence_only_and_not_on_a_terminal(clock
         display.refresh()
     assert file.getvalue().splitlines() == ["alive", "alive", "news"]
     terminal = Terminal()
-    with Silent(Console(file=terminal, _environ={"TERM": "xterm"})) as display:
+    with Beating(Console(file=terminal, _environ={"TERM": "xterm"})) as display:
         clock.now += 1000
         display.refresh()
     assert "alive" not in terminal.getvalue()
@@ -386,6 +386,8 @@ def test_the_heartbeat_comes_after_long_silence_only_and_not_on_a_terminal(clock
 def test_what_else_is_printed_goes_above_only_where_it_goes_to_the_same_place(monkeypatch, shared):
     ours, others = Terminal(), Terminal()
     monkeypatch.setattr("sys.stdout", ours if shared else others)
-    with Silent(Console(file=ours, _environ={"TERM": "xterm"})):
+    with Beating(Console(file=ours, _environ={"TERM": "xterm"})):
         print("a warning")
+        # Drawn again under it.
+        assert ("drawn" in ours.getvalue().partition("a warning")[2]) == shared
     assert ("a warning" in ours.getvalue(), "a warning" in others.getvalue()) == (shared, not shared)

@@ -29,6 +29,13 @@ def test_json_lines_arrays_and_parquet_give_the_same_rows(tmp_path):
         assert read(path) == GOOD
 
 
+def test_json_values_are_taken_as_written_from_a_file_of_any_name(tmp_path):
+    # `datasets` would make a date and a float of the first two, mind the third, and take the brackets for a pattern.
+    rows = [{"problem": "p", "answer": answer} for answer in ("2024-01-01", 10**30, 27.0, None, "x")]
+    assert read(write_jsonl(tmp_path / "mine[1].jsonl", rows)) == rows
+    assert read(write_jsonl(tmp_path / "mine.jsonl", [*rows, {"problem": "q"}]))[-1] == {"problem": "q", "answer": None}
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [

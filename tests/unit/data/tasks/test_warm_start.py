@@ -62,7 +62,7 @@ def test_stops_at_the_loss(tokenizer):
 
 def test_label_smoothing_leaves_its_share_to_the_rest_of_the_vocabulary(tokenizer):
     model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
-    settings = {"stop_loss": 1e-9, "max_steps": 150, "batch_size": 1, "learning_rate": 1e-2, "seed": 0}
+    settings = {"stop_loss": 1e-9, "max_steps": 60, "batch_size": 1, "learning_rate": 1e-2, "seed": 0}
     warm_start.train(model, tokenizer, [(chat("1 + 6 ="), "7")], label_smoothing=0.2, **settings)
     inputs, labels = warm_start.encode(tokenizer, [(chat("1 + 6 ="), "7")])
     with torch.no_grad():

@@ -11,13 +11,11 @@ from markupsafe import Markup, escape
 
 pytest.importorskip("matplotlib")
 
-from aent_verl.comparison.report import answer, write_report
-from aent_verl.comparison.report import page as pages
+from aent_verl.comparison.report import answer, write, write_report
 from aent_verl.comparison.report.accuracy import Accuracy
 from aent_verl.comparison.report.contents import build
 from aent_verl.comparison.report.curves import bare
-from aent_verl.comparison.report.page import render
-from aent_verl.comparison.report.write import as_json
+from aent_verl.comparison.report.write import as_json, render
 from aent_verl.comparison.stats.verdict import Verdict
 from aent_verl.runs.run import load_run
 from aent_verl.viewing.pages import decimal
@@ -57,7 +55,7 @@ def check(text):
 def undrawn(monkeypatch):
     """Charts are made but not written, which is what takes time; what is drawn is tested with `whole`."""
     svg = Markup("<svg>{}</svg>")
-    monkeypatch.setattr(pages, "inline_svg", lambda figure, name, label: svg.format(escape(label)))
+    monkeypatch.setattr(write, "inline_svg", lambda figure, name, label: svg.format(escape(label)))
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
 
 
@@ -341,9 +339,9 @@ def test_a_wrong_target_is_refused(tmp_path):
 
 
 def test_ends_of_an_interval():
-    assert pages.ends(bare(0.5, 0.4, 0.6)) == "[.400, .600]"
-    assert pages.ends(bare(0.5)) == ""
-    assert pages.ends(None) == ""
+    assert write.ends(bare(0.5, 0.4, 0.6)) == "[.400, .600]"
+    assert write.ends(bare(0.5)) == ""
+    assert write.ends(None) == ""
 
 
 @pytest.mark.parametrize(
@@ -351,7 +349,7 @@ def test_ends_of_an_interval():
     [(2.34, "2 s"), (60, "1 min"), (95, "1 min 35 s"), (3600, "1 h"), (3 * 3600 + 1230, "3 h 20 min"), (None, "—")],
 )
 def test_durations(seconds, said):
-    assert pages.duration(seconds) == said
+    assert write.duration(seconds) == said
 
 
 def test_headline():
@@ -361,13 +359,13 @@ def test_headline():
 
     def said(methods):
         found = {m: replace(verdict, method=m, state=states[m]) for m in methods}
-        return pages.headline(replace(accuracy, verdicts=found), "grpo")
+        return write.headline(replace(accuracy, verdicts=found), "grpo")
 
     assert said("abcde") == "a and b are better than grpo; c is worse than grpo; not resolved: d; no claim: e."
     assert said("d") == "Not resolved: d."
     assert said("e") == "No claim: e."
     assert said("").startswith("Nothing is compared")
-    assert pages.headline(None, "grpo").startswith("Nothing can be said about accuracy")
+    assert write.headline(None, "grpo").startswith("Nothing can be said about accuracy")
 
 
 @pytest.mark.slow
