@@ -18,8 +18,8 @@ from tests.unit.comparison.report.synthetic import AENT, GRPO, make_runs
 @pytest.fixture
 def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a test the drawing of a report that it only reads."""
-    monkeypatch.setattr("aent_verl.comparison.report.write._write_pictures", lambda *_: None)
-    monkeypatch.setattr("aent_verl.comparison.report.page.inline_svg", lambda *_: Markup())
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    monkeypatch.setattr("aent_verl.comparison.report.write.inline_svg", lambda *_: Markup())
 
 
 def compare(*arguments: object) -> int:
