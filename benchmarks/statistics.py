@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 from scipy import optimize, stats
 
+from aent_verl.comparison.stats import Target
 from aent_verl.comparison.stats.cross_checks import paired_bootstrap
-from aent_verl.comparison.stats.crossed import Target, Variance
+from aent_verl.comparison.stats.crossed import Variance
 from aent_verl.comparison.stats.power import POWER, power_of
 from benchmarks.report import Report, add_output_options, progress, stamp
 from tests.unit.comparison.stats.simulation import (
@@ -33,6 +34,7 @@ from tests.unit.comparison.stats.simulation import (
     simulate,
 )
 
+# In the order of the columns.
 TARGETS: tuple[Target, ...] = ("these problems", "problems like these")
 EQUAL = (3, 5, 10)
 # Of the method with fewer seeds, as a multiple of the other's.

@@ -48,7 +48,7 @@ def run_grid(settings: Settings, command: str) -> tuple[Path, int]:
     _check_devices(settings, grid[0])
     plan.check(grid)
     folder = f"results={settings.results}"
-    busy = ValueError(f"{folder}: another comparison is at work in it; wait, or choose another")
+    busy = ValueError(f"{folder}: another comparison is running in it; wait, or choose another")
     with exclusive_folder(settings.results, folder, busy):
         stall_seconds = 60 * settings.stall_minutes
         scheduler = Scheduler(grid, _starter(settings), parallel=settings.parallel, stall_seconds=stall_seconds)
@@ -148,7 +148,7 @@ def load_named(given: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The runs that a path stands for: those of a results folder, or itself."""
+    """Find the runs that a path stands for: those of a results folder, or itself."""
     return sorted(record.parent for record in path.glob(f"{RUNS}/*/{RECORD}")) or [path]
 
 
@@ -179,7 +179,7 @@ def _starter(settings: Settings) -> Start:
 
 
 def _asked(results: Path) -> dict[str, Any]:
-    """What a results folder's comparison was asked for; empty if it is none.
+    """Read what a results folder's comparison was asked for; empty if there was none.
 
     Raises:
         ValueError: the file is damaged.
@@ -189,7 +189,7 @@ def _asked(results: Path) -> dict[str, Any]:
 
 
 def _never_started(results: Path) -> list[str]:
-    """A sentence, without a full stop, about each method of a grid with seeds that have no run."""
+    """Write a sentence, without a full stop, about each method of a grid with seeds that have no run."""
     asked = _asked(results)
     sentences = []
     for method in asked.get("methods") or ():

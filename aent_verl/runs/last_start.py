@@ -1,4 +1,4 @@
-"""What a run's folder was last started with: going on there with other settings is said, and not done in silence."""
+"""What a run's folder was last started with: resuming there with other settings gives a warning."""
 
 from __future__ import annotations
 
@@ -19,13 +19,10 @@ _INCIDENTAL = ("run.", "hydra.", "ray_kwargs.", "actor_rollout_ref.actor.entropy
 
 
 def changes(cfg: DictConfig) -> list[str]:
-    """``key=value (was value)`` for each setting that differs from the run's last start; empty if that is not known."""
-    file = Path(cfg.run.dir) / CONFIG
-    if not file.is_file():
-        return []
+    """List ``key=value (was value)`` for each setting that differs from the run's last start, if that is known."""
     try:
-        before = _settings(OmegaConf.load(file))
-    except (OmegaConfBaseException, YAMLError, ValueError):
+        before = _settings(OmegaConf.load(Path(cfg.run.dir) / CONFIG))
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError):
         return []
     now = _settings(cfg)
     absent = "not set"
@@ -34,7 +31,7 @@ def changes(cfg: DictConfig) -> list[str]:
 
 
 def warning(cfg: DictConfig) -> str | None:
-    """One sentence on what `changes` finds, or None."""
+    """Write one sentence on what `changes` finds; None if it finds nothing."""
     found = changes(cfg)
     if not found:
         return None

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: str | Path) -> dict[int, Metrics]:
-    """Metrics by step, in ascending order.
+    """Read the metrics of a run by step, in ascending order.
 
     Args:
         path: a run's folder with ``metrics.jsonl`` in it, one such file of verl's ``file`` logger under any name, or a
@@ -75,7 +75,7 @@ def read_metrics(path: str | Path) -> dict[int, Metrics]:
 
 
 def read_run(folder: str | Path) -> dict[int, Metrics]:
-    """All steps of a run in ascending order, over every start of it.
+    """Read all steps of a run in ascending order, over every start of it.
 
     A later start resumes from a checkpoint, so what it logged replaces all that an earlier one had logged from there
     on, including steps that the later one has not reached yet. The last line of a file may be incomplete: the run is
@@ -83,7 +83,7 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
 
     Raises:
         FileNotFoundError: the folder holds no metrics file.
-        ValueError: a line before the last is no metrics line, or there is no step at all.
+        ValueError: a line before the last is not a line of metrics, or there is no step at all.
     """
     folder = Path(folder)
     newest = folder / METRICS_FILE
@@ -109,10 +109,10 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
 
 
 def read_file(file: Path) -> dict[int, Metrics]:
-    """All steps of one file, in its order; an incomplete last line is left out.
+    """Read all steps of one file in its order; an incomplete last line is left out.
 
     Raises:
-        ValueError: a line before the last is no metrics line.
+        ValueError: a line before the last is not a line of metrics.
     """
     steps: dict[int, Metrics] = {}
     lines = file.read_bytes().splitlines()
@@ -130,7 +130,7 @@ def read_file(file: Path) -> dict[int, Metrics]:
 
 
 def validation_accuracy(data: Metrics) -> float | None:
-    """Mean validation accuracy of a step, over its data sources; the mean reward where the task reports no accuracy.
+    """Return a step's mean validation accuracy over its data sources; the mean reward where the task has no accuracy.
 
     Each source counts the same, however many problems it has: verl does not log how many those are. None if the step
     was not validated.
@@ -140,12 +140,12 @@ def validation_accuracy(data: Metrics) -> float | None:
 
 
 def validation_sources(data: Metrics) -> set[str]:
-    """The data sources that `validation_accuracy` is the mean over; empty if the step was not validated."""
+    """Return the data sources that `validation_accuracy` is the mean over; empty if the step was not validated."""
     return {source for source, _ in _validations(data)}
 
 
 def validation_left_out(data: Metrics) -> set[str]:
-    """The data sources that `validation_accuracy` leaves out: with a reward alone, where others have an accuracy."""
+    """Return the sources that `validation_accuracy` leaves out: with a reward alone, where others have an accuracy."""
     sources = {match["source"] for match in map(_VALIDATION.fullmatch, data) if match}
     return sources - validation_sources(data)
 
@@ -176,7 +176,7 @@ class MetricsTail:
         self._last_line = b""
 
     def read_new(self) -> list[tuple[int, Metrics]]:
-        """Steps whose lines were completed since the last call. A complete line that is no metrics line is skipped."""
+        """Read the steps whose lines were completed since the last call; other complete lines are skipped."""
         try:
             with open(self.path, "rb") as file:
                 # A file that was emptied may have grown past our offset since: only its content tells.
@@ -200,7 +200,7 @@ class MetricsTail:
 
 
 def _validations(data: Metrics) -> list[tuple[str, float]]:
-    """Data sources and their accuracies; their rewards where none has an accuracy."""
+    """Return data sources with their accuracies, or with their rewards where none has an accuracy."""
     found: dict[str, list[tuple[str, float]]] = {"acc": [], "reward": []}
     for key, value in data.items():
         if match := _VALIDATION.fullmatch(key):
@@ -209,13 +209,13 @@ def _validations(data: Metrics) -> list[tuple[str, float]]:
 
 
 def _older(folder: Path) -> dict[int, Path]:
-    """The files of earlier starts by number, in ascending order."""
+    """List the files of earlier starts by number, in ascending order."""
     matches = map(_OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
 
 def _parse(line: bytes) -> tuple[int, Metrics]:
-    """Step and metrics of one line; values that are no numbers are left out.
+    """Parse the step and the metrics of one line; values that are not numbers are left out.
 
     Raises:
         ValueError: not JSON, or not of the logger's form.

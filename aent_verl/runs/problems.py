@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Responses:
 
 
 def problem_id(*identity: object) -> str:
-    """The id of a problem: a hash of what it is told from others by, the same in all runs that have it.
+    """Return the id of a problem: a hash of what identifies it, the same in all runs that have it.
 
     An evaluation knows a problem's data source and chat messages. verl's dump of a validation knows the prompt as text
     and the right answer. The two ids of a problem differ, so runs are compared by one kind or by the other.
@@ -84,7 +84,7 @@ def problem_id(*identity: object) -> str:
 
 
 def read_evaluation(folder: str | Path) -> ProblemScores | None:
-    """What `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
+    """Read what `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
 
     Raises:
         ValueError: a file of it is missing, damaged or of another format.
@@ -92,10 +92,9 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     folder = Path(folder)
     if not (folder / EVALUATION).is_file():
         return None
-    summary = _json(folder / EVALUATION)
-    rows = sorted(_lines(folder / SCORES), key=lambda row: str(row.get("problem")))
-    _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
+    summary = _object((folder / EVALUATION).read_text(encoding="utf-8"), str(folder / EVALUATION))
     where = folder / SCORES
+    rows = sorted(_rows(where, "problem", "data_source", "scores"), key=lambda row: str(row["problem"]))
     step = step_of(str(summary.get("model")))
 
     def optional(key: str) -> np.ndarray | None:
@@ -117,7 +116,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
 
 
 def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> ProblemScores:
-    """One validation as verl dumped it.
+    """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
 
@@ -143,13 +142,13 @@ def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> Prob
 
 
 def validations(folder: str | Path) -> dict[int, Path]:
-    """The validation dumps of a run by step, in ascending order."""
+    """List the validation dumps of a run by step, in ascending order."""
     files = (Path(folder) / VALIDATION).glob("*.jsonl")
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
 def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
-    """Texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
+    """Read texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
 
     Raises:
         ValueError: a damaged file.
@@ -158,12 +157,12 @@ def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Res
     if (folder / EVALUATION).is_file():
         if not (folder / RESPONSES).is_file():
             return {}
-        scores = {row["problem"]: tuple(row["scores"]) for row in _lines(folder / SCORES)}
+        scores = {row["problem"]: tuple(row["scores"]) for row in _rows(folder / SCORES)}
         return {
             row["problem"]: Responses(
                 str(row["prompt"]), str(row["ground_truth"]), tuple(row["responses"]), scores.get(row["problem"], ())
             )
-            for row in _lines(folder / RESPONSES)
+            for row in _rows(folder / RESPONSES)
         }
     dumps = validations(folder)
     if step not in dumps:
@@ -181,7 +180,7 @@ def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Res
 
 
 def _protocol(summary: Mapping[str, Any]) -> Protocol:
-    """What an evaluation says about itself, as far as two of them have to agree in it."""
+    """Return what two evaluations have to agree in before they are compared."""
     found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
     found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
     found["data"] = ", ".join(
@@ -205,9 +204,7 @@ def _named(name: str, sha256: str) -> str:
 
 def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
-    rows = list(_lines(file))
-    _check_complete(file, rows, ("input", "output", "score"))
-    for row in rows:
+    for row in _rows(file, "input", "output", "score"):
         # A dump has the prompt as text and no data source, so its ids are others than those of an evaluation.
         groups.setdefault(problem_id(row["input"], row.get("gts")), []).append(row)
     return groups
@@ -225,30 +222,24 @@ def _matrix(file: Path, rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarr
     return np.array([row[key] for row in rows], dtype=float)
 
 
-def _check_complete(file: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    if not rows:
-        raise ValueError(f"{file} holds no problem: make it again, or remove it")
-    for number, row in enumerate(rows, start=1):
-        missing = [key for key in keys if key not in row]
-        if missing:
-            raise ValueError(
-                f"{file}, row {number}: has no {', '.join(map(repr, missing))}; make it again, or remove it"
-            )
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, *keys: str) -> list[dict[str, Any]]:
+    """Read the objects of a file of JSON lines: with keys, which each must have, there must be at least one."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{file} is missing, and the files beside it need it: evaluate again") from None
+        raise ValueError(f"{file} is missing, and the files next to it need it: evaluate again") from None
+    rows = []
     # Not splitlines(): JSON strings may hold U+2028 and its like, which it would split at.
     for number, line in enumerate(text.split("\n"), start=1):
         if line:
-            yield _object(line, f"{file}, line {number}")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return _object(file.read_text(encoding="utf-8"), str(file))
+            rows.append(_object(line, f"{file}, line {number}"))
+            if missing := [key for key in keys if key not in rows[-1]]:
+                raise ValueError(
+                    f"{file}, line {number}: has no {', '.join(map(repr, missing))}; make it again, or remove it"
+                )
+    if keys and not rows:
+        raise ValueError(f"{file} holds no problem: make it again, or remove it")
+    return rows
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ Protocol = dict[str, str]
 
 
 def protocol_of(config: Mapping[str, Any]) -> Protocol:
-    """The protocol of a run with this resolved config; files that are still there are named by their content."""
+    """Return the protocol of a run with this resolved config; files that are still there are named by their content."""
     flat = dict(flatten(config))
     protocol = {key: str(flat[key]) for key in KEYS if key in flat}
     protocol |= {key: shortened(str(flat[key])) for key in OPTIONAL if flat.get(key) not in _OFF}
@@ -85,7 +85,7 @@ def protocol_of(config: Mapping[str, Any]) -> Protocol:
 
 
 def differences(protocols: Mapping[str, Protocol]) -> list[str]:
-    """One line for each part of the protocol in which runs differ, or which is not known of all of them.
+    """Write one line for each part of the protocol in which runs differ, or which is not known of all of them.
 
     Files are the same if their content is, whatever their names. Epochs do not count where all runs have their steps.
 
@@ -113,7 +113,7 @@ def differences(protocols: Mapping[str, Protocol]) -> list[str]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a run by dotted key, without its protocol, seeds, names and places."""
+    """Return the settings of a run by dotted key, without its protocol, seeds, names and places."""
     skipped = {*KEYS, *OPTIONAL, *SEED_KEYS, *FILES, *CODE, MODEL}
     return {
         key: str(value)
@@ -123,7 +123,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested config as (dotted key, value); lists are leaves."""
+    """Yield the leaves of a nested config as (dotted key, value); lists are leaves."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -132,7 +132,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def fingerprint(path: str) -> str:
-    """Name and content hash of a file or model folder; the text itself where there is none, as of a hub's model."""
+    """Name a file or model folder with its content hash; the text itself where there is none, as on a hub."""
     given = Path(path.removeprefix("file://")).expanduser()
     if given.is_file():
         return f"{given.name} {_content(given)[:_HASH]}"
@@ -145,24 +145,24 @@ def fingerprint(path: str) -> str:
 
 
 def fingerprint_all(value: str | Sequence[str] | None) -> str:
-    """Fingerprints of a file or of several, in their order."""
+    """Join the fingerprints of a file or of several, in their order."""
     files = value if isinstance(value, list | tuple) else [value] if value else []
     return ", ".join(fingerprint(str(file)) for file in files)
 
 
 def unnamed(value: str) -> str:
-    """A value of a protocol without the names of its files: what is compared."""
+    """Remove the names of files from a value of a protocol: what is compared."""
     return _NAME.sub("", value)
 
 
 def shortened(text: str) -> str:
-    """A text in one line; a long one as its beginning and the hash of all of it."""
+    """Put a text in one line; a long one as its beginning and the hash of all of it."""
     line = " ".join(text.split())
     return line if line == text and len(text) <= _LONGEST else f"{line[: _LONGEST // 2]}... {_sha256(text)}"
 
 
 def _content(file: Path) -> str:
-    """Content hash of a file, read once in a process while it stays the same."""
+    """Hash a file's content, read once in a process while it stays the same."""
     stat = file.stat()
     if time.time_ns() - stat.st_mtime_ns < _SETTLED:
         return file_sha256(file)

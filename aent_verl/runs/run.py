@@ -78,7 +78,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     metrics = read_metrics(path)
     if not any(REWARD in data for data in metrics.values()):
         raise ValueError(
-            f"{path} has no {REWARD!r} at any step, so it is no training run of verl's, or ended before its first step"
+            f"{path} has no {REWARD!r} at any step, so verl did not train there, or ended before its first step"
         )
     home = _home(path)
     record = read_record(home) or {} if home else {}
@@ -141,7 +141,7 @@ def load_runs(
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `aent-verl compare` wrote about a run; None if it wrote nothing.
+    """Read what `aent-verl compare` wrote about a run; None if it wrote nothing.
 
     Raises:
         ValueError: damaged, or of a later version.
@@ -163,7 +163,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config of a run; empty if there is none beside it.
+    """Read the resolved config of a run; empty if its folder has none.
 
     Raises:
         ValueError: damaged.
@@ -173,7 +173,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, Any]:
-    """The mapping in a YAML file, its interpolations resolved if asked for and possible.
+    """Read the mapping in a YAML file, its interpolations resolved if asked for and possible.
 
     Raises:
         ValueError: damaged, or no mapping; the message ends with the remedy.
@@ -216,7 +216,7 @@ def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[R
 
 
 def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
-    """What is left to do for a run of compare's; None if nothing is."""
+    """Say what is left to do for a run of compare's; None if nothing is."""
     if record.get("state") != COMPLETE:
         return f"not finished: the state is {record.get('state')!r}, not {COMPLETE!r}"
     if record.get("evaluation") is not None and not (folder / EVALUATION).is_file():
@@ -225,7 +225,7 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
 
 
 def _ended_early(run: Run) -> str | None:
-    """What is left to do for a run that compare did not make, if its config says how long it was to be."""
+    """Say what is left to do for a run that compare did not make, if its config says how long it was to be."""
     planned = run.protocol.get(STEPS, "")
     if planned.isdecimal() and run.last_step < int(planned):
         return f"not finished: it is at step {run.last_step} of {planned}"
@@ -233,7 +233,7 @@ def _ended_early(run: Run) -> str | None:
 
 
 def _home(path: Path) -> Path | None:
-    """The folder that record and config of a run lie in; None for one of several logs in a folder."""
+    """Return the folder of a run's record and config; None for one of several logs in a folder."""
     if path.is_dir():
         return path
     logs = {file.name for file in path.parent.glob("*.jsonl") if not _OLDER_LOG.fullmatch(file.name)}
@@ -241,7 +241,7 @@ def _home(path: Path) -> Path | None:
 
 
 def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str, ...]]:
-    """Scores of the model after a run's last step, and why those that are there do not count."""
+    """Read the scores of the model after a run's last step, and say why those that are there do not count."""
     if not path.is_dir():
         return None, ()
     evaluation = read_evaluation(path)

@@ -74,7 +74,7 @@ class TokenRecord:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.tokens)} tokens")
 
     def to_json(self) -> str:
-        """The record as one line of strict JSON, in ASCII, without the line's end."""
+        """Write the record as one line of strict JSON, in ASCII, without the line's end."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("log_prob", "entropy", "advantage", "policy_weight", "bonus_weight"):
             data[name] = [_to_json_number(value) for value in data[name]]
@@ -84,7 +84,7 @@ class TokenRecord:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> TokenRecord:
-        """The record of a line; fields that this version does not know are ignored.
+        """Parse the record of a line; fields that this version does not know are ignored.
 
         Raises:
             ValueError: not strict JSON, a field is missing or has a wrong type, or the lengths differ.
@@ -105,7 +105,7 @@ class TokenRecord:
 
 
 def dump_file(folder: str | Path, step: int, rank: int) -> Path:
-    """The file for what this rank writes of this step: `write_records` wants one writer a file."""
+    """Name the file for what this rank writes of this step: `write_records` wants one writer a file."""
     return Path(folder) / f"step_{step:06d}_rank_{rank}.jsonl"
 
 
@@ -125,7 +125,7 @@ def write_records(path: str | Path, records: Iterable[TokenRecord]) -> None:
 
 
 def read_records(paths: str | Path | Iterable[str | Path]) -> list[TokenRecord]:
-    """The records of files and folders, sorted by step and sample.
+    """Read the records of files and folders, sorted by step and sample.
 
     A folder stands for the dump files in it, or in its folder ``tokens``. An incomplete last line is skipped with a
     warning: the run is writing it, or was killed while it did. A resumed run repeats steps: of the same sample in the
@@ -202,7 +202,7 @@ def _refuse_constant(name: str) -> None:
 
 @cache
 def _reader(kind: str) -> Callable[[Any], Any]:
-    """The function that checks what JSON gave for a field with this annotation, and returns its value."""
+    """Return the function that checks what JSON gave for a field with this annotation, and returns its value."""
     if kind.endswith(" | None"):
         read = _reader(kind.removesuffix(" | None"))
         return lambda value: None if value is None else read(value)

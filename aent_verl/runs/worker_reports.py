@@ -6,7 +6,7 @@ FILE = "entropy_control_report.json"
 
 
 def banner(reports: list[dict[str, Any]]) -> str:
-    """One line on what the workers say they run."""
+    """Write one line on what the workers say they run."""
     actors = [report for report in reports if "method" in report]
     if not actors:
         return "no worker reports entropy control"

@@ -64,7 +64,7 @@ class GridRun:
         return ["-m", "aent_verl.commands.train", *self.overrides]
 
     def evaluate_command(self, checkpoint: Path) -> list[str]:
-        """Arguments of the interpreter that evaluates a checkpoint of this run."""
+        """Return the arguments of the interpreter that evaluates a checkpoint of this run."""
         output = self.folder / problems.EVALUATION.parent
         where = [f"model={hydra_quoted(checkpoint)}", f"output={hydra_quoted(output)}"]
         return ["-m", "aent_verl.commands.evaluate", *where, *self.evaluation_overrides]
@@ -93,7 +93,7 @@ class GridRun:
 
 
 def plan_runs(settings: Settings) -> list[GridRun]:
-    """All runs, seed by seed, so that an early look at a grid finds each method as far as the others.
+    """Plan all runs, seed by seed, so that an early look at a grid finds each method as far as the others.
 
     Raises:
         ValueError: an override that does not compose or that the comparison decides itself.
@@ -110,7 +110,7 @@ def plan_runs(settings: Settings) -> list[GridRun]:
 
 
 def _compose(settings: Settings, method: str, own: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
-    """Overrides and config of a method, before any seed and folder: composing is slow."""
+    """Compose a method's overrides and config, before any seed and folder: composing is slow."""
     from hydra.errors import HydraException
 
     from aent_verl.launch import compose
@@ -230,7 +230,7 @@ def _check_evaluation(run: GridRun) -> None:
 
 
 def _value(value: Any) -> str:
-    """A setting's value as Hydra reads it."""
+    """Write a setting's value as Hydra reads it."""
     if isinstance(value, list):
         return "[" + ",".join(map(_value, value)) + "]"
     if isinstance(value, Mapping):
@@ -241,5 +241,5 @@ def _value(value: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says before it goes into details."""
+    """Return what an error says before it goes into details."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

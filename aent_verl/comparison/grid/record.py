@@ -54,7 +54,7 @@ def check(run: GridRun) -> None:
 
 
 def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
-    """The record of a run that `check` has passed, written with its config if it is new or extended.
+    """Return the record of a run that `check` has passed, written with its config if it is new or extended.
 
     A run that resumes with other versions, or another commit, has all of them.
     """
@@ -105,7 +105,7 @@ def stage_ends(run: GridRun, record: dict[str, Any], stage: str, seconds: float,
 
 
 def last_checkpoint(run: GridRun) -> Path:
-    """The last checkpoint of a trained run.
+    """Return the last checkpoint of a trained run.
 
     Raises:
         ValueError: it has none, or verl's tracker is damaged.
@@ -118,7 +118,7 @@ def last_checkpoint(run: GridRun) -> Path:
 
 
 def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
-    """Whether a run that has begun is now asked for with more training steps.
+    """Return whether a run that has begun is now asked for with more training steps.
 
     Raises:
         ValueError: with fewer; or a run of that length would have differed from its first step on.
@@ -131,14 +131,14 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
         raise ValueError(f"{asked}: it can only get more; {_RESULTS_HINT}")
     if by_length := _by_length(run.config):
         raise ValueError(
-            f"{asked}, and {', '.join(by_length)} goes by the length of the run: a longer one is another from its "
+            f"{asked}, and {', '.join(by_length)} goes by the length of the run: a longer one differs from its "
             f"first step on; {_RESULTS_HINT}"
         )
     return True
 
 
 def _by_length(config: DictConfig) -> list[str]:
-    """Settings whose effect at a step depends on how many will follow."""
+    """Find the settings whose effect at a step depends on how many will follow."""
     from omegaconf import OmegaConf
 
     values = {key: OmegaConf.select(config, key) for key in _BY_LENGTH}

@@ -142,7 +142,7 @@ class Scheduler:
 
 
 def _shortfall(run: GridRun) -> str:
-    """Why a training that ended well is not what was asked for; empty if it is."""
+    """Say why a training that ended well is not what was asked for; empty if it is."""
     try:
         last = max(read_run(run.folder))
     except (FileNotFoundError, ValueError) as error:
@@ -158,4 +158,4 @@ def _shortfall(run: GridRun) -> str:
 
 def _last_lines(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-_LAST_LINES:]) or f"ended without a word, see {log}"
+    return " / ".join(lines[-_LAST_LINES:]) or f"ended without output, see {log}"

@@ -69,7 +69,7 @@ class Settings:
     title: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the form of a grid file."""
+        """Return plain values, in the form of a grid file."""
         return asdict(self) | {"results": str(self.results)}
 
 
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def _by_label(value: Any) -> Mapping[str, Any]:
-    """A list of labels as a mapping to nothing."""
+    """Turn a list of labels into a mapping to nothing."""
     if isinstance(value, list):
         if len(set(map(str, value))) < len(value):
             raise ValueError(f"methods={value}: names one twice")
@@ -118,7 +118,7 @@ def _by_label(value: Any) -> Mapping[str, Any]:
 
 
 def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """Text, key and value of each override."""
+    """Yield text, key and value of each override."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -75,9 +75,9 @@ class Status:
 
 
 def seconds_left(grid: Sequence[Status], parallel: int) -> float | None:
-    """Seconds until the grid is done, from what its runs took so far; None as long as nothing tells.
+    """Estimate the seconds until the grid is done from what its runs took so far; None before the first step.
 
-    A run's time is its steps, what its finished runs spent beside their steps, and the evaluation. A step takes as long
+    A run's time is its steps, what finished runs spent outside their steps, and the evaluation. A step takes as long
     as in the same method's runs, or as in all where that method has none yet.
     """
     known: dict[str, list[float]] = {}
@@ -88,13 +88,13 @@ def seconds_left(grid: Sequence[Status], parallel: int) -> float | None:
         return None
     pace = {method: statistics.median(seconds) for method, seconds in known.items()}
     usual = statistics.median(pace.values())
-    beside, evaluations = [], []
+    outside, evaluations = [], []
     for status in grid:
         if TRAIN in status.seconds and status.step:
-            beside.append(status.seconds[TRAIN] - status.step * pace.get(status.run.method, usual))
+            outside.append(status.seconds[TRAIN] - status.step * pace.get(status.run.method, usual))
         if EVALUATE in status.seconds:
             evaluations.append(status.seconds[EVALUATE])
-    start = max(0.0, statistics.mean(beside)) if beside else 0.0
+    start = max(0.0, statistics.mean(outside)) if outside else 0.0
     evaluation = statistics.mean(evaluations) if evaluations else 0.0
     left = 0.0
     for status in grid:

@@ -1,4 +1,4 @@
-"""Other tests of the same difference, shown beside the verdict. What each takes as given is part of its name.
+"""Other tests of the same difference, shown alongside the verdict. What each takes as given is part of its name.
 
 None of them decides. `docs/statistics.md` has how often each is wrong on simulated experiments.
 """
@@ -36,7 +36,7 @@ class CrossChecks:
 def cross_checks(
     scores: np.ndarray, baseline: np.ndarray, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
 ) -> CrossChecks:
-    """All of them for one method and its baseline, ``[S, P]`` or ``[S, P, n]`` each; the bootstrap with ``seed``."""
+    """Run all of them for a method and its baseline, ``[S, P]`` or ``[S, P, n]`` each; the bootstrap with ``seed``."""
     ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
     low, high = paired_bootstrap(ours, theirs, confidence=confidence, reps=reps, seed=seed)
     enough = min(len(ours), len(theirs)) > 1

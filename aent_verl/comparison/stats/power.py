@@ -25,7 +25,7 @@ class Plan:
         more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
         problems: problems in all that are needed, where no number of seeds is enough on the present ones. A lower
             bound: it takes the seeds for unlimited. At most `MOST_PROBLEMS`.
-        seeds_suffice: whether some number of seeds is enough on the present problems, be it above `MOST_SEEDS`.
+        seeds_suffice: whether some number of seeds is enough on the present problems, even if above `MOST_SEEDS`.
     """
 
     more_seeds: int | None
@@ -69,18 +69,15 @@ def power_of(value: float, variance: Variance, target: Target, alpha: float) -> 
     total, _ = variance.of_mean(target)
     if total == 0:
         return 1.0 if value else alpha
-    draws, true_error = _draws(), math.sqrt(total)
+    parts = zip(variance.seed_variances, variance.seeds, strict=True)
     estimated = replace(
         variance,
-        seed_variances=tuple(
-            part * _chi_squared_mean(column, count - 1)
-            for part, count, column in zip(variance.seed_variances, variance.seeds, draws, strict=False)
-        ),
-        problem_excess=variance.problem_excess * _chi_squared_mean(draws[-1], variance.problems - 1),
+        seed_variances=tuple(part * _chi_squared_mean(i, count - 1) for i, (part, count) in enumerate(parts)),
+        problem_excess=variance.problem_excess * _chi_squared_mean(-1, variance.problems - 1),
     )
     totals, degrees = estimated.of_mean(target)
     critical = stats.t.ppf(1 - alpha / 2, degrees) * np.sqrt(totals)
-    return float(stats.norm.cdf((value - critical) / true_error).mean())
+    return float(stats.norm.cdf((value - critical) / math.sqrt(total)).mean())
 
 
 @cache
@@ -92,8 +89,10 @@ def _draws() -> np.ndarray:
     return stats.qmc.Sobol(3, seed=0).random_base2(9).T
 
 
-def _chi_squared_mean(uniform: np.ndarray, degrees: float) -> np.ndarray:
-    """What an estimated variance is of the true one, at these quantiles."""
+@cache
+def _chi_squared_mean(column: int, degrees: float) -> np.ndarray:
+    """What an estimated variance is of the true one, at the points of a column of `_draws`."""
+    uniform = _draws()[column]
     return np.ones_like(uniform) if math.isinf(degrees) else stats.chi2.ppf(uniform, degrees) / degrees
 
 

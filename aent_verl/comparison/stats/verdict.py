@@ -31,7 +31,7 @@ class Verdict:
         p_adjusted: p-value after Holm over all comparisons of the call; None if refused.
         comparisons: how many those were.
         more: what would resolve it; None unless it is not resolved and differs at all.
-        notes: what a reader should know beside, in sentences.
+        notes: what else a reader should know, in sentences.
     """
 
     method: str
@@ -100,7 +100,7 @@ def verdicts(
         ValueError: no such baseline, nothing to compare with it, or see `scores.score_matrices`.
     """
     if baseline not in scores or len(scores) < 2:
-        raise ValueError(f"baseline={baseline!r}: must be one of {sorted(scores)}, with another method beside it")
+        raise ValueError(f"baseline={baseline!r}: must be one of {sorted(scores)}, with another method to compare")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is not allowed: must be between 0 and 1, as in .95")
     check_target(target)
@@ -128,14 +128,14 @@ def verdicts(
 
 
 def refusal(method: str, baseline: str, metric: str, reason: str, comparisons: int) -> Verdict:
-    """The verdict on a method for which there is a reason not to compare it, beside that many which are compared."""
+    """Return the verdict on a method that is not compared for this reason, alongside so many that are."""
     return Verdict(method, baseline, metric, "refused", reason, None, None, comparisons, more=None, notes=())
 
 
 def _compare(
     matrices: Mapping[str, np.ndarray], method: str, baseline: str, target: Target, confidence: float
 ) -> Difference | str:
-    """The difference, or the reason why there is none."""
+    """Return the difference, or the reason why there is none."""
     ours, theirs = matrices[method], matrices[baseline]
     single = [name for name in (method, baseline) if len(matrices[name]) == 1]
     if single:
@@ -214,7 +214,7 @@ def _p(p_value: float) -> str:
 
 
 def _number(value: float, sign: bool = False) -> str:
-    """Three decimals, without the zero before the point; four significant digits from 10 on."""
+    """Format with three decimals, without the zero before the point; four significant digits from 10 on."""
     rounded = round(value, 3) + 0.0  # no minus before a zero
     words = f"{rounded:+.3f}" if sign else f"{rounded:.3f}"
     if abs(value) >= 10:

@@ -18,8 +18,8 @@ from tests.unit.comparison.report.synthetic import AENT, GRPO, make_runs
 @pytest.fixture
 def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a test the drawing of a report that it only reads."""
-    monkeypatch.setattr("aent_verl.comparison.report.write._write_pictures", lambda *_: None)
-    monkeypatch.setattr("aent_verl.comparison.report.page.inline_svg", lambda *_: Markup())
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    monkeypatch.setattr("aent_verl.comparison.report.write.inline_svg", lambda *_: Markup())
 
 
 def compare(*arguments: object) -> int:
@@ -167,7 +167,7 @@ def test_two_comparisons_do_not_share_a_folder(
     monkeypatch.setattr(plan, "check", lambda grid: None)
     with exclusive_folder(tmp_path, "", AssertionError()):
         assert compare("experiment=cpu_arithmetic", "methods=[grpo]", "seeds=[1]", f"results={tmp_path}") == 1
-    assert f"results={tmp_path}: another comparison is at work in it" in capsys.readouterr().err
+    assert f"results={tmp_path}: another comparison is running in it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -61,7 +61,7 @@ def test_unequal_numbers_of_responses_are_refused(tmp_path: Path):
     ("text", "says"),
     [
         ("", "holds no problem"),
-        ('{"input": "a"}\n', "row 1: has no 'output', 'score'"),
+        ('{"input": "a"}\n', "line 1: has no 'output', 'score'"),
         ('{"input": \n', "line 1 is not readable JSON"),
         ("[1]\n", "expected a JSON object"),
     ],

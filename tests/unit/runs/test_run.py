@@ -91,7 +91,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path):
         (lambda path: path / "missing", FileNotFoundError, "is not there"),
         (lambda path: path, FileNotFoundError, "neither metrics.jsonl nor TensorBoard"),
         (lambda path: log(path / "m.jsonl", steps=0), ValueError, "holds no step"),
-        (lambda path: log(path / "m.jsonl", name="loss"), ValueError, "no training run of verl's"),
+        (lambda path: log(path / "m.jsonl", name="loss"), ValueError, "verl did not train there"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path: Path, make, error: type[Exception], says: str):

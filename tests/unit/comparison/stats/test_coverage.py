@@ -5,11 +5,13 @@ And the naive intervals do not. `python -m benchmarks.statistics` prints the who
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from aent_verl.comparison.stats import verdict
 from aent_verl.comparison.stats.cross_checks import paired_bootstrap, wilcoxon_over_problems
 from aent_verl.comparison.stats.crossed import Variance
 from aent_verl.comparison.stats.verdict import verdicts
@@ -34,30 +36,29 @@ TARGETS = ["these problems", "problems like these"]
 APPROXIMATE = ["few problems moved", "few problems moved, of 30"]
 
 
-def coverage(setting, seeds, target, experiments):
+def coverage(setting, seeds, experiments):
+    """By target: simulating costs far more than the intervals."""
     made = simulate(replace(setting, seeds=(seeds, seeds)), experiments, seed=1)
-    truth = made.these_problems[0] - made.these_problems[1]
-    if target == "problems like these":
-        truth = made.like_these[0] - made.like_these[1]
-    _, low, high = crossed_interval(*made.scores, target)
-    return covered(low, high, truth)
+    truths = {"these problems": made.these_problems, "problems like these": made.like_these}
+    return {
+        target: covered(*crossed_interval(*made.scores, target)[1:], truth[0] - truth[1])
+        for target, truth in truths.items()
+    }
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", FAST)
-def test_intervals_hold_the_truth_at_their_rate(name, target, seeds):
-    share = coverage(SETTINGS[name], seeds, target, 600)
-    assert 0.93 <= share <= 0.99, share
+def test_intervals_hold_the_truth_at_their_rate(name, seeds):
+    shares = coverage(SETTINGS[name], seeds, 600)
+    assert all(0.93 <= share <= 0.99 for share in shares.values()), shares
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in APPROXIMATE])
-def test_intervals_hold_the_truth_at_their_rate_everywhere(name, target, seeds):
-    share = coverage(SETTINGS[name], seeds, target, 3000)
-    assert share >= 0.935, share
+def test_intervals_hold_the_truth_at_their_rate_everywhere(name, seeds):
+    shares = coverage(SETTINGS[name], seeds, 3000)
+    assert min(shares.values()) >= 0.935, shares
 
 
 @pytest.mark.parametrize("seeds", [(3, 10), (10, 3)])
@@ -68,20 +69,26 @@ def test_intervals_hold_with_unequal_seeds_and_spreads(seeds):
     assert covered(low, high, made.like_these[0] - made.like_these[1]) >= 0.93
 
 
+@cache
+def estimates(*counts):
+    """What estimated variances are of the true ones, by number of values, at points spread evenly."""
+    points = stats.qmc.Sobol(len(counts), seed=0).random_base2(13).T
+    return [stats.chi2.ppf(column, count - 1) / (count - 1) for column, count in zip(points, counts, strict=True)]
+
+
 def level(seeds, spread, problem_share, alpha=0.05):
     """False alarms of the test on normal scores, exact but for the average over the estimated variances.
 
     ``spread``: the standard deviation of the first method's seeds, by that of the others. ``problem_share``: of the
     variance. Given the estimates of the parts, the difference is normal with the true variance.
     """
-    points = stats.qmc.Sobol(len(seeds) + 1, seed=0).random_base2(13).T
-    estimate = [stats.chi2.ppf(column, count - 1) / (count - 1) for column, count in zip(points, seeds, strict=False)]
+    *estimate, of_problems = estimates(*seeds, 128)
     true = [(spread if at == 0 else 1.0) ** 2 for at in range(len(seeds))]
     of_seeds = sum(part / count for part, count in zip(true, seeds, strict=True))
     excess = 128 * of_seeds * problem_share / (1 - problem_share)
     variance = Variance(
         tuple(part * each for part, each in zip(true, estimate, strict=True)),
-        excess * stats.chi2.ppf(points[-1], 127) / 127,
+        excess * of_problems,
         tuple(map(float, seeds)),
         128,
     )
@@ -164,7 +171,9 @@ def test_of_four_equal_methods_any_is_called_different_in_5_of_100_experiments(s
         assert np.mean(p_values.min(axis=0) < 0.05) > 0.08
 
 
-def test_verdicts_of_equal_methods_through_the_front_door():
+def test_verdicts_of_equal_methods_through_the_front_door(monkeypatch):
+    # What would resolve a difference takes most of the time of a verdict, and has tests of its own.
+    monkeypatch.setattr(verdict, "plan", lambda *_, **__: None)
     setting = replace(REFERENCE, seeds=(5,) * 5, seed_sd=(0.02,) * 5, effects=(0.0,) * 5, problems=50)
     made = simulate(setting, 100, seed=4)
     false = 0
