@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
-from aent_verl.evaluation.records import Answered, Response
+from aent_verl.evaluation.records import Answered
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,12 +57,12 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
     """Name what a reader of the numbers must know about them."""
     responses = [response for one in answered for response in one.responses]
     found = []
-    failed = [response for response in responses if response.error is not None]
+    failed = Counter(response.error for response in responses if response.error is not None)
     if failed:
-        causes = sorted({str(response.error) for response in failed}, key=lambda text: -_count(failed, text))
+        causes = sorted(failed.items(), key=lambda cause: (-cause[1], cause[0]))
         found.append(
-            f"{len(failed)} of {len(responses)} responses have no score and count as 0: "
-            + "; ".join(f"{_count(failed, text)} x {text:.200}" for text in causes[:3])
+            f"{failed.total()} of {len(responses)} responses have no score and count as 0: "
+            + "; ".join(f"{count} x {text:.200}" for text, count in causes[:3])
             + (f"; {len(causes) - 3} other causes" if len(causes) > 3 else "")
         )
     scores = {response.score for response in responses}
@@ -82,10 +83,6 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
             "had the same limit"
         )
     return found
-
-
-def _count(failed: Sequence[Response], error: str) -> int:
-    return sum(response.error == error for response in failed)
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:

@@ -38,12 +38,9 @@ class CommandLine:
 
     def value(self, key: str) -> str | None:
         """The value that the overrides give ``key``; None if they do not set it."""
-        found = None
-        for override in self.overrides:
-            name, equals, value = override.partition("=")
-            if equals and name.lstrip("+") == key:
-                found = value
-        return found
+        parts = (override.partition("=") for override in self.overrides)
+        found = [value for name, equals, value in parts if equals and name.lstrip("+") == key]
+        return found[-1] if found else None
 
     def lacks(self) -> tuple[str, ...]:
         """Overrides without which verl's own entry would train without entropy control."""

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from aent_verl.launch import training
 from aent_verl.runs import last_start
 from tests.config.composing import MICRO_BATCHES, composed
-from tests.unit.launch.test_train import CONTROL, checkpoint
+from tests.unit.launch.test_training import CONTROL, checkpoint
 
 
 def config(folder: Path, *overrides: str) -> DictConfig:
