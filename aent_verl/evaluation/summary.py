@@ -19,7 +19,7 @@ ALL = "all"
 
 
 def summarize(answered: Sequence[Answered]) -> dict[str, dict[str, Any]]:
-    """Statistics of each data source, in the order of the data, and of all problems under "all".
+    """Compute statistics of each data source, in the order of the data, and of all problems under "all".
 
     ``pass@k`` and ``calibration_error`` are None where a score is neither 0 nor 1; ``maj@n`` and ``calibration_error``
     where the reward function says of no response what it answered. ``response_tokens`` and ``truncated`` are means over
@@ -86,7 +86,7 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
-    """The summary for a terminal: a row for each data source, and one for all if there are several."""
+    """Lay out the summary for a terminal: a row for each data source, and one for all if there are several."""
     from rich.table import Table
 
     shown = {name: row for name, row in summary.items() if name != ALL or len(summary) > 2}
