@@ -108,7 +108,7 @@ def test_a_template_that_changes_a_character(settings, tmp_path):
     settings.actor_rollout_ref.model.custom_chat_template = "{{ messages[0]['content'] | replace('e\u0301', 'e') }}"
     settings.data.train_files = write(tmp_path / "train.parquet", [row("cafe\u0301"), *ROWS])
     with pytest.raises(
-        PreflightError, match=r"its chat template turns the user message 'How many is caf.+\?' into 'How many is cafe\?'"
+        PreflightError, match=r"its chat template turns .*'How many is caf.+\?' into 'How many is cafe\?'"
     ) as error:
         check_model(settings)
     assert "U+00E9 (LATIN SMALL LETTER E WITH ACUTE) at position 15, in " in str(error.value)
