@@ -23,19 +23,16 @@ import pyarrow.compute as pc
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
-# Rows of a JSON file that say which columns and types to expect.
+# Rows of a JSON file that say which columns and types to expect, and how much of it is read at a time.
 _TYPED_BY = 64
-_CHUNK_ROWS = 20_000
-_BLOCK_BYTES = 8 << 20
+_CHUNK_ROWS, _BLOCK_BYTES = 20_000, 8 << 20
 # A JSON array is parsed whole, in Python, in over a second for 64 MiB; of a larger one only so much is read.
 _ARRAY_BYTES = 16 << 20
 _BEGINNING = 4 << 20
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 # What is looked at more closely in each file: rows at its beginning, rows with most text, rows of each data source.
-SAMPLE = 64
-LONGEST = 8
-PER_SOURCE = 3
-MOST_SOURCES = 64
+SAMPLE, LONGEST = 64, 8
+PER_SOURCE, MOST_SOURCES = 3, 64
 _NAMED = 5
 # Names that verl's reward loop reads; no setting changes them.
 SOURCE, REWARD, TRUTH = "data_source", "reward_model", "ground_truth"
