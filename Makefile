@@ -12,8 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The first interpreter that verl supports.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
-# On all cores, one thread each. The slow tests start processes and clusters, and want the cores for themselves.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+# On all cores, one thread each; whoever is done takes tests from the others.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+# Two at a time: tests that start a cluster one after another, the others meanwhile.
+SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 
@@ -38,12 +40,13 @@ train: install
 
 test: install
 	$(FAST) $(ARGS) || $(NONE_CHOSEN)
-	$(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_CHOSEN)
+	$(SLOW) $(ARGS) || $(NONE_CHOSEN)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(FAST) -q $(ARGS)
 
 bench: install

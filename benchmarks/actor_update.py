@@ -49,8 +49,8 @@ def worker(kind: str, config: Any) -> Any:
     from verl.workers.config import TrainingWorkerConfig
     from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.plugin.loss import entropy_control_loss
-    from aent_verl.plugin.minibatch_stats import PrePass
+    from aent_verl.plugin.losses import entropy_control_loss
+    from aent_verl.plugin.minibatch_stats import StatsPass
     from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlTrainingWorker
 
     settings = config.actor_rollout_ref.actor
@@ -76,7 +76,7 @@ def worker(kind: str, config: Any) -> Any:
     built.set_loss_fn(partial(ppo_loss if kind == "stock" else entropy_control_loss, config=actor))
     if kind == "ours":
         built.engine.functional = actor.entropy_control.functional
-        built.engine.pre_pass = PrePass(actor)
+        built.engine.stats_pass = StatsPass(actor)
     return built
 
 
@@ -112,7 +112,8 @@ def batch(kind: str, fields: dict[str, list[torch.Tensor]], config: Any, pad_tok
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.plugin.step import STEP, StepValues
+    from aent_verl.methods.step import StepValues
+    from aent_verl.plugin.micro_batch import STEP
 
     settings, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     data = TensorDict(
@@ -133,7 +134,7 @@ def batch(kind: str, fields: dict[str, list[torch.Tensor]], config: Any, pad_tok
     )
     if kind == "ours":
         coefficient = config.entropy_control.bonus.controller.init
-        tu.assign_non_tensor(data, **{STEP: StepValues(step=1, total_steps=1, bonus=coefficient)})
+        tu.assign_non_tensor(data, **{STEP: StepValues(step=1, total_steps=1, bonus_coefficient=coefficient)})
     return data
 
 

@@ -1,6 +1,6 @@
 """Hydra configuration; installed as ``aent_verl._config``, so that ``pkg://aent_verl._config`` finds it.
 
-Hydra imports this package before it composes; `integration.plugin` does in verl's workers.
+Hydra imports this package before it composes; `plugin.entry_point` does so in verl's workers.
 """
 
 from omegaconf import OmegaConf

@@ -1,11 +1,30 @@
 """Fixtures shared by all tests."""
 
+import gc
 import importlib.util
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import hydra_cache
+
+hydra_cache.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``--dist loadgroup`` a file stays on one worker, and all files that start clusters on the same one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of the garbage collector's work what the imports have made; it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,9 +65,9 @@ def single_rank_group() -> Iterator[None]:
     """A process group of this process alone, and our policy losses in verl's registry."""
     import torch
 
-    from aent_verl.plugin import policy_losses
+    from aent_verl.plugin import losses
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    policy_losses.register()
+    losses.register()
     yield
     torch.distributed.destroy_process_group()

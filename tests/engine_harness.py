@@ -67,12 +67,14 @@ def _rank(rank: int, world_size: int, model: str, cases: list[Case], folder: str
         VERL_PLATFORM="cpu", RANK=str(rank), WORLD_SIZE=str(world_size), DIST_INIT_METHOD=f"file://{folder}/store"
     )
     from aent_verl.platforms import cpu
-    from aent_verl.plugin import engine, policy_losses
+    from aent_verl.plugin import engine, losses
+    from tests import hydra_cache
 
+    hydra_cache.install()
     cpu.initialize_gloo()
     cpu.register_engines()
     engine.register()
-    policy_losses.register()
+    losses.register()
     engines: dict[Any, Any] = {}
     results = []
     for case in cases:
@@ -160,7 +162,8 @@ def _actor_config(case: Case) -> Any:
 
     from aent_verl.core.controllers import ConstantController
     from aent_verl.methods.axes import Linear
-    from aent_verl.methods.settings import BonusConfig, EntropyControlActorConfig, EntropyControlConfig
+    from aent_verl.methods.settings import BonusConfig, EntropyControlConfig
+    from aent_verl.plugin.actor_config import EntropyControlActorConfig
 
     if case.preset:
         overrides = ["experiment=cpu_arithmetic", f"actor_rollout_ref.actor.loss_agg_mode={case.loss_agg_mode}"]
@@ -183,17 +186,22 @@ def _actor_config(case: Case) -> Any:
 
 
 def functional(case: Case) -> Any:
-    from aent_verl.methods.functional import FunctionalConfig
+    from aent_verl.methods.settings import FunctionalConfig
 
     return FunctionalConfig("full") if case.clamp_p is None else FunctionalConfig("clamped", case.clamp_p)
 
 
 def step(case: Case) -> Any:
     """What the driver sends with the batch of a case."""
-    from aent_verl.plugin.step import StepValues
+    from aent_verl.methods.step import StepValues
 
     return StepValues(
-        step=3, total_steps=10, bonus=case.coefficient, advantages=case.mu, initial_entropy=5.0, entropy_mean=2.5
+        step=3,
+        total_steps=10,
+        bonus_coefficient=case.coefficient,
+        advantages_coefficient=case.mu,
+        initial_entropy=5.0,
+        entropy_mean=2.5,
     )
 
 
@@ -203,9 +211,9 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     from verl.utils.torch_functional import allgather_dict_into_dict
     from verl.workers.utils.losses import ppo_loss
 
-    from aent_verl.plugin.loss import entropy_control_loss
-    from aent_verl.plugin.minibatch_stats import PrePass
-    from aent_verl.plugin.step import MEASURE_INITIAL, STEP
+    from aent_verl.plugin.losses import entropy_control_loss
+    from aent_verl.plugin.micro_batch import MEASURE_INITIAL, STEP
+    from aent_verl.plugin.minibatch_stats import StatsPass
 
     data = batch(rank, world_size)
     settings: dict[str, Any] = {
@@ -225,7 +233,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
         settings[MEASURE_INITIAL] = case.measure_initial
         config = _actor_config(case)
         engine.functional = config.entropy_control.functional
-        engine.pre_pass = PrePass(config)
+        engine.stats_pass = StatsPass(config)
         loss_function = partial(entropy_control_loss, config=config)
     else:
         loss_function = partial(ppo_loss, config=_actor_config(case))

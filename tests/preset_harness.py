@@ -144,7 +144,7 @@ def to_verl(sequences: list[Sequence], step: Any, whole: list[Sequence] | None =
     """A rank's mini-batch as verl hands it to the engine; ``whole`` is that of all ranks."""
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.plugin.step import ACCURACY, SAMPLE, STEP
+    from aent_verl.plugin.micro_batch import ACCURACY, SAMPLE, STEP
 
     rows = {
         "input_ids": [torch.tensor(s.tokens) for s in sequences],
@@ -183,14 +183,14 @@ def model_output(config: Any, data: TensorDict, logits: Tensor) -> dict[str, Ten
     return {key: torch.nested.nested_tensor_from_jagged(value, ids.offsets()) for key, value in values.items()}
 
 
-def run_pre_pass(config: Any, sequences: list[Sequence], data: TensorDict) -> None:
+def run_stats_pass(config: Any, sequences: list[Sequence], data: TensorDict) -> None:
     """The pass over all of a rank's ``data``, if the configuration needs one."""
-    from aent_verl.plugin.minibatch_stats import PrePass
+    from aent_verl.plugin.minibatch_stats import StatsPass
 
-    pre_pass = PrePass(config)
-    if pre_pass.needed:
+    stats_pass = StatsPass(config)
+    if stats_pass.needed:
         logits = torch.cat([s.logits for s in sequences]).detach()
-        pre_pass(model_output(config, data, logits), data, None)
+        stats_pass(model_output(config, data, logits), data, None)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Outcome:
 def run(config: Any, sequences: list[Sequence], step: Any, parts: list[list[int]] | None = None) -> Outcome:
     """Our loss on micro-batches that consist of the sequences in ``parts``; None: all in one."""
     data = to_verl(sequences, step)
-    run_pre_pass(config, sequences, data)
+    run_stats_pass(config, sequences, data)
     return run_loss(config, sequences, data, parts)
 
 
@@ -213,7 +213,7 @@ def run_loss(config: Any, sequences: list[Sequence], data: TensorDict, parts: li
     """The same on a rank's ``data`` after its pre-pass."""
     from verl.utils import tensordict_utils as tu
 
-    from aent_verl.plugin.loss import entropy_control_loss
+    from aent_verl.plugin.losses import entropy_control_loss
 
     leaves = [s.logits.detach().clone().requires_grad_() for s in sequences]
     loss, metrics = 0.0, []

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aent_verl.plugin.step import StepValues
+from aent_verl.methods.step import StepValues
 from tests import reference
 from tests.preset_harness import Sequence
 
@@ -136,7 +136,7 @@ def cispo(batch: Responses, step: StepValues) -> Tensor:
 
 
 def par(batch: Responses, step: StepValues) -> Tensor:
-    return token_mean(batch, lambda t: (step.advantages if t.advantage > 0 else 1.0) * ppo(t, t.advantage))
+    return token_mean(batch, lambda t: (step.advantages_coefficient if t.advantage > 0 else 1.0) * ppo(t, t.advantage))
 
 
 def steer(batch: Responses, step: StepValues, high: float = 0.28, c: float = 10.0) -> Tensor:
@@ -214,11 +214,11 @@ def no_bonus(batch: Responses, step: StepValues) -> Tensor:
 
 
 def full_bonus(batch: Responses, step: StepValues) -> Tensor:
-    return -step.bonus * token_mean(batch, lambda t: t.entropy())
+    return -step.bonus_coefficient * token_mean(batch, lambda t: t.entropy())
 
 
 def clamped_bonus(batch: Responses, step: StepValues) -> Tensor:
-    return -step.bonus * token_mean(batch, lambda t: t.clamped)
+    return -step.bonus_coefficient * token_mean(batch, lambda t: t.clamped)
 
 
 def peaks(entropies: list[Tensor]) -> list[bool]:
@@ -229,11 +229,11 @@ def peaks(entropies: list[Tensor]) -> list[bool]:
 def clamped_bonus_of_peaks(batch: Responses, step: StepValues) -> Tensor:
     entropies = [[t.clamped for t in tokens] for tokens in batch]
     kept = [h for each in entropies for h, peak in zip(each, peaks(each), strict=True) if peak]
-    return -step.bonus * torch.stack(kept).sum() / sum(len(each) for each in entropies)
+    return -step.bonus_coefficient * torch.stack(kept).sum() / sum(len(each) for each in entropies)
 
 
 def bonus_by_difficulty(batch: Responses, step: StepValues) -> Tensor:
-    return -step.bonus * token_mean(batch, lambda t: (1 - t.of.accuracy) * t.entropy())
+    return -step.bonus_coefficient * token_mean(batch, lambda t: (1 - t.of.accuracy) * t.entropy())
 
 
 Weight = Callable[[Token], float]
@@ -256,7 +256,7 @@ def aggregate_of_peaks(batch: Responses, weight: Weight = equal) -> Tensor:
 
 
 def distance_to_anchor(batch: Responses, step: StepValues, weight: Weight = equal) -> Tensor:
-    return step.bonus * (aggregate_of_peaks(batch, weight) - step.initial_entropy) ** 2
+    return step.bonus_coefficient * (aggregate_of_peaks(batch, weight) - step.initial_entropy) ** 2
 
 
 def bonus_in_window(batch: Responses, step: StepValues, weight: Weight = equal) -> Tensor:
@@ -268,7 +268,7 @@ def bonus_in_window(batch: Responses, step: StepValues, weight: Weight = equal) 
         h = t.entropy()
         return h - beta * (h - highest) if h > highest else h
 
-    return -step.bonus * token_mean(batch, lambda t: weight(t) * term(t))
+    return -step.bonus_coefficient * token_mean(batch, lambda t: weight(t) * term(t))
 
 
 PRESETS: dict[str, tuple[Loss, Loss]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -51,23 +52,30 @@ def main(arguments: Sequence[str]) -> int:
     _util.require("compare", "aent-verl compare")
     from aent_verl.comparison import compare
     from aent_verl.comparison.grid import settings
+    from aent_verl.comparison.report import answer
+    from aent_verl.comparison.stats import TARGETS
 
+    command = shlex.join(["aent-verl", "compare", *arguments])
     try:
         if any(text.startswith("--") for text in arguments):
-            return compare.report_of(_parser(settings.TARGETS).parse_args(arguments), arguments)
-        _util.require("verl", "a comparison that trains")
-        return compare.run(settings.parse(arguments), arguments)
+            options = vars(_parser(TARGETS).parse_args(arguments))
+            page, failed = compare.report_runs(command=command, **options), 0
+        else:
+            _util.require("verl", "a comparison that trains")
+            page, failed = compare.run_grid(settings.parse(arguments), command)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes from here", file=sys.stderr)
         return 130
+    print(*answer(page), f"report: {page}", sep="\n")
+    return 1 if failed else 0
 
 
 def _parser(targets: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aent-verl compare", usage=HELP.split("\n\n")[0].removeprefix("usage: "))
-    parser.add_argument("--from", dest="runs", nargs="+", metavar="RUN", required=True)
+    parser.add_argument("--from", dest="given", nargs="+", metavar="RUN", required=True)
     parser.add_argument("-o", "--output")
     parser.add_argument("--baseline")
     parser.add_argument("--target", choices=targets)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
 from aent_verl._util import locked
+from aent_verl.data.prepare import jobs, output, sources, table
+from aent_verl.data.prepare.rows import keys_of
 
 HELP = """\
 Turn public data sets, files of your own or reasoning-gym generators into parquet files that verl trains on, and check
@@ -29,25 +31,16 @@ examples:
   aent-verl prepare mine.jsonl --problem question --answer solution --against data/math500-test.parquet --output data
   aent-verl prepare reasoning-gym:countdown min_numbers=3 max_numbers=4 --size 2000 --test-size 200 --output data
 """
-_MATH_REWARD = "aent_verl.data.tasks.math_reward"
-_GENERATOR_REWARD = "aent_verl.data.tasks.reward"
 _LOCK = ".prepare.lock"
-
 # Options that only some kinds of data have a use for.
 _ONLY_FOR = {
-    "size": ("--size", "generator"),
-    "test_size": ("--test-size", "generator"),
-    "from_": ("--from", "table"),
-    "revision": ("--revision", "table"),
-    "config": ("--config", "table"),
-    "name": ("--name", "file"),
-    "split": ("--split", "file"),
-    "problem": ("--problem", "table file"),
-    "answer": ("--answer", "table file"),
-    "limit": ("--limit", "table file"),
-    "keep_unscorable": ("--keep-unscorable", "table file"),
+    "generator": ("size", "test_size"),
+    "table": ("from_", "revision", "config"),
+    "file": ("name", "split"),
+    "table file": ("problem", "answer", "limit", "keep_unscorable"),
 }
 _KINDS = {"generator": "reasoning-gym:NAME", "table": "a public data set", "file": "a file of your own"}
+_LOWEST = {"limit": 1, "size": 0, "test_size": 0, "max_prompt_length": 1, "seed": 0}
 
 
 def add_parser(commands: Any) -> None:
@@ -105,138 +98,119 @@ def run(options: argparse.Namespace) -> str:
         OSError: the hub cannot be reached, or a file cannot be read or written.
         ImportError: the reward's package is not installed.
     """
-    from aent_verl.data.prepare import table
-
     if options.list:
         return table.listing()
     _util.require("data", "aent-verl prepare")
-    jobs = _jobs(options)
-    folder = Path(options.output).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder}: is a file, not a folder")
-    return "\n".join(_prepare(folder, jobs, options))
-
-
-def _jobs(options: argparse.Namespace) -> list[Any]:
-    from aent_verl.data.prepare import jobs, table
-    from aent_verl.data.prepare.generators import PREFIX
-    from aent_verl.data.prepare.sources import SUFFIXES
-
-    names = [word for word in options.what if "=" not in word or Path(word).suffix in SUFFIXES]
+    names = [word for word in options.what if "=" not in word or Path(word).suffix in sources.SUFFIXES]
     words = [word for word in options.what if word not in names]
-    kinds = {name: _kind(name, PREFIX, table.TABLE, SUFFIXES) for name in names}
-    _check_options(options, names, words, set(kinds.values()))
-    made: list[Any] = []
-    for name, kind in kinds.items():
-        if kind == "generator":
-            made.append(jobs.of_generator(name.removeprefix(PREFIX), words, options))
-        elif kind == "table":
-            made.append(jobs.of_table(table.TABLE[name], options))
-        elif kind == "file":
-            made.append(jobs.of_file(Path(name).expanduser(), options))
-        else:
-            raise table.unknown(name)
+    _check_options(options, names, words)
+    made = [jobs.job(name, words, options) for name in dict.fromkeys(names)]
     repeated = {job.name for job in made if sum(other.name == job.name for other in made) > 1}
     if repeated:
         raise ValueError(f"two data sets are named {', '.join(sorted(repeated))}; prepare them one by one with --name")
-    return made
+    folder = Path(options.output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder}: is a file, not a folder")
+    return "\n".join(_prepare(folder, made, options))
 
 
-def _kind(name: str, prefix: str, known: Mapping[str, Any], suffixes: tuple[str, ...]) -> str:
-    if name.startswith(prefix):
-        return "generator"
-    if name in known:
-        return "table"
-    return "file" if Path(name).suffix in suffixes else ""
-
-
-def _check_options(options: argparse.Namespace, names: list[str], words: list[str], kinds: set[str]) -> None:
+def _check_options(options: argparse.Namespace, names: list[str], words: list[str]) -> None:
     if not names:
         raise ValueError("name what to prepare, as in aent-verl prepare math --output data; --list shows what there is")
     if not options.output:
         raise ValueError(f"--output is missing: where the files go, as in aent-verl prepare {names[0]} --output data")
+    kinds = set(map(_kind, names))
     if words and "generator" not in kinds:
         raise ValueError(f"{words[0]!r}: settings belong to reasoning-gym:NAME")
     if len(names) > 1 and (options.from_ or options.name):
         raise ValueError(f"--{'from' if options.from_ else 'name'} is for one data set at a time, not {len(names)}")
     if words and len(names) > 1:
         raise ValueError(f"{words[0]!r}: prepare a generator with settings by itself")
-    for key, (option, allowed) in _ONLY_FOR.items():
-        if getattr(options, key) not in (None, False) and not kinds & set(allowed.split()):
-            raise ValueError(f"{option} is for {' or '.join(_KINDS[kind] for kind in allowed.split())} only")
-    for key, lowest in (("limit", 1), ("size", 0), ("test_size", 0), ("max_prompt_length", 1), ("seed", 0)):
+    for allowed, keys in _ONLY_FOR.items():
+        for key in keys:
+            if getattr(options, key) not in (None, False) and not kinds & set(allowed.split()):
+                raise ValueError(f"{_flag(key)} is for {' or '.join(_KINDS[kind] for kind in allowed.split())} only")
+    for key, lowest in _LOWEST.items():
         value = getattr(options, key)
         if value is not None and value < lowest:
-            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {lowest}")
+            raise ValueError(f"{_flag(key)} {value}: must be at least {lowest}")
     if options.max_prompt_length and not options.tokenizer:
         raise ValueError("--max-prompt-length counts tokens: name the model's --tokenizer, too")
 
 
-def _prepare(folder: Path, jobs: list[Any], options: argparse.Namespace) -> list[str]:
-    from aent_verl.data.prepare import manifest, report
+def _kind(name: str) -> str:
+    if name.startswith(jobs.GENERATOR_PREFIX):
+        return "generator"
+    if name not in table.TABLE and Path(name).suffix not in sources.SUFFIXES:
+        raise table.unknown(name)
+    return "table" if name in table.TABLE else "file"
 
-    tokenizer = _tokenizer(options.tokenizer)
-    training = [job for job in jobs if "train" in job.splits]
-    requests = {job.name: _request(job, jobs, options) for job in jobs}
-    files = {job.name: {split: f"{job.name}-{split}.parquet" for split in job.splits} for job in jobs}
 
-    def is_done(name: str) -> bool:
-        return not options.overwrite and manifest.is_done(folder, name, requests[name], list(files[name].values()))
+def _flag(key: str) -> str:
+    return f"--{key.rstrip('_').replace('_', '-')}"
+
+
+def _prepare(folder: Path, made: list[jobs.Job], options: argparse.Namespace) -> list[str]:
+    tokenizer, limit = _tokenizer(options.tokenizer), options.max_prompt_length
+    training = [job for job in made if "train" in job.files]
+    requests = {job.name: _request(job, made, options.against) for job in made}
+
+    def is_done(job: jobs.Job) -> bool:
+        return not options.overwrite and output.is_done(folder, job, requests[job.name])
 
     done: set[str] = set()
     if folder.exists():
         with _alone(folder):
-            done = {job.name for job in jobs if is_done(job.name)}
-    held_out: dict[str, str] = {}
+            done = {job.name for job in made if is_done(job)}
+    held_out = {}
     if any(job.name not in done for job in training):
-        for job in jobs:
-            if "test" in job.splits:
-                written = folder / files[job.name]["test"] if job.name in done else None
-                keys = _keys(written, options) if written else job.test_keys()
-                held_out.update(dict.fromkeys(keys, f"{job.name}-test"))
-        for file in options.against:
-            held_out.update(dict.fromkeys(_keys(file, options), Path(file).name))
+        held_out = _held_out(folder, made, done, options)
     lines = []
-    for job in jobs:
+    for job in made:
         if job.name not in done:
             print(f"{job.name}: reading and checking ...", file=sys.stderr, flush=True)
-            outcome = job.build(held_out)
+            splits = job.build(held_out)
             folder.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
-                if is_done(job.name):  # by another process, meanwhile
+                if is_done(job):  # by another process, meanwhile
                     done.add(job.name)
                 else:
-                    entry = _write(folder, job, outcome, requests[job.name], files[job.name], tokenizer, options)
-                    manifest.write(folder, job.name, entry)
-                    lines += report.describe(folder, job.name, entry)
+                    request = requests[job.name]
+                    entry = output.write(folder, job, splits, request=request, tokenizer=tokenizer, limit=limit)
+                    lines += output.describe(folder, job.name, entry)
         if job.name in done:
             lines.append(f"{job.name}: already in {folder}, made from the same data in the same way; nothing to do")
-        if job.name in done and tokenizer:
-            for file in files[job.name].values():
-                measured = report.lengths(folder / file, tokenizer, options.max_prompt_length)
-                lines += report.length_lines(folder, file, measured)
-    if not training:
-        for key, option in (("against", "--against"), ("limit", "--limit")):
-            lines += [f"warning: {option} has no effect: nothing here is trained on"] if getattr(options, key) else []
-    by_split = {split: [files[job.name][split] for job in jobs if split in job.splits] for split in ("train", "test")}
-    return [*lines, *report.usage(folder, by_split, list(dict.fromkeys(map(_reward, jobs))))]
+            paths = [folder / file for file in job.files.values()] if tokenizer else []
+            lines += [f"  {path}: {output.describe_lengths(output.lengths(path, tokenizer, limit))}" for path in paths]
+    for key in () if training else ("against", "limit"):
+        lines += [f"warning: {_flag(key)} has no effect: nothing here is trained on"] if getattr(options, key) else []
+    return [*lines, *output.usage(folder, made)]
 
 
-def _request(job: Any, jobs: list[Any], options: argparse.Namespace) -> dict[str, Any]:
-    from aent_verl.data.prepare.sources import sha256
-
-    request: dict[str, Any] = job.request()
-    if "train" in job.splits:
-        others = sorted(other.name for other in jobs if "test" in other.splits)
-        request["held_out"] = {"sets": others, "against": sorted(sha256(Path(file)) for file in options.against)}
-    return request
+def _request(job: jobs.Job, made: list[jobs.Job], against: list[str]) -> dict[str, Any]:
+    if "train" not in job.files:
+        return job.request()
+    others = sorted(other.name for other in made if "test" in other.files)
+    hashes = sorted(sources.sha256(Path(file)) for file in against)
+    return {**job.request(), "held_out": {"sets": others, "against": hashes}}
 
 
-def _keys(file: str | Path, options: argparse.Namespace) -> Iterator[str]:
-    from aent_verl.data.prepare.rows import keys_of
-    from aent_verl.data.prepare.sources import open_file
+def _held_out(folder: Path, made: list[jobs.Job], done: set[str], options: argparse.Namespace) -> dict[str, str]:
+    """Normalised problems of all test sets, each with the name of the last one that it is in."""
+    instruction = options.instruction or ""
 
-    return keys_of(open_file(file), where=str(file), instruction=options.instruction or "")
+    def keys(file: str | Path) -> Iterator[str]:
+        return keys_of(sources.open_file(file), where=str(file), instruction=instruction)
+
+    found: dict[str, str] = {}
+    for job in made:
+        if "test" in job.files:
+            there = job.name in done
+            problems = keys(folder / job.files["test"]) if there else job.test_keys()
+            found.update(dict.fromkeys(problems, f"{job.name}-test"))
+    for file in options.against:
+        found.update(dict.fromkeys(keys(file), Path(file).name))
+    return found
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:
@@ -246,51 +220,9 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / _LOCK, note=f"--output {folder}: waiting for another aent-verl prepare that works there ...")
 
 
-def _write(
-    folder: Path,
-    job: Any,
-    outcome: Any,
-    request: dict[str, Any],
-    files: Mapping[str, str],
-    tokenizer: Any,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Write a job's files; returns its entry for `prepare.json`."""
-    from aent_verl._util import atomic_path
-    from aent_verl._version import __version__
-    from aent_verl.data.prepare import report
-    from aent_verl.data.prepare.sources import sha256
-    from aent_verl.data.tasks.cache import package_versions
-    from aent_verl.data.tasks.reasoning_gym_data import write_parquet
-
-    splits: dict[str, dict[str, Any]] = {}
-    for split, file in files.items():
-        with atomic_path(folder / file) as partial:
-            write_parquet(outcome.rows[split], partial)
-        splits[split] = {
-            "file": file,
-            "rows": len(outcome.rows[split]),
-            "read": outcome.read[split],
-            "findings": [finding.to_dict() for finding in outcome.findings.get(split, [])],
-        }
-        if tokenizer:
-            splits[split]["lengths"] = report.lengths(folder / file, tokenizer, options.max_prompt_length)
-    return {
-        "request": request,
-        "files": {file: {"sha256": sha256(folder / file)} for file in files.values()},
-        "splits": splits,
-        "remarks": outcome.remarks,
-        "versions": {"aent-verl": __version__, **package_versions(*job.versions)},
-    }
-
-
 def _tokenizer(model: str | None) -> Any:
     if not model:
         return None
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
-
-
-def _reward(job: Any) -> str:
-    return _GENERATOR_REWARD if "reasoning-gym" in job.versions else _MATH_REWARD

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> str:
     """Write the page; returns its path and how many responses it has."""
-    _util.require("compare", "the page of tokens", "jinja2", "markupsafe")
+    _util.require("compare", "the page of tokens", "jinja2", "markupsafe", "numpy")
     from aent_verl.viewing.tokens.page import write_page
 
     page, count = write_page(options.paths, output=options.output, steps=options.step)

@@ -40,7 +40,7 @@ class Backend(Protocol):
 
 
 def choose(logits: Tensor, selector: Selector, statistics: bool, chunk_size: int | None, kernel: str) -> Backend:
-    """The backend that ``kernel`` names for logits like these, or with ``"auto"`` the fastest that runs.
+    """Return the backend that ``kernel`` names for logits like these, or with ``"auto"`` the fastest that runs.
 
     Raises:
         ValueError: unknown name, or Triton cannot run.

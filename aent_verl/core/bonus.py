@@ -98,7 +98,7 @@ def peak_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
     """SIREN's peaks: tokens strictly above the ``quantile`` of the entropies of their own response, no gradient.
 
     The quantile interpolates linearly between order statistics, as `torch.quantile`. A response whose entropies are
-    all equal has no peak, nor has an empty one. A NaN inside the mask is no peak and does not count in the quantile;
+    all equal has no peak, nor has an empty one. A NaN inside the mask is not a peak and does not count in the quantile;
     `weighted` keeps it in the loss, so that it does not go unseen.
 
     Args:
@@ -179,10 +179,10 @@ def weighted(term: Tensor, mask: Tensor, peaks: Tensor | None, weight: Tensor | 
 
 
 def averaged_tokens(entropy: Tensor, mask: Tensor, peaks: Tensor | None) -> Tensor:
-    """Tokens over which an anchored bonus averages: those of its mask (SIREN, arXiv 2509.25133).
+    """Mark the tokens over which an anchored bonus averages: those of its mask (SIREN, arXiv 2509.25133).
 
     Divided by all response tokens, as a linear bonus is, the average of a fifth of them would be a fifth as large, and
-    the square of a distance to it a 25th. A NaN is no peak but counts here: an error must reach the loss.
+    the square of a distance to it a 25th. A NaN is not a peak but counts here: an error must reach the loss.
 
     Args:
         entropy: ``[B, T]``, nats.

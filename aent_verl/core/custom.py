@@ -1,4 +1,4 @@
-"""An entropy of your own beside the log-probs of the fused op, from a plain differentiable function."""
+"""A custom entropy with the log-probs of the fused op, from a plain differentiable function."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def logprobs_and_custom_entropy(
     chunk_size: int | None = None,
     kernel: Kernel = "auto",
 ) -> Result:
-    """Log-probs of ``labels``, ``function`` of each row, and the op's statistics; ``[N, V], [N] -> [N], [N], {...}``.
+    """Compute log-probs, ``function`` of each row, and the op's statistics; ``[N, V], [N] -> [N], [N], {...}``.
 
     The function sees some rows at a time, and again in the backward pass, so that what it needs for its gradient is
     never there for all of them. Its gradient and the log-probs' are separate tensors of the logits' size, and their sum
@@ -42,7 +42,7 @@ def logprobs_and_custom_entropy(
 
     Returns:
         Log-probs ``[N]``, the entropy ``[N]`` and ``{"entropy_full", "removed_mass"}``, the latter 0; NaN of a
-        row that is no distribution.
+        row that is not a distribution.
 
     Raises:
         ValueError: as `fused.logprobs_and_entropy`, or a result of another shape.

@@ -109,12 +109,12 @@ def covariance_from_sums(*, n: float, sum_a: float, sum_l: float, sum_al: float)
 
 @dataclass(frozen=True)
 class EntropyChange:
-    """How the entropy changed in a step, beside what the covariance of the step before let one expect.
+    """How the entropy changed in a step, compared with what the covariance of the previous step predicts.
 
     To first order an update changes the entropy by ``-eta * Cov(log p, A)`` (arXiv 2505.22617): it falls where likely
     tokens are reinforced. ``eta`` is not known for a network trained with Adam, so it is fitted: with
     ``x = Cov_(k-1)`` and ``y = H_k - H_(k-1)`` (the update of step k-1 is seen in the entropy of step k), least squares
-    through the origin over the steps so far give ``eta = -sum x y / sum x^2``. What comes of it is an estimate, and no
+    through the origin over the steps so far give ``eta = -sum x y / sum x^2``. It is an estimate and no
     more: the relation is of first order, and its factor drifts with learning rate and optimiser state.
 
     Attributes:

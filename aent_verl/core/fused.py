@@ -41,7 +41,7 @@ def logprobs_and_entropy(
     inplace_backward: bool = False,
     kernel: Kernel = "auto",
 ) -> Result:
-    """Log-probs of ``labels`` and the entropy of each row, in nats; ``[N, V], [N] -> [N], [N]``.
+    """Compute log-probs of ``labels`` and the entropy of each row, in nats; ``[N, V], [N] -> [N], [N]``.
 
     Both results are differentiable in ``logits``, separately or together; they are fp32, or fp64 for fp64 logits.
 
@@ -88,7 +88,7 @@ def linear_logprobs_and_entropy(
     statistics: bool = False,
     kernel: Kernel = "auto",
 ) -> Result:
-    """The same from hidden states and the LM head, never holding the logits of more than one chunk of tokens.
+    """Compute the same from hidden states and the LM head, never holding the logits of more than one chunk of tokens.
 
     With logits ``hidden @ weight.T``: ``[N, D], [V, D], [N] -> [N], [N]``, differentiable in ``hidden`` and ``weight``.
     The backward pass computes each chunk's logits again. The product runs in the type of its inputs, or in autocast's;

@@ -50,7 +50,7 @@ def shift_and_exp_(x: Tensor, e: Tensor, maximum: Tensor, scale: Tensor | None) 
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest value of each row and the column of one token that has it; ``[C, V] -> [C, 1], [C, 1]``.
+    """Find the largest value of each row and the column of one token that has it; ``[C, V] -> [C, 1], [C, 1]``.
 
     As ``x.max(-1)``, NaN included, which takes ten times as long as ``amax`` on a CPU: here ``amax`` finds the block of
     columns, and only that block is searched for the column.

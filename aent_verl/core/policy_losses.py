@@ -43,7 +43,7 @@ def covariance(
 
 
 def clipped(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
-    """Tokens whose loss the PPO clip changes: ``-A clip(r, 1-low, 1+high) > -A r``; ``[...] -> [...]`` bool.
+    """Mark the tokens whose loss the PPO clip changes: ``-A clip(r, 1-low, 1+high) > -A r``; ``[...] -> [...]`` bool.
 
     Args:
         ratio: ``r``.

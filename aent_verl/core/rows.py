@@ -18,7 +18,7 @@ With ``q_v = w_v exp(x_v) / S~`` and incoming gradients ``g`` of ``log p_y`` and
 
 At the label the first bracket is ``(R + (1 - exp(x_y))) / S``, two terms that are not negative, because
 ``1 - p_y`` would cancel. The second term is ``q_v (log q_v + H~)`` of the definition without its two logarithms,
-which would cancel, too. So the backward pass needs six numbers of a row (`Rows`) beside the logits themselves.
+which would cancel, too. So the backward pass needs six numbers of a row (`Rows`) besides the logits themselves.
 """
 
 from typing import NamedTuple
@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 class Forward(NamedTuple):
     """Results of the forward pass, ``[N]`` each; the last two without gradient.
 
-    All four are NaN for a row that is no distribution: one with NaN, ``+inf`` or nothing but ``-inf``.
+    All four are NaN for a row that is not a distribution: one with NaN, ``+inf`` or nothing but ``-inf``.
     """
 
     log_probs: Tensor
@@ -92,7 +92,7 @@ class Buffers:
         self._all = [torch.empty(rows, like.shape[1], dtype=dtype, device=like.device) for _ in range(3)]
 
     def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The first ``rows`` rows of each."""
+        """Return the first ``rows`` rows of each."""
         x, e, w = (buffer[:rows] for buffer in self._all)
         return x, e, w
 
@@ -126,7 +126,7 @@ def forward(
     if boundary is not None:
         torch.gt(x, boundary.threshold, out=w)
     shift_and_exp_(x, e, maximum, scale)
-    # The token left out of `R`. Its x is 0, or NaN beside a maximum of +inf or -inf, and then so is every result.
+    # The token left out of `R`. Its x is 0, or NaN with a maximum of +inf or -inf, and then so is every result.
     e.scatter_(-1, top, x.gather(-1, top))
     rest = _sum(e)
     if boundary is None:
@@ -244,7 +244,7 @@ def backward(
 
 
 def _all_zero(like: Tensor, *gradients: Tensor | None) -> Tensor:
-    """Mask ``[C]`` of the rows in which every gradient that is there is 0; all are ``[C, 1]``, as ``like`` is."""
+    """Mark the rows, ``[C]``, in which every gradient that is there is 0; all are ``[C, 1]``, as ``like`` is."""
     mask = torch.ones_like(like, dtype=torch.bool)
     for gradient in gradients:
         if gradient is not None:

@@ -53,7 +53,7 @@ class Selector(Protocol):
     """Finds the boundary of the kept tokens in each row."""
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """The boundary of each row, or None if every token is kept.
+        """Return the boundary of each row, or None if every token is kept.
 
         Args:
             z: logits in fp32 or fp64, ``[C, V]``; not changed.
@@ -79,11 +79,11 @@ class WithoutSmallest:
     clamp_p: float
 
     def removed(self, vocabulary: int) -> int:
-        """How many of ``vocabulary`` tokens go."""
+        """Tell how many of ``vocabulary`` tokens go."""
         return min(int(vocabulary * self.clamp_p), vocabulary - 1)
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """A boundary with all but the ``removed`` smallest above or on it."""
+        """Return a boundary with all but the ``removed`` smallest above or on it."""
         removed = self.removed(z.shape[-1])
         if removed == 0:
             return None
@@ -99,7 +99,7 @@ class Nucleus:
     top_p: float
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """A boundary at the smallest kept value; at the largest of all, with share 0, if none is kept."""
+        """Return a boundary at the smallest kept value; at the largest of all, with share 0, if none is kept."""
         largest, places = z.topk(min(NUCLEUS_MAX_TOKENS, z.shape[-1]), -1)
         maximum = largest[:, :1]
         shift_and_exp_(scratch.copy_(z), scratch, maximum, scale)
@@ -114,7 +114,7 @@ class Nucleus:
 
 
 def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Selector:
-    """The selector that ``functional`` names, with its own parameter.
+    """Return the selector that ``functional`` names, with its own parameter.
 
     Raises:
         ValueError: unknown name, a parameter that is missing, out of range, or not this functional's.

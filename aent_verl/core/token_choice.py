@@ -34,14 +34,14 @@ def priorities(*, step: int, sample: Tensor, length: int) -> Tensor:
 
 
 def choose_random(priority: Tensor, eligible: Tensor, count: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """The ``count`` eligible tokens of smallest priority; arguments and result as for `choose_largest`."""
+    """Mark the ``count`` eligible tokens of smallest priority; arguments and result as for `choose_largest`."""
     return choose_largest(torch.zeros_like(priority, dtype=torch.float32), priority, eligible, count, gather)
 
 
 def choose_largest(
     value: Tensor, priority: Tensor, eligible: Tensor, count: int, gather: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The ``count`` eligible tokens of largest value over all ranks, all of them if there are fewer; no gradient.
+    """Mark the ``count`` eligible tokens of largest value over all ranks, or all if there are fewer; no gradient.
 
     Equal values are chosen by smaller priority. They are the rule: all tokens with log p = 0 of one response have the
     same covariance. The count is exact as long as no two tokens have both in common.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +14,13 @@ from pathlib import Path
 from aent_verl._util import locked
 from aent_verl.preflight.findings import PreflightError, Setting
 from aent_verl.preflight.model import WEIGHTS
+from aent_verl.runs.checkpoints import step_folders, step_of
 from aent_verl.runs.run import CONFIGS
 
 # Alongside verl's own `huggingface`, which has config and tokenizer but no weights.
 MERGED = "huggingface_merged"
 COMPLETE = "merged.json"
 _LOCK = f".{MERGED}.lock"
-_STEP = re.compile(r"global_step_\d+")
 _SHARDS = "model_world_size_*_rank_*.pt"
 _PIECE = 1 << 20
 
@@ -60,7 +59,7 @@ def locate(path: str) -> Model:
     folder = Path(path).expanduser()
     step = folder.parent if folder.name == "actor" else folder
     if not folder.is_dir() or (folder / "config.json").is_file():
-        if not folder.is_dir() and _STEP.search(str(folder)):
+        if not folder.is_dir() and step_of(folder) is not None:
             raise Setting("model", path).error("there is no such checkpoint", "Check the path", _there(folder))
         given = os.path.abspath(folder) if folder.is_dir() else path
         # The folder may be one that the experiment has yet to make.
@@ -80,7 +79,7 @@ def locate(path: str) -> Model:
 
 
 def _there(folder: Path) -> str:
-    found = sorted(one.name for one in folder.parent.glob("global_step_*")) if folder.parent.is_dir() else []
+    found = [one.name for one in step_folders(folder.parent)]
     return f"one of {', '.join(found)}" if found else "a folder global_step_N"
 
 

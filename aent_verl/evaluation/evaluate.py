@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TextIO
 from omegaconf import DictConfig
 
 from aent_verl.evaluation import checkpoint, records, settings, summary
-from aent_verl.evaluation.progress import Progress
 from aent_verl.evaluation.records import Answered, Problem, Response
 from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
@@ -21,6 +20,7 @@ from aent_verl.launch.environment import choose_platform, hand_to_workers, start
 from aent_verl.preflight import resources
 from aent_verl.preflight.findings import Setting
 from aent_verl.runs import provenance
+from aent_verl.viewing.progress import CountDisplay
 
 if TYPE_CHECKING:
     from aent_verl.evaluation.generation import Servers
@@ -113,6 +113,8 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
 
 async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
     """Sample all responses to all problems, and score each as soon as it arrives."""
+    from rich.console import Console
+
     from aent_verl.evaluation import generation
 
     count, each = resources.replicas(cfg)
@@ -126,7 +128,7 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
     print(f"starting {count} vLLM server{'s' if count > 1 else ''}, which takes a minute or more", file=terminal)
     servers = await generation.Servers.start(cfg, generation.load_model(cfg))
     slots = asyncio.Semaphore(servers.capacity)
-    with Progress(len(task.problems) * task.sampling.n, terminal) as progress:
+    with CountDisplay(Console(file=terminal), len(task.problems) * task.sampling.n, "responses") as progress:
 
         async def answer(problem: Problem, prompt: Sequence[int]) -> Response:
             async with slots:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._util import atomic_path
+from aent_verl.runs.problems import problem_id
 
 FORMAT = 1
 SUMMARY = "evaluation.json"
@@ -45,7 +45,7 @@ class Problem:
     def id(self) -> str:
         """The same in all evaluations and runs that have this problem: a hash of data source and prompt."""
         prompt = json.dumps([dict(message) for message in self.messages], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(f"{self.data_source}\0{prompt}".encode()).hexdigest()[:16]
+        return problem_id(self.data_source, prompt)
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,6 @@ def distinct(problems: Iterable[Problem]) -> list[Problem]:
                 "one. Remove one of these rows"
             )
     return list(found.values())
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

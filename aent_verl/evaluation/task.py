@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl._util import file_sha256
 from aent_verl.evaluation import checkpoint, records, settings
-from aent_verl.evaluation.records import Problem, file_hash
+from aent_verl.evaluation.records import Problem
 from aent_verl.preflight import resources
 from aent_verl.preflight.findings import Setting, at
 
@@ -172,7 +173,7 @@ def _record(
         "model": model.given,
         "weights": checkpoint.fingerprint(folder) if folder.is_dir() else None,
         "data": [
-            {"path": os.path.abspath(path), "sha256": file_hash(path), "problems": len({each.id for each in group})}
+            {"path": os.path.abspath(path), "sha256": file_sha256(path), "problems": len({each.id for each in group})}
             for path, group in by_file.items()
         ],
         "sampling": asdict(sampling),
@@ -184,7 +185,7 @@ def _record(
         },
         "reward": f"{function.path}:{function.name}" if function.path else "verl:default_compute_score",
         "reward_settings": _plain(function.get("reward_kwargs")),
-        "reward_sha256": file_hash(script) if os.path.isfile(script) else None,
+        "reward_sha256": file_sha256(script) if os.path.isfile(script) else None,
     }
 
 

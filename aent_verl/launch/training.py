@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from aent_verl._util import exclusive_folder
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import LaunchError, choose_platform, hand_to_workers
-from aent_verl.runs import last_start, metrics
+from aent_verl.runs import checkpoints, last_start, metrics
 from aent_verl.runs.run import LOG
 
 if TYPE_CHECKING:
     from aent_verl.methods.settings import EntropyControlConfig
-    from aent_verl.viewing.progress import ProgressDisplay
+    from aent_verl.viewing.progress import TrainingDisplay
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:
@@ -49,7 +49,7 @@ def resume_folder(cfg: DictConfig) -> Path | None:
     """Find the checkpoint folder ``global_step_N`` that verl will resume from; None for a fresh start.
 
     Raises:
-        LaunchError: the folder to resume from is not there.
+        LaunchError: the folder to resume from is not there, or verl's tracker is damaged.
     """
     trainer = cfg.trainer
     if trainer.resume_mode == "resume_path":
@@ -59,11 +59,14 @@ def resume_folder(cfg: DictConfig) -> Path | None:
                 "resume_path it must be a checkpoint's global_step_N folder"
             )
         return Path(trainer.resume_from_path)
-    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if trainer.resume_mode != "auto" or not tracker.is_file():
+    if trainer.resume_mode != "auto":
         return None
-    folder = tracker.with_name(f"global_step_{tracker.read_text().strip()}")
-    return folder if folder.is_dir() else None
+    try:
+        step = checkpoints.latest_step(trainer.default_local_dir)
+    except ValueError as error:
+        raise LaunchError(str(error)) from None
+    folder = checkpoints.step_folder(trainer.default_local_dir, step)
+    return folder if step and folder.is_dir() else None
 
 
 def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO) -> bool:
@@ -82,8 +85,8 @@ def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO
             print(f"warning: {change}", file=terminal)
     if (other := last_start.warning(cfg)) is not None:
         print(f"warning: {other}", file=terminal)
-    done, last = folder.name.removeprefix("global_step_"), cfg.trainer.total_training_steps
-    if last is None or not done.isdigit() or int(done) < last:
+    done, last = checkpoints.step_of(folder.name), cfg.trainer.total_training_steps
+    if last is None or done is None or done < last:
         print(f"resuming from {folder}", file=terminal)
         return False
     if cfg.trainer.val_before_train and not is_logged(cfg.run.dir, last):
@@ -144,15 +147,15 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     print(f"results in {run_dir}{plot}", file=terminal)
 
 
-def display(cfg: DictConfig, terminal: TextIO) -> ProgressDisplay:
+def display(cfg: DictConfig, terminal: TextIO) -> TrainingDisplay:
     """Make the progress display of this run."""
     from rich.console import Console
 
     from aent_verl.runs import worker_reports
-    from aent_verl.viewing.progress import ProgressDisplay
+    from aent_verl.viewing.progress import TrainingDisplay
 
     run_dir = Path(cfg.run.dir)
-    return ProgressDisplay(
+    return TrainingDisplay(
         Console(file=terminal),
         cfg.trainer.total_training_steps,
         metrics_path=run_dir / metrics.METRICS_FILE,

@@ -6,76 +6,76 @@ and the tables at the end give the names. A new choice costs its function, its c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from aent_verl._util import number
 from aent_verl.core import advantages, bonus
-from aent_verl.methods import blocks
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.plugin.step import StepValues, WholeBatch
+from aent_verl.methods.micro_batch import MicroBatch
+from aent_verl.methods.step import MiniBatchStats, StepValues
 
 # Masks tokens and weighs samples: [B, T] -> [B, T].
 Weigh = Callable[[Tensor], Tensor]
 
 
-class BonusForm(Protocol):
+class BonusForm:
     """How the entropies of the tokens become a loss term."""
 
-    # Whether it ties the average entropy of the mini-batch, which the pre-pass finds, to the initial one. The average
-    # is then over the tokens of the mask, else over all response tokens.
-    anchored: ClassVar[bool]
-
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
-        """Loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """``-lambda * H`` (AEnt, and the plain entropy bonus)."""
-
+    # Whether it ties the average entropy of the mini-batch to the initial one. The average is then over the tokens of
+    # the mask, else over all response tokens.
     anchored: ClassVar[bool] = False
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
-        """See `core.bonus.linear`."""
-        return bonus.linear(weigh(entropy), step.bonus)
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """Compute the loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Anchored:
+class Linear(BonusForm):
+    """``-lambda * H`` (AEnt, and the plain entropy bonus)."""
+
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """See `core.bonus.linear`."""
+        return bonus.linear(weigh(entropy), step.bonus_coefficient)
+
+
+@dataclass(frozen=True)
+class Anchored(BonusForm):
     """``lambda * (mean(H) - H_0)^2``, ``H_0`` being that weighted mean before the first update (SIREN)."""
 
     anchored: ClassVar[bool] = True
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
-        """See `core.bonus.anchored`; 0 if no token of the mini-batch has a part in it."""
-        if whole.aggregate is None:
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """See `core.bonus.anchored`; 0 if no token of the mini-batch takes part."""
+        if stats.aggregate is None:
             return weigh(entropy) * 0.0
         if step.initial_entropy is None:
             raise RuntimeError("this batch carries no initial entropy: the driver runs another version of aent_verl")
-        term = bonus.anchored(entropy, step.bonus, aggregate=whole.aggregate, target=step.initial_entropy)
-        return weigh(term) / whole.share
+        term = bonus.anchored(entropy, step.bonus_coefficient, aggregate=stats.aggregate, target=step.initial_entropy)
+        return weigh(term) / stats.share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smoothed:
+class Smoothed(BonusForm):
     """``-lambda * (H - beta_k * amount by which H leaves [low, high] * mean past entropy)`` (EPO)."""
 
     low: float
     high: float
     gamma: float
-    anchored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        blocks.number("low", self.low, lambda x: x >= 0, allowed=">= 0")
-        blocks.number("high", self.high, lambda x: x >= self.low, allowed=f">= low={self.low!r}")
-        blocks.number("gamma", self.gamma, lambda x: x >= 0, allowed=">= 0")
+        number("low", self.low, lambda x: x >= 0, allowed=">= 0")
+        number("high", self.high, lambda x: x >= self.low, allowed=f">= low={self.low!r}")
+        number("gamma", self.gamma, lambda x: x >= 0, allowed=">= 0")
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, whole: WholeBatch) -> Tensor:
+    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.bonus.smoothed`."""
         beta = bonus.smoothing_weight(step.step - 1, step.total_steps, gamma=self.gamma)
         return weigh(
-            bonus.smoothed(entropy, step.bonus, mean=step.entropy_mean, low=self.low, high=self.high, beta=beta)
+            bonus.smoothed(
+                entropy, step.bonus_coefficient, mean=step.entropy_mean, low=self.low, high=self.high, beta=beta
+            )
         )
 
 
@@ -84,7 +84,7 @@ class AllTokens:
     """Every response token takes part in the bonus."""
 
     def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
-        """None: all."""
+        """Return None: all."""
         return None
 
 
@@ -95,7 +95,7 @@ class PeakTokens:
     quantile: float
 
     def __post_init__(self) -> None:
-        blocks.number("quantile", self.quantile, lambda x: 0 <= x < 1, allowed="in [0, 1)")
+        number("quantile", self.quantile, lambda x: 0 <= x < 1, allowed="in [0, 1)")
 
     def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
         """See `core.bonus.peak_mask`."""
@@ -109,7 +109,7 @@ class Uniform:
     needs_accuracy: ClassVar[bool] = False
 
     def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
-        """None: 1 for all."""
+        """Return None: 1 for all."""
         return None
 
 
@@ -132,57 +132,57 @@ class ThresholdDifficulty:
     needs_accuracy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        blocks.number("threshold", self.threshold, lambda x: 0 <= x <= 1, allowed="in [0, 1]")
+        number("threshold", self.threshold, lambda x: 0 <= x <= 1, allowed="in [0, 1]")
 
     def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
         """See `core.bonus.threshold_difficulty`."""
         return bonus.threshold_difficulty(accuracy(), threshold=self.threshold)
 
 
-class Shaping(Protocol):
+class Shaping:
     """How advantages are changed before the policy loss."""
 
     # A factor >= 0 on the advantage: right only for losses that are positively homogeneous in it.
-    is_weight: ClassVar[bool]
-    needs_accuracy: ClassVar[bool]
-    # Whether the pre-pass must find the largest absolute `change` of the mini-batch.
-    needs_largest_change: ClassVar[bool]
+    is_weight: ClassVar[bool] = False
+    needs_accuracy: ClassVar[bool] = False
+    # Whether it needs the largest absolute `change` of the mini-batch.
+    needs_largest_change: ClassVar[bool] = False
     # Whether `advantages.controller` moves it.
-    has_coefficient: ClassVar[bool]
+    has_coefficient: ClassVar[bool] = False
 
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
-        """Shaped advantages, ``[B, T]``, without gradient."""
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """Compute shaped advantages, ``[B, T]``, without gradient."""
+        raise NotImplementedError
+
+    def change(self, batch: MicroBatch) -> Tensor:
+        """Compute each token's entropy change, ``[B, T]``, where ``needs_largest_change``."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Unchanged:
+class Unchanged(Shaping):
     """The advantages as verl computed them."""
 
-    is_weight: ClassVar[bool] = False
-    needs_accuracy: ClassVar[bool] = False
-    needs_largest_change: ClassVar[bool] = False
-    has_coefficient: ClassVar[bool] = False
-
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
-        """The same tensor."""
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """Return the same tensor."""
         return batch.advantages
 
 
 @dataclass(frozen=True)
-class PositiveReweight(Unchanged):
+class PositiveReweight(Shaping):
     """Positive advantages times mu, which `advantages.controller` moves (PAR)."""
 
     is_weight: ClassVar[bool] = True
     has_coefficient: ClassVar[bool] = True
 
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.advantages.positive_reweight`."""
-        return advantages.positive_reweight(batch.advantages, step.advantages)
+        return advantages.positive_reweight(batch.advantages, step.advantages_coefficient)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steer(Unchanged):
-    """Less weight for tokens that change the entropy most; the largest change is the whole mini-batch's (STEER)."""
+class Steer(Shaping):
+    """Less weight for tokens that change the entropy most; the largest change is that of the mini-batch (STEER)."""
 
     w_min: float
     floor: float
@@ -190,8 +190,8 @@ class Steer(Unchanged):
     needs_largest_change: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        blocks.number("w_min", self.w_min, lambda x: 0 < x <= 1, allowed="in (0, 1]")
-        blocks.number("floor", self.floor, lambda x: x > 0, allowed="> 0")
+        number("w_min", self.w_min, lambda x: 0 < x <= 1, allowed="in (0, 1]")
+        number("floor", self.floor, lambda x: x > 0, allowed="> 0")
 
     def change(self, batch: MicroBatch) -> Tensor:
         """See `core.advantages.steer_change`."""
@@ -199,27 +199,27 @@ class Steer(Unchanged):
             batch.log_prob, batch.old_log_prob, batch.advantages, batch.entropy_full, batch.mask
         )
 
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """Advantages times `core.advantages.steer_weight`."""
-        assert whole.largest_change is not None
+        assert stats.largest_change is not None
         weight = advantages.steer_weight(
-            self.change(batch), largest=whole.largest_change, w_min=self.w_min, floor=self.floor
+            self.change(batch), largest=stats.largest_change, w_min=self.w_min, floor=self.floor
         )
         return batch.advantages * weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyAdvantage(Unchanged):
+class EntropyAdvantage(Shaping):
     """Advantages plus a share of the full entropy, bounded by the advantage itself."""
 
     scale: float
     kappa: float
 
     def __post_init__(self) -> None:
-        blocks.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
-        blocks.number("kappa", self.kappa, lambda x: x > 0, allowed="> 0")
+        number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        number("kappa", self.kappa, lambda x: x > 0, allowed="> 0")
 
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.advantages.entropy_advantage`."""
         return advantages.entropy_advantage(
             batch.advantages, batch.entropy_full, batch.mask, scale=self.scale, kappa=self.kappa
@@ -227,8 +227,8 @@ class EntropyAdvantage(Unchanged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProGRPO(Unchanged):
-    """Advantages plus what the prompt's confidence has above the response's, in groups of mixed outcome (ARM).
+class ProGRPO(Shaping):
+    """Advantages plus the excess of the prompt's confidence over the response's, in groups of mixed outcome (ARM).
 
     A group is mixed if its accuracy is neither 0 nor 1.
     """
@@ -238,10 +238,10 @@ class ProGRPO(Unchanged):
     needs_accuracy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        blocks.number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
-        blocks.number("share", self.share, lambda x: 0 < x <= 1, allowed="in (0, 1]")
+        number("scale", self.scale, lambda x: x >= 0, allowed=">= 0")
+        number("share", self.share, lambda x: 0 < x <= 1, allowed="in (0, 1]")
 
-    def shape(self, batch: MicroBatch, step: StepValues, whole: WholeBatch) -> Tensor:
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.advantages.progrpo`."""
         accuracy = batch.accuracy
         return advantages.progrpo(

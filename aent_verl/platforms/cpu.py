@@ -15,7 +15,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ ACCELERATOR_RESOURCES = frozenset(
 
 
 def is_selected() -> bool:
-    """Whether the environment names this platform, read as verl reads it."""
+    """Tell whether the environment names this platform, read as verl reads it."""
     return os.environ.get(PLATFORM_ENV, "").strip().lower() == PLATFORM_NAME
 
 
@@ -47,12 +47,12 @@ def _ignore(*_args: Any, **_kwargs: Any) -> None:
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Resident memory of this process in bytes: everything in it, not tensors alone."""
+    """Measure the resident memory of this process in bytes: everything in it, not only tensors."""
     return int(psutil.Process().memory_info().rss)
 
 
 def max_memory_allocated(device: Any = None) -> int:
-    """Highest resident memory of this process since it started, in bytes; it cannot be reset."""
+    """Measure the highest resident memory of this process since it started, in bytes; it cannot be reset."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -64,12 +64,12 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def get_device_properties(device: Any = None) -> SimpleNamespace:
-    """Name and memory of the one CPU device."""
+    """Describe name and memory of the one CPU device."""
     return SimpleNamespace(name="CPU", total_memory=psutil.virtual_memory().total, multi_processor_count=cpu_count())
 
 
 def cpu_count() -> int:
-    """Cores that this process may run on."""
+    """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -79,13 +79,13 @@ class NullStream:
     wait_stream = wait_event = record_event = record = wait = synchronize = staticmethod(_ignore)
 
     def query(self) -> bool:
-        """Nothing is ever pending."""
+        """Return True: nothing is ever pending."""
         return True
 
 
 @functools.cache
 def device_module() -> ModuleType:
-    """The module that verl gets from `get_torch_device()`.
+    """Make the module that verl gets from `get_torch_device()`.
 
     `torch.cpu` lacks most of these functions.  `is_available` answers for an accelerator, as all of verl's callers mean
     it (they guard allocator statistics and memory snapshots), so it is False.
@@ -113,16 +113,8 @@ def device_module() -> ModuleType:
         "stream": lambda stream: nullcontext(stream),
         "memory": SimpleNamespace(_record_memory_history=_ignore, _dump_snapshot=_ignore, _snapshot=dict),
     }
-    for name in (
-        "synchronize",
-        "set_device",
-        "empty_cache",
-        "ipc_collect",
-        "reset_peak_memory_stats",
-        "reset_accumulated_memory_stats",
-        "set_per_process_memory_fraction",
-    ):
-        functions[name] = _ignore
+    nothing = "synchronize set_device empty_cache ipc_collect reset_peak_memory_stats reset_accumulated_memory_stats"
+    functions |= dict.fromkeys([*nothing.split(), "set_per_process_memory_fraction"], _ignore)
     vars(module).update(functions)
     return module
 
@@ -154,11 +146,7 @@ class _PlatformMethods:
     set_device = synchronize = set_allocator_settings = empty_cache = staticmethod(_ignore)
     profiler_start = profiler_stop = cudart = staticmethod(_ignore)
 
-    def manual_seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -187,7 +175,7 @@ class _PlatformMethods:
 
 @functools.cache
 def platform_class() -> type:
-    """`PlatformCPU`, made at the first call because its base is verl's."""
+    """Make `PlatformCPU`, at the first call because its base is verl's."""
     from verl.plugin.platform import PlatformBase
 
     members = {"__doc__": "verl platform without accelerators.", "__module__": __name__}
@@ -195,7 +183,7 @@ def platform_class() -> type:
 
 
 def register() -> None:
-    """Adds the platform to verl's registry under "cpu"; resolves no platform, and may be called again.
+    """Add the platform to verl's registry under "cpu"; resolves no platform, and may be called again.
 
     Raises:
         RuntimeError: if somebody else registered a platform of that name.
@@ -208,13 +196,13 @@ def register() -> None:
     if present is not None:
         raise RuntimeError(
             f"verl already has a platform named {PLATFORM_NAME!r} ({present.__module__}.{present.__qualname__}); "
-            "aent_verl cannot register its own beside it"
+            "aent_verl cannot register its own"
         )
     PlatformRegistry.register(platform=PLATFORM_NAME)(platform_class())
 
 
 def register_engines() -> None:
-    """Registers verl's FSDP engines for CPU under `fsdp2`; may be called again.
+    """Register verl's FSDP engines for CPU under `fsdp2`; may be called again.
 
     FSDP1 is left out: it refuses modules on the CPU (`sync_module_states`).
 
@@ -235,7 +223,7 @@ def register_engines() -> None:
 
 
 def initialize_gloo(timeout_second: int | None = None) -> bool:
-    """Initialises torch.distributed for a CPU worker, before verl does.
+    """Initialise torch.distributed for a CPU worker, before verl does.
 
     verl would ask for the backend "cpu:gloo,cpu:gloo", which torch rejects; it asks for nothing when a group exists.
     Rank, world size and address come from where verl takes them: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`,
@@ -257,7 +245,7 @@ def initialize_gloo(timeout_second: int | None = None) -> bool:
 
 
 def cluster_has_accelerator(resources: Mapping[str, float]) -> bool:
-    """Whether a Ray cluster has real accelerators, from `ray.cluster_resources()`.
+    """Tell whether a Ray cluster has real accelerators, from `ray.cluster_resources()`.
 
     "GPU"s count only beyond the amount of `LOGICAL_RESOURCE`; other accelerators always do.
     """
@@ -270,52 +258,37 @@ def cluster_has_accelerator(resources: Mapping[str, float]) -> bool:
 
 
 def logical_accelerators(count: int) -> dict[str, Any]:
-    """Arguments for `ray.init` that give a CPU machine `count` logical GPUs, marked as such.
+    """Make arguments for `ray.init` that give a CPU machine `count` logical GPUs, marked as such.
 
     For `ray start`: `--num-gpus=N --resources='{"aent_cpu_platform": N}'`.
     """
     return {"num_gpus": count, "resources": {LOGICAL_RESOURCE: count}}
 
 
-def choose_platform(
-    *,
-    requested: str | None,
-    cluster_resources: Mapping[str, float] | None,
-    local_accelerator: Callable[[], bool],
-) -> str | None:
-    """Decides whether a run uses the CPU platform.
-
-    Args:
-        requested: Value of `VERL_PLATFORM`; anything non-empty is respected.
-        cluster_resources: Resources of the Ray cluster that the run joins, or None if it starts its own. A cluster
-            decides alone: its head node may have no accelerator while its workers do.
-        local_accelerator: Whether this machine has an accelerator; called only if Ray is to be started here.
-
-    Returns:
-        "cpu", or None to leave the choice to verl.
-    """
-    if requested and requested.strip():
-        return PLATFORM_NAME if requested.strip().lower() == PLATFORM_NAME else None
-    found = local_accelerator() if cluster_resources is None else cluster_has_accelerator(cluster_resources)
-    return None if found else PLATFORM_NAME
-
-
 def detect_platform(ray_address: str | None = None) -> str | None:
-    """`choose_platform` for this process; call it before `ray.init` and before verl resolves its platform.
+    """Decide whether a run uses the CPU platform; call it before `ray.init` and before verl resolves its platform.
+
+    What the environment names is respected. A Ray cluster that the run joins decides alone: its head node may have no
+    accelerator while its workers do. This machine decides only if Ray is to be started here.
 
     Args:
         ray_address: `ray_kwargs.ray_init.address` of the config, which means to Ray what it means here.
 
+    Returns:
+        "cpu", or None to leave the choice to verl.
+
     Raises:
         ConnectionError: if a Ray cluster is named and cannot be reached.
     """
-    requested = os.environ.get(PLATFORM_ENV, "").strip()
-    resources = None if requested else joined_cluster_resources(ray_address)
-    return choose_platform(requested=requested, cluster_resources=resources, local_accelerator=local_accelerator)
+    if os.environ.get(PLATFORM_ENV, "").strip():
+        return PLATFORM_NAME if is_selected() else None
+    resources = joined_cluster_resources(ray_address)
+    found = local_accelerator() if resources is None else cluster_has_accelerator(resources)
+    return None if found else PLATFORM_NAME
 
 
 def cluster_to_join(ray_address: str | None = None) -> str | None:
-    """Address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
+    """Find the address of the cluster that `ray.init(address=ray_address)` would join; None if it would start one."""
     address = ray_address or None
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
@@ -328,7 +301,7 @@ def cluster_to_join(ray_address: str | None = None) -> str | None:
 
 
 def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:
-    """Resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
+    """Read resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
 
     Joins the cluster for a moment where this process has not: Ray tells resources to its members only.
     """
@@ -347,7 +320,7 @@ def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float]
 
 
 def local_accelerator() -> bool:
-    """Whether a platform that verl knows, other than this one, is available on this machine."""
+    """Tell whether a platform that verl knows, other than this one, is available on this machine."""
     from verl.plugin.platform import PlatformRegistry
 
     for name in PlatformRegistry.registered_names():
@@ -368,7 +341,7 @@ def local_accelerator() -> bool:
 def runtime_env_vars(
     processes: int = 1, threads: int | None = None, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Environment variables for Ray's `runtime_env`, which must reach every worker on the CPU platform.
+    """Collect environment variables for Ray's `runtime_env`, which must reach every worker on the CPU platform.
 
     Args:
         processes: Training ranks on a machine.
@@ -388,10 +361,3 @@ def runtime_env_vars(
     variables = {name: environ.get(name) or value for name, value in defaults.items()}
     variables |= vllm_plugin.allowed(environ.get("VLLM_PLUGINS"))
     return variables | {PLATFORM_ENV: PLATFORM_NAME, "VLLM_TARGET_DEVICE": "cpu"}
-
-
-def __getattr__(name: str) -> Any:
-    """Makes `PlatformCPU` importable although its class is built on demand."""
-    if name == "PlatformCPU":
-        return platform_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

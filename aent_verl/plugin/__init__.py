@@ -1,1 +1,1 @@
-"""The only package that imports verl, Ray or vLLM; imported by their plug-in loaders, so it stays empty."""
+"""What runs inside verl; imported by the plug-in loaders of verl and vLLM, so this file stays empty."""

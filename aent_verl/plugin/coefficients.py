@@ -20,7 +20,7 @@ class Coefficients:
         self._states = {axis: controller.initial_state() for axis, controller in self._controllers.items()}
 
     def states(self) -> States:
-        """The current states; their ``coefficient`` is the one in force for the next training step."""
+        """Return the current states; their ``coefficient`` is the one in force for the next training step."""
         return self._states
 
     def observe_initial(self, entropy: float) -> States:
@@ -40,12 +40,12 @@ class Coefficients:
         return self._states
 
     def restore(self, states: States) -> None:
-        """Go on from saved states."""
+        """Continue from saved states."""
         self._states = states
 
 
 def actor_name() -> str:
-    """Name under which this job's actor is found; it holds the job's id, so that jobs may share a Ray namespace."""
+    """Name this job's actor; the name holds the job's id, so that jobs may share a Ray namespace."""
     return f"aent_verl_coefficient_{ray.get_runtime_context().get_job_id()}"
 
 

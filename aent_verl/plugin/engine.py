@@ -1,4 +1,4 @@
-"""FSDP engine whose log-probs and entropies come out of one op, on logits or in the place of verl's fused LM heads."""
+"""FSDP engine whose log-probs and entropies come from one op, on logits or in place of verl's fused LM heads."""
 
 import contextlib
 from typing import Any, cast
@@ -16,11 +16,10 @@ from aent_verl.core.backends import Kernel
 from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
-from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.methods.settings import FunctionalConfig
 from aent_verl.plugin.fused_head import Head, lm_head_of, replaced
-from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, REMOVED_MASS
-from aent_verl.plugin.minibatch_stats import PrePass
-from aent_verl.plugin.step import MEASURE_INITIAL
+from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, MEASURE_INITIAL, REMOVED_MASS
+from aent_verl.plugin.minibatch_stats import StatsPass
 
 MODEL_TYPE = "aent_language_model"
 
@@ -33,12 +32,12 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
     ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
     asks for it.
 
-    ``functional``, ``kernel``, ``pre_pass`` and ``truncation`` are set by the worker before the first step.
+    ``functional``, ``kernel``, ``stats_pass`` and ``truncation`` are set by the worker before the first step.
     """
 
     functional: FunctionalConfig
     kernel: Kernel = "auto"
-    pre_pass: PrePass | None = None
+    stats_pass: StatsPass | None = None
     # How the rollout cuts the distribution off: then the entropy of what is left is measured, too.
     truncation: Truncation = Truncation()
     # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
@@ -52,9 +51,9 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """As verl's; before it, in training, the pass without gradient that the method needs over all of ``data``."""
-        if not forward_only and self.pre_pass is not None and self.pre_pass.needed:
+        if not forward_only and self.stats_pass is not None and self.stats_pass.needed:
             output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
-            self.pre_pass(output, data, self.get_data_parallel_group())
+            self.stats_pass(output, data, self.get_data_parallel_group())
             del output
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
@@ -68,11 +67,11 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
-        """Whether the configured entropy is wanted: in training, and for the observation before the first update."""
+        """Tell whether the configured entropy is wanted: in training, and for the one before the first update."""
         return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
-        """What the op is asked for."""
+        """Arguments of the op."""
         functional = self.functional if self._measures(micro_batch) else FunctionalConfig("full")
         return {**functional.arguments(), "kernel": self.kernel}
 
@@ -84,7 +83,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
             key: tu.get_non_tensor_data(data=micro_batch, key=key, default=False)
             for key in ("calculate_entropy", "calculate_sum_pi_squared")
         }
-        real = _real_tokens(output_args, micro_batch)
+        real, sampled = _real_tokens(output_args, micro_batch), dict[str, Tensor]()
         if self._head is not None:
             log_probs, entropy, statistics = self._head.outputs(output)
             if asked_for["calculate_sum_pi_squared"]:
@@ -109,15 +108,14 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                     **self._settings(micro_batch),
                 )
             log_probs, entropy, statistics = cast(WithStatistics, result)
-            # Not in the pre-pass, which computes without gradient.
+            # Not in the pass for statistics, which computes without gradient.
             if self.truncation.active and self.mode == "train" and torch.is_grad_enabled():
-                statistics[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
+                sampled[ENTROPY_SAMPLED] = self.truncation.entropy(logits, temperature=temperature)
         results = {"log_probs": log_probs}
         if self._measures(micro_batch):
             results[ENTROPY] = entropy
         if self.mode == "train":
-            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
-            results |= {key: statistics[key] for key in (ENTROPY_SAMPLED,) if key in statistics}
+            results |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]} | sampled
         elif asked_for["calculate_entropy"]:
             results["entropy"] = statistics["entropy_full"]
         if asked_for["calculate_sum_pi_squared"]:
@@ -136,7 +134,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
 
 def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor | None:
-    """Mask ``[B, T]`` of the tokens that are no padding; None in the layout from which padding was removed."""
+    """Return the mask ``[B, T]`` of tokens that are not padding; None in the layout from which padding was removed."""
     if "temperature_rmpad" in output_args:
         return None
     lengths = micro_batch["input_ids"].offsets().diff()
@@ -146,7 +144,7 @@ def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor
 def _rows(
     logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Logits, labels and temperatures of all tokens, padding included: ``[N, V], [N], [N]``, without a copy of logits.
+    """Line up logits, labels and temperatures of all tokens, with padding: ``[N, V], [N], [N]``; copies no logits.
 
     Padding gets label 0; as its results are dropped it has no incoming gradient, and its own is 0.
     """
@@ -165,7 +163,7 @@ def _rows(
 
 
 def register() -> None:
-    """Register the engine for every device that verl's FSDP engine supports, and CPU; a second call does nothing."""
+    """Register the engine for every device that verl's FSDP engine supports, and CPU; a second call has no effect."""
     if MODEL_TYPE in EngineRegistry._engines:
         return
     EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(

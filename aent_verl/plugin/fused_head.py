@@ -2,7 +2,7 @@
 
 verl replaces the forward method of a model by one that hands hidden states and the LM head's weight to one of two
 functions, and returns their log-probs and entropy in place of logits. Every model that verl supports there goes through
-these two, so they are what we replace, here and nowhere else; what they look like is part of the contract (`compat`).
+these two, so they are what we replace, here and nowhere else; `verl_api.assumptions` holds what they look like.
 
 Our op runs as the forward method of the LM head itself. FSDP2 may hold the head as a unit of its own: its hooks then
 gather the weight, once, and reduce the weight's gradient, which a head that is bypassed does not get.
@@ -47,9 +47,9 @@ class Head:
     def forward(
         self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy in the shape of ``input_ids``, from ``[..., D]``, ``[V, D]`` and labels ``[...]``.
+        """Compute log-probs and entropy, shaped as ``input_ids``, from ``[..., D]``, ``[V, D]`` and labels ``[...]``.
 
-        ``vocab_weights`` is not looked at: it may be one rank's part of the LM head's weight.
+        ``vocab_weights`` is ignored: it may be one rank's part of the LM head's weight.
         """
 
         def op(hidden: Tensor) -> WithStatistics:
@@ -63,17 +63,9 @@ class Head:
             )
             return cast(WithStatistics, result)
 
-        before = vars(self._lm_head).get("forward")
-        self._lm_head.forward = op
-        try:
+        with _replaced(self._lm_head, "forward", op):
             # The call goes through FSDP's hooks.
             log_probs, entropy, self._statistics = self._lm_head(hidden_states)
-        finally:
-            if before is None:
-                # The method of the class shows again.
-                del self._lm_head.forward
-            else:
-                self._lm_head.forward = before
         return log_probs.view_as(input_ids), entropy.view_as(input_ids)
 
     def outputs(self, model_output: Any) -> WithStatistics:
@@ -93,33 +85,31 @@ class Head:
 
 
 def lm_head_of(model: Any) -> nn.Module:
-    """The LM head of a Hugging Face model, whose logits must be hidden states times its weight and nothing more.
+    """Find the LM head of a Hugging Face model, whose logits must be hidden states times its weight and nothing more.
 
     Raises:
         ValueError: they are more; verl's fused forward methods would compute other log-probs than the model's.
     """
     lm_head: nn.Module | None = model.get_output_embeddings()
+    text_config = model.config.get_text_config()
+    scaled = [name for name in SCALED_LOGITS if getattr(text_config, name, None) not in (None, 1.0)]
+    reason = None
     if hasattr(lm_head, "base_layer"):
-        raise ValueError(
-            "model.use_fused_kernels=True is not allowed: the LM head carries an adapter (LoRA), whose part of the "
-            "logits verl's fused forward method leaves out; set it to False, or take the LM head out of "
-            "model.target_modules"
+        reason = (
+            "the LM head carries an adapter (LoRA), whose part of the logits verl's fused forward method leaves out; "
+            "set it to False, or take the LM head out of model.target_modules"
         )
     # A unit of FSDP1 gathers its weight in the forward method that we replace.
-    if lm_head is None or isinstance(lm_head, FullyShardedDataParallel):
-        raise ValueError(
-            f"model.use_fused_kernels=True is not allowed: the LM head is a {type(lm_head).__name__}, whose logits are "
-            "not simply hidden states times its weight; set it to False"
-        )
-    if getattr(lm_head, "bias", None) is not None:
-        raise ValueError("model.use_fused_kernels=True is not allowed: the LM head has a bias, which verl leaves out")
-    for name in SCALED_LOGITS:
-        value = getattr(model.config.get_text_config(), name, None)
-        if value not in (None, 1.0):
-            raise ValueError(
-                f"model.use_fused_kernels=True is not allowed: the model's config has {name}={value!r}, which verl's "
-                "fused forward method leaves out; set it to False"
-            )
+    elif lm_head is None or isinstance(lm_head, FullyShardedDataParallel):
+        kind = type(lm_head).__name__
+        reason = f"the LM head is a {kind}, whose logits are not simply hidden states times its weight; set it to False"
+    elif getattr(lm_head, "bias", None) is not None:
+        reason = "the LM head has a bias, which verl leaves out"
+    elif scaled:
+        setting = f"{scaled[0]}={getattr(text_config, scaled[0])!r}"
+        reason = f"the model's config has {setting}, which verl's fused forward method leaves out; set it to False"
+    if lm_head is None or reason is not None:
+        raise ValueError(f"model.use_fused_kernels=True is not allowed: {reason}")
     logger.info("verl's fused LM head computes aent_verl's log-prob and entropy op")
     return lm_head
 
@@ -135,10 +125,25 @@ def replaced(lm_head: nn.Module, settings: dict[str, Any]) -> Iterator[Head]:
         assert reduction == "none"
         return head.forward(hidden, weight, labels, temperature)
 
-    before = torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy
-    torch_head.FusedLinearForPPO = lambda *_, **__: SimpleNamespace(forward=head.forward)
-    triton_head.linear_cross_entropy = cross_entropy
-    try:
+    def linear(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(forward=head.forward)
+
+    with (
+        _replaced(torch_head, "FusedLinearForPPO", linear),
+        _replaced(triton_head, "linear_cross_entropy", cross_entropy),
+    ):
         yield head
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give ``owner`` another attribute of its own for a while; one that only its class has shows again afterwards."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
     finally:
-        torch_head.FusedLinearForPPO, triton_head.linear_cross_entropy = before
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

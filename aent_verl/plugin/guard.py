@@ -1,8 +1,8 @@
-"""Never silently off: whoever asks for entropy control gets our trainer, or the run stops with what to type.
+"""Never silently off: whoever asks for entropy control gets our trainer, or the run stops and says what to type.
 
-Two ends watch each other. verl's trainers ask `check_config` before they are built, so that an ``entropy_control`` that
-never became our block stops a run which would train without it; that end is put in by our plug-in, and cannot see its
-own absence. So the actor's config asks `require`, which stops where the plug-in is not at work in its process.
+Two sides watch each other. verl's trainers ask `check_config` before they are built, so that an ``entropy_control``
+that never became our block stops a run which would train without it. Our plug-in installs that side, which cannot
+notice its own absence: so the actor's config asks `require`, which stops a process in which the plug-in is not active.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINERS = {
 
 
 class PlugInNotActiveError(RuntimeError):
-    """Our code would not run, or did not; going on would train without entropy control."""
+    """Our code would not run, or did not; to continue would train without entropy control."""
 
 
 def install() -> None:
@@ -61,7 +61,7 @@ def refuse_if_disabled() -> None:
 
 
 def require() -> None:
-    """Stop unless our plug-in is at work in this process.
+    """Stop unless our plug-in is active in this process.
 
     Raises:
         PlugInNotActiveError: it is switched off, verl did not load it, or it failed; the message says which.
@@ -74,7 +74,7 @@ def require() -> None:
         importlib.import_module(PLUGIN)
     except Exception as error:
         raise PlugInNotActiveError(
-            f"aent_verl's plug-in cannot be loaded ({type(error).__name__}: {error}): mend that, or install aent_verl "
+            f"aent_verl's plug-in cannot be loaded ({type(error).__name__}: {error}): fix that, or install aent_verl "
             "again with what it needs"
         ) from error
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS")

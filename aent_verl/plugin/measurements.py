@@ -1,4 +1,4 @@
-"""What leaves each rank, and what the driver makes of it: sums over tokens become means, shares and quantiles.
+"""What each rank reports, and what the driver makes of it: sums over tokens become means, shares and quantiles.
 
 verl sums a SUM metric over micro-batches and averages it over ranks and mini-batches. So the ratio of two such metrics
 is the exact mean over all tokens of the step, whatever the aggregation of the loss and the size of micro-batches.
@@ -14,12 +14,12 @@ from verl.utils.metric import AggregationType, Metric
 
 from aent_verl.core.diagnostics import BINS, covariance_from_sums, entropy_histogram, histogram_quantiles
 from aent_verl.core.numerics import masked_sum
+from aent_verl.methods.micro_batch import MicroBatch
+from aent_verl.methods.step import MiniBatchStats, StepValues
 from aent_verl.plugin.guard import PlugInNotActiveError
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.plugin.step import StepValues, WholeBatch
 
 # Names avoid "max" and "min", which verl's metric reduction reads as instructions.
-SUM, BIN, WHOLE, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/whole/", "aent/lowest/", "aent/highest/"
+SUM, BIN, STATS, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/stats/", "aent/lowest/", "aent/highest/"
 BONUS_LOSS = "aent/bonus_loss"
 MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
 # Only where the rollout truncates.
@@ -30,9 +30,15 @@ COEFFICIENTS = ("bonus", "advantages")
 
 @torch.no_grad()
 def of_micro_batch(
-    batch: MicroBatch, *, shaped: Tensor, bonus_weight: Tensor, bonus_loss: Tensor, step: StepValues, whole: WholeBatch
+    batch: MicroBatch,
+    *,
+    shaped: Tensor,
+    bonus_weight: Tensor,
+    bonus_loss: Tensor,
+    step: StepValues,
+    stats: MiniBatchStats,
 ) -> dict[str, Metric]:
-    """Metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
+    """Collect metrics of one micro-batch for verl to reduce; the device is asked once for all of them.
 
     Args:
         batch: the tokens.
@@ -40,7 +46,7 @@ def of_micro_batch(
         bonus_weight: weight of each token in the bonus, ``[B, T]``.
         bonus_loss: the bonus's part of the loss, ``[]``.
         step: what the driver sent.
-        whole: what the pre-pass found.
+        stats: what was measured of the mini-batch.
     """
     advantages, log_prob = batch.advantages, batch.log_prob
     values = {
@@ -66,10 +72,10 @@ def of_micro_batch(
         name: Metric(value=number, aggregation=AggregationType.SUM) for name, number in zip(names, numbers, strict=True)
     }
     for name in COEFFICIENTS:
-        metrics[LOWEST + name] = Metric(value=getattr(step, name), aggregation=AggregationType.MIN)
-        metrics[HIGHEST + name] = Metric(value=getattr(step, name), aggregation=AggregationType.MAX)
+        metrics[LOWEST + name] = Metric(value=getattr(step, f"{name}_coefficient"), aggregation=AggregationType.MIN)
+        metrics[HIGHEST + name] = Metric(value=getattr(step, f"{name}_coefficient"), aggregation=AggregationType.MAX)
     return metrics | {
-        WHOLE + name: Metric(value=value, aggregation=AggregationType.MEAN) for name, value in whole.report.items()
+        STATS + name: Metric(value=value, aggregation=AggregationType.MEAN) for name, value in stats.report.items()
     }
 
 
@@ -102,13 +108,13 @@ def of_step(metrics: dict[str, Any], sent: StepValues) -> dict[str, float]:
         for share, value in zip(QUANTILES, histogram_quantiles(histogram, QUANTILES), strict=True)
     }
     return result | {
-        "aent/" + key.removeprefix(WHOLE): float(value) for key, value in ours.items() if key.startswith(WHOLE)
+        "aent/" + key.removeprefix(STATS): float(value) for key, value in ours.items() if key.startswith(STATS)
     }
 
 
 def _check_coefficients(ours: Mapping[str, Any], sent: StepValues) -> None:
     for name in COEFFICIENTS:
-        lowest, highest, value = ours[LOWEST + name], ours[HIGHEST + name], getattr(sent, name)
+        lowest, highest, value = ours[LOWEST + name], ours[HIGHEST + name], getattr(sent, f"{name}_coefficient")
         # Not equality: verl takes the mean over the mini-batches, and that of equal numbers may differ in the last bit.
         if not all(math.isclose(end, value, rel_tol=1e-9, abs_tol=1e-12) for end in (lowest, highest)):
             raise PlugInNotActiveError(

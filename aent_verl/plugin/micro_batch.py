@@ -1,7 +1,6 @@
-"""The tokens of a micro-batch, or of a rank's whole mini-batch, as padded tensors."""
+"""What our code puts into verl's batches and reads back, and the tokens of a micro-batch as padded tensors."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -10,47 +9,64 @@ from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
-from aent_verl.plugin.step import ACCURACY, CHOSEN, SAMPLE
+from aent_verl.methods.micro_batch import MicroBatch
+from aent_verl.methods.step import MiniBatchStats, StepValues
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
 
+# Metadata: the driver's `StepValues`, the mini-batch's `MiniBatchStats`, and whether the pass over old log-probs is to
+# return the configured entropy, too.
+STEP = "aent_step"
+MINIBATCH_STATS = "aent_minibatch_stats"
+MEASURE_INITIAL = "aent_measure_initial"
+# Fields per sample, where a method needs them, and the tokens that Clip-Cov or KL-Cov chose.
+SAMPLE = "aent_sample"
+ACCURACY = "aent_accuracy"
+CHOSEN = "aent_chosen"
+# Outputs of our engine.
 ENTROPY = "aent_entropy"
 ENTROPY_FULL = "aent_entropy_full"
 ENTROPY_SAMPLED = "aent_entropy_sampled"
 REMOVED_MASS = "aent_removed_mass"
-# What verl's policy and KL losses read of a batch beside the mask, nested [B, j] over the response.
+# What verl's policy and KL losses read of a batch besides the mask, nested [B, j] over the response.
 _READ_BY_LOSSES = ("old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """What the methods work on. ``B`` responses of at most ``T`` tokens; outside ``mask`` values mean nothing.
+def step_values(data: TensorDict) -> StepValues:
+    """Read the values that the driver sent with this batch.
+
+    Raises:
+        RuntimeError: the batch carries none, so the driver does not run our trainer.
+    """
+    values = tu.get_non_tensor_data(data=data, key=STEP, default=None)
+    if values is None:
+        raise RuntimeError(
+            "this batch carries no entropy coefficient: the driver does not run an aent_verl trainer; "
+            "set trainer.v1.trainer_mode=aent_sync"
+        )
+    assert isinstance(values, StepValues)
+    return values
+
+
+def minibatch_stats(data: TensorDict) -> MiniBatchStats:
+    """Read the statistics of the mini-batch of this micro-batch; empty where no method needs them."""
+    found = tu.get_non_tensor_data(data=data, key=MINIBATCH_STATS, default=None)
+    return MiniBatchStats() if found is None else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerlMicroBatch(MicroBatch):
+    """A micro-batch of verl's, or a rank's mini-batch.
 
     Attributes:
-        mask: response tokens that take part in the loss, ``[B, T]``.
-        log_prob: of the sampled tokens under the current policy, ``[B, T]``, with gradient.
-        old_log_prob: the same under the policy of the old-log-prob pass, ``[B, T]``.
-        advantages: as verl computed them, ``[B, T]``.
-        entropy: the configured functional, nats, ``[B, T]``, with gradient.
-        entropy_full: entropy of the full distribution, nats, ``[B, T]``, no gradient.
-        removed_mass: probability that the functional leaves out, ``[B, T]``, no gradient.
-        data: verl's micro-batch.
+        data: verl's batch.
         all_log_probs: nested ``[B, j]`` over prompt and response, position ``i`` holding that of token ``i + 1``.
-        entropy_sampled: entropy of what the rollout samples from, nats, ``[B, T]``, no gradient; None if it truncates
-            nothing.
     """
 
-    mask: Tensor
-    log_prob: Tensor
-    old_log_prob: Tensor
-    advantages: Tensor
-    entropy: Tensor
-    entropy_full: Tensor
-    removed_mass: Tensor
     data: TensorDict
     all_log_probs: Tensor
-    entropy_sampled: Tensor | None = None
 
     @classmethod
-    def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "MicroBatch":
+    def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "VerlMicroBatch":
         """Pad what the engine returned and what the batch holds.
 
         Raises:
@@ -89,24 +105,24 @@ class MicroBatch:
 
     @property
     def chosen(self) -> Tensor:
-        """Tokens that the pre-pass chose, ``[B, T]``."""
+        """Tokens that Clip-Cov or KL-Cov chose, ``[B, T]``."""
         return self.data.select(CHOSEN).to_padded_tensor()[CHOSEN].bool()
 
     def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
-        """Log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
+        """See `MicroBatch`."""
         values = self.all_log_probs.detach().to_padded_tensor(0.0)
         lengths = self.data["prompts"].offsets().diff() - 1
         return values, torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
 
     def nested(self, value: Tensor) -> Tensor:
-        """A padded per-token tensor in the layout of the batch's own; ``[B, T]`` to nested ``[B, j]``."""
+        """Convert a padded per-token tensor to the layout of the batch; ``[B, T]`` to nested ``[B, j]``."""
         return response_to_nested(value, self.data["response_mask"])
 
     def for_policy_loss(self, advantages: Tensor) -> tuple[Tensor, TensorDict]:
-        """Log-probs and batch for verl's losses, 0 at every token outside ``mask``; nested ``[B, j]`` as they came.
+        """Copy log-probs and batch for verl's losses, 0 at every token outside ``mask``; nested ``[B, j]`` as before.
 
-        Two of verl's aggregations multiply the loss by the mask, and NaN times 0 is NaN. So whatever stands outside
-        the mask must not enter it; finite values there add 0 to loss and gradient, as these zeros do.
+        Two of verl's aggregations multiply the loss by the mask, and NaN times 0 is NaN. So nothing outside the
+        mask may enter it; finite values there add 0 to loss and gradient, as these zeros do.
 
         Args:
             advantages: after shaping, ``[B, T]``.
@@ -127,22 +143,21 @@ class MicroBatch:
                 data[key] = _zero_unless(kept, data[key], longest=self.mask.shape[1])
         return _zero_unless(in_loss, log_probs), data
 
-    def aggregate(self, term: Tensor, config: Any, mode: str | None = None, *, over: Tensor | None = None) -> Tensor:
-        """This part of verl's ``agg_loss`` of a per-token ``term`` over the whole mini-batch, in ``mode`` or the run's.
+    def aggregate_bonus(self, term: Tensor, config: EntropyControlActorConfig) -> Tensor:
+        """Aggregate this micro-batch's part of a term of the bonus, ``[B, T]``, with verl's ``agg_loss``.
 
-        ``over``, Boolean ``[B, T]``, takes the place of the response mask; the divisors that verl gives for the whole
-        mini-batch, its tokens and its responses, stay those of all response tokens.
-
-        The parts of all micro-batches add up, and the ranks' average, to the aggregate over the mini-batch.
+        The parts of all micro-batches add up, and the ranks' average, to the aggregate over the mini-batch. An anchored
+        bonus replaces the response mask; the divisors that verl gives for the mini-batch, its tokens and its responses,
+        stay those of all response tokens.
         """
-        batch = {key: tu.get_non_tensor_data(self.data, key, None) for key in ("dp_size", "batch_num_tokens")}
+        bonus = config.control.bonus
+        sizes = ("dp_size", "batch_num_tokens", "global_batch_size")
         return agg_loss(
             loss_mat=term,
-            loss_mask=self.mask if over is None else over,
-            loss_agg_mode=mode or config.loss_agg_mode,
-            global_batch_size=tu.get_non_tensor_data(self.data, "global_batch_size", None),
+            loss_mask=bonus.averaged_tokens(self.entropy, self.mask),
+            loss_agg_mode=bonus.loss_agg_mode or config.loss_agg_mode,
             loss_scale_factor=config.loss_scale_factor,
-            **batch,
+            **{key: tu.get_non_tensor_data(self.data, key, None) for key in sizes},
         )
 
     def _per_sample(self, key: str) -> Tensor:
@@ -152,7 +167,7 @@ class MicroBatch:
 
 
 def _zero_unless(kept: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
-    """The nested tensor ``value`` with 0 where ``kept``, ``[total tokens]``, is false.
+    """Copy the nested tensor ``value`` with 0 where ``kept``, ``[total tokens]``, is false.
 
     ``longest`` is the width that it is padded to; without it torch takes the number of all tokens.
     """

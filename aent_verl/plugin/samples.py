@@ -1,4 +1,4 @@
-"""What the driver knows about samples and the workers need: an index that does not depend on chance, and accuracies."""
+"""What the driver tells the workers about samples: an index that does not depend on chance, and accuracies."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ EXTRA = "reward_extra_info"
 
 
 def sample_indices(order: Sequence[tuple[Any, ...]]) -> Tensor:
-    """Rank of each sample in the order of its sort key; ``[B]`` int64.
+    """Compute the rank of each sample in the order of its sort key; ``[B]`` int64.
 
     verl's ``uid`` is random, and the order of a batch depends on which answer came first and on the number of ranks.
     The key must not: samples that fill up the batch come last, then data source, row and number of the rollout count,
@@ -27,7 +27,7 @@ def sample_indices(order: Sequence[tuple[Any, ...]]) -> Tensor:
 def group_accuracies(
     uids: Sequence[str], extra: Sequence[Any], scores: Sequence[float], real: Sequence[bool]
 ) -> Tensor:
-    """Mean accuracy of each sample's group; ``[B]`` fp32 in ``[0, 1]``.
+    """Compute the mean accuracy of each sample's group; ``[B]`` fp32 in ``[0, 1]``.
 
     The accuracy of a sample is the reward function's ``acc``, else its score.
 
@@ -49,7 +49,7 @@ def group_accuracies(
 
 
 def accuracy_of(extra: Any, score: float) -> float:
-    """The accuracy of one sample with verl's ``extra_fields`` and score.
+    """Compute the accuracy of one sample with verl's ``extra_fields`` and score.
 
     Raises:
         ValueError: as `group_accuracies`.
@@ -60,7 +60,7 @@ def accuracy_of(extra: Any, score: float) -> float:
     if not 0.0 <= accuracy <= 1.0:
         name = "score" if given is None else ACC
         raise ValueError(
-            f"{name}={accuracy!r} of a sample is no accuracy: a method that weighs by difficulty needs a reward "
-            "function that returns `acc` in [0, 1] beside its score, or a score in [0, 1]"
+            f"{name}={accuracy!r} of a sample is not an accuracy: a method that weighs by difficulty needs a "
+            "reward function that returns `acc` in [0, 1] with its score, or a score in [0, 1]"
         )
     return accuracy

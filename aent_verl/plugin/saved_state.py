@@ -15,7 +15,7 @@ from aent_verl.plugin.coefficients import States
 NAME = "entropy_control.json"
 VERSION = 3
 RESTART = "entropy_control.restart_controller=true"
-AFRESH = f"to go on with the controllers at their initial state, add {RESTART}"
+AFRESH = f"to continue with the controllers at their initial state, add {RESTART}"
 
 
 class StateFileError(RuntimeError):
@@ -64,8 +64,8 @@ def read(
         controllers: its controllers by axis.
 
     Returns:
-        The states to go on with, the fit of the entropy's change, and a sentence on each thing in which this run
-        differs from the one that saved them.
+        The states to continue with, the fit of the entropy's change, and a sentence on each difference between this
+        run and the one that saved them.
 
     Raises:
         StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
@@ -105,7 +105,7 @@ def read(
         states,
         change,
         [
-            f"the checkpoint {folder} was saved with {name} {old}, and this run goes on with {new}"
+            f"the checkpoint {folder} was saved with {name} {old}, and this run continues with {new}"
             for name, (old, new) in changed.items()
             if old != new
         ],
@@ -113,7 +113,7 @@ def read(
 
 
 def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, anchor: dict[str, Any]) -> None:
-    """Refuse an initial entropy that was averaged otherwise than this run averages: it is no distance to take."""
+    """Refuse an initial entropy that was averaged differently: the two do not compare."""
     if initial is None:
         raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
     again = f"to measure it again before the next step and start the controllers afresh, add {RESTART}"

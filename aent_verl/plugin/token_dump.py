@@ -1,4 +1,4 @@
-"""Writes the first responses of each step out token by token, from inside the loss; `aent-verl tokens` shows them."""
+"""Writes the first responses of each step token by token, from inside the loss; `aent-verl tokens` shows them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from aent_verl.methods.settings import EntropyControlConfig
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.viewing import tokens
+from aent_verl.plugin.micro_batch import VerlMicroBatch
+from aent_verl.runs import token_records
 
 
 @dataclass
 class TokenDump:
-    """Writes the samples of lowest index of each step, the first time that it meets them in that step.
+    """Writes the samples of lowest index of each step, when it first meets them in that step.
 
     Attributes:
         control: says how many, and where to.
@@ -28,7 +28,7 @@ class TokenDump:
     _written: set[int] = field(default_factory=set)
 
     @torch.no_grad()
-    def write(self, batch: MicroBatch, *, shaped: Tensor, bonus_weight: Tensor, step: int) -> None:
+    def write(self, batch: VerlMicroBatch, *, shaped: Tensor, bonus_weight: Tensor, step: int) -> None:
         """Write those of this micro-batch that are due.
 
         Args:
@@ -39,25 +39,27 @@ class TokenDump:
         """
         if step != self._step:
             self._step, self._written = step, set()
-        samples = batch.sample.tolist()
-        due = [(row, index) for row, index in enumerate(samples) if index < self.control.token_dump]
-        due = [(row, index) for row, index in due if index not in self._written and bool(batch.mask[row].any())]
+        due = [
+            (row, index)
+            for row, index in enumerate(batch.sample.tolist())
+            if index < self.control.token_dump and index not in self._written and bool(batch.mask[row].any())
+        ]
         if not due:
             return
         self._written |= {index for _, index in due}
         assert self.control.token_dump_dir is not None
         records = [self._record(batch, row, index, shaped[row], bonus_weight[row]) for row, index in due]
-        tokens.write_records(tokens.dump_file(self.control.token_dump_dir, step, self.rank), records)
+        token_records.write_records(token_records.dump_file(self.control.token_dump_dir, step, self.rank), records)
 
     def _record(
-        self, batch: MicroBatch, row: int, index: int, shaped: Tensor, bonus_weight: Tensor
-    ) -> tokens.TokenRecord:
+        self, batch: VerlMicroBatch, row: int, index: int, shaped: Tensor, bonus_weight: Tensor
+    ) -> token_records.TokenRecord:
         data = batch.data
         prompt, response = data["prompts"][row].tolist(), data["responses"][row].tolist()
         length = len(response)
         advantage = batch.advantages[row, :length].tolist()
         pairs = zip(shaped.tolist(), advantage, strict=False)
-        return tokens.TokenRecord(
+        return token_records.TokenRecord(
             step=self._step,
             sample=index,
             rank=self.rank,

@@ -1,4 +1,4 @@
-"""The driver's part: ask for the coefficients, send them with the batch, measure, move the controllers once."""
+"""The driver's part: ask for the coefficients, send them with the batch, measure, apply the controllers once."""
 
 import dataclasses
 import json
@@ -21,16 +21,18 @@ from verl.workers.utils.padding import response_from_nested
 
 from aent_verl.core.controllers import Schedule
 from aent_verl.core.diagnostics import EntropyChange
-from aent_verl.methods.settings import EntropyControlActorConfig, EntropyControlConfig
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.methods.step import StepValues
 from aent_verl.platforms import cpu
-from aent_verl.plugin import coefficients, loss, measurements, samples, saved_state, step
+from aent_verl.plugin import coefficients, losses, measurements, micro_batch, samples, saved_state
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
-from aent_verl.plugin.micro_batch import ENTROPY
-from aent_verl.plugin.minibatch_stats import PrePass
-from aent_verl.plugin.step import StepValues
+from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
+from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
 from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
 from aent_verl.runs import worker_reports
+from aent_verl.runs.checkpoints import step_folder
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -58,7 +60,7 @@ class EntropyControlMixin(PPOTrainer):
             )
 
     def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
-        """Follow these settings; the workers have the same.
+        """Follow these settings; the workers do the same.
 
         Raises:
             PlugInNotActiveError: there are none.
@@ -69,7 +71,7 @@ class EntropyControlMixin(PPOTrainer):
                 f"trainer.v1.trainer_mode=aent_{self.base_mode} has no method: the preset sets both. Type\n  {LINE}"
             )
         self.entropy_control = control
-        self._needs_samples = PrePass(actor_config).needs_samples or self.entropy_control.token_dump > 0
+        self._needs_samples = StatsPass(actor_config).needs_samples or self.entropy_control.token_dump > 0
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -114,49 +116,48 @@ class EntropyControlMixin(PPOTrainer):
             return super()._compute_old_log_prob(batch, metrics)
         if self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[step.MEASURE_INITIAL] = True
+        batch.extra_info[micro_batch.MEASURE_INITIAL] = True
         batch = super()._compute_old_log_prob(batch, metrics)
-        batch.extra_info.pop(step.MEASURE_INITIAL, None)
+        batch.extra_info.pop(micro_batch.MEASURE_INITIAL, None)
         entropy = self._initial_entropy(batch)
         ray.get(self._coefficients.observe_initial.remote(entropy))
         logger.info("entropy before the first update: %g nats (%s)", entropy, self.entropy_control.functional)
         return batch
 
     def _initial_entropy(self, batch: KVBatchMeta) -> float:
-        """The entropy of the whole batch as the bonus aggregates it, or its token mean, in nats."""
-        fields = [ENTROPY, "response_mask", *([step.ACCURACY] if self.entropy_control.needs_accuracy else [])]
+        """Measure the entropy of the step's batch as the bonus aggregates it, or its token mean, in nats."""
+        fields = [ENTROPY, "response_mask", *([ACCURACY] if self.entropy_control.needs_accuracy else [])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
         padded = data.select(ENTROPY, "response_mask").to_padded_tensor()
         actor = self.config.actor_rollout_ref.actor
-        return self.entropy_control.initial_entropy(
+        return initial_entropy(
+            self.entropy_control,
             padded[ENTROPY],
             padded["response_mask"].bool(),
-            accuracy=data.get(step.ACCURACY),
+            accuracy=data.get(ACCURACY),
             loss_agg_mode=actor.loss_agg_mode,
             loss_scale_factor=actor.loss_scale_factor,
         )
 
     def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """Put what the workers need to know about each sample beside the batch's other fields."""
+        """Add the fields of each sample that the workers need to the batch."""
         fields: dict[str, Any] = {}
         asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
-        there = set(data.keys())
-        columns = {key: _column(data[key]) for key in asked if key in there}
+        columns = {key: _column(data[key]) for key in set(data.keys()).intersection(asked)}
         blank = [0] * len(batch)
         filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
         if self._needs_samples:
             known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
             order = zip(filler, *known, batch.keys, strict=True)
-            fields[step.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+            fields[micro_batch.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
         if self.entropy_control.needs_accuracy:
-            # A reward model in the workers' place puts `acc` beside the score, a reward function into extra_fields.
             extra = columns.get("extra_fields", blank)
-            extra = (
-                [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]] if samples.ACC in there else extra
-            )
-            fields[step.ACCURACY] = samples.group_accuracies(
+            # A reward model in the workers' place puts `acc` next to the score, a reward function into extra_fields.
+            if samples.ACC in columns:
+                extra = [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]]
+            fields[ACCURACY] = samples.group_accuracies(
                 [str(uid) for uid in columns["uid"]],
                 extra,
                 [float(score.sum()) for score in columns["rm_scores"]],
@@ -175,14 +176,14 @@ class EntropyControlMixin(PPOTrainer):
         sent = StepValues(
             step=self.global_steps,
             total_steps=self._total_steps,
-            bonus=self._in_force("bonus", before),
-            advantages=self._in_force("advantages", before),
+            bonus_coefficient=self._in_force("bonus", before),
+            advantages_coefficient=self._in_force("advantages", before),
             initial_entropy=before["bonus"].initial_entropy,
             entropy_mean=before["bonus"].entropy_mean,
         )
         if self._needs_samples or self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[step.STEP] = sent
+        batch.extra_info[micro_batch.STEP] = sent
         batch = super()._update_actor(batch, metrics)
         measured = measurements.of_step(metrics, sent)
         entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
@@ -191,7 +192,7 @@ class EntropyControlMixin(PPOTrainer):
         return batch
 
     def _in_force(self, axis: str, states: coefficients.States) -> float:
-        """The coefficient of this step; a schedule has gone on through steps without an update of the actor."""
+        """Return the coefficient of this step; a schedule continues through steps without an update of the actor."""
         controller = self._controllers[axis]
         if isinstance(controller, Schedule):
             return controller.coefficient_at(self.global_steps)
@@ -213,13 +214,13 @@ class EntropyControlMixin(PPOTrainer):
             entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
         )
         about = {
-            "aent/coefficient": sent.bonus,
+            "aent/coefficient": sent.bonus_coefficient,
             "aent/coefficient_next": new.coefficient,
             "aent/coefficient_at_bound": float(new.at_bound),
             "aent/bound_hits": new.bound_hits,
             "aent/band_side": new.band_side,
             "aent/nonfinite_steps": new.nonfinite,
-            "aent/advantages_coefficient": sent.advantages,
+            "aent/advantages_coefficient": sent.advantages_coefficient,
             "aent/coefficient_before_gate": old.level,
             "aent/initial_entropy": new.initial_entropy,
             "aent/entropy_mean": old.entropy_mean,
@@ -230,7 +231,7 @@ class EntropyControlMixin(PPOTrainer):
 
     def _save_checkpoint(self) -> None:
         # Before verl's own files: its tracker names this folder only once it is complete.
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        folder = step_folder(self.config.trainer.default_local_dir, self.global_steps)
         saved_state.write(folder, control=self.entropy_control, states=self._states(), change=self._entropy_change)
         super()._save_checkpoint()
 
@@ -242,7 +243,7 @@ class EntropyControlMixin(PPOTrainer):
             self._restart_controllers()
             return
         trainer = self.config.trainer
-        folder = os.path.join(trainer.default_local_dir, f"global_step_{self.global_steps}")
+        folder = step_folder(trainer.default_local_dir, self.global_steps)
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
         states, self._entropy_change, changes = saved_state.read(
@@ -254,7 +255,7 @@ class EntropyControlMixin(PPOTrainer):
         logger.info("controllers resumed from %s: %s", folder, states)
 
     def _restart_controllers(self) -> None:
-        """Start afresh in the middle of a run: what depends on the step alone goes on from it."""
+        """Start afresh in the middle of a run: what depends on the step alone continues from it."""
         done = self.global_steps
         logger.warning("resuming at step %d with the controllers at their initial state", done)
         if self.entropy_control.needs_initial_entropy:
@@ -267,7 +268,7 @@ class EntropyControlMixin(PPOTrainer):
 
 
 def _column(values: Any) -> list[Any]:
-    """One value per sample of a field of a batch; verl hands out tensors, lists, and tensordict's stacks of objects."""
+    """List a field of a batch by sample; verl hands out tensors, lists, and tensordict's stacks of objects."""
     if isinstance(values, torch.Tensor):
         return list(values.unbind())
     return list(values) if isinstance(values, list) else values.tolist()
@@ -284,7 +285,7 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
         raise PlugInNotActiveError(f"no worker reports an actor: {reports}")
     wanted = {
         "engine": EntropyControlEngine.__name__,
-        "loss": loss.entropy_control_loss.__name__,
+        "loss": losses.entropy_control_loss.__name__,
         "method": expected.method,
         "functional": str(expected.functional),
         "bonus": str(expected.bonus),

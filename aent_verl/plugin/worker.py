@@ -11,15 +11,15 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from aent_verl.core.sampled import Truncation
-from aent_verl.methods.settings import EntropyControlActorConfig
 from aent_verl.platforms import cpu, weight_sockets
-from aent_verl.plugin import coefficients, engine, policy_losses
-from aent_verl.plugin.loss import entropy_control_loss
-from aent_verl.plugin.minibatch_stats import PrePass
+from aent_verl.plugin import coefficients, engine, losses
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
+from aent_verl.plugin.losses import entropy_control_loss
+from aent_verl.plugin.minibatch_stats import StatsPass
 from aent_verl.plugin.token_dump import TokenDump
 
 engine.register()
-policy_losses.register()
+losses.register()
 cpu.register_engines()
 
 
@@ -59,7 +59,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
         assert control is not None
         actor_engine = self.actor.engine
         actor_engine.functional, actor_engine.kernel = control.functional, control.kernel
-        actor_engine.pre_pass = PrePass(config)
+        actor_engine.stats_pass = StatsPass(config)
         actor_engine.truncation = Truncation(self.config.rollout.top_k, self.config.rollout.top_p)
         tokenizer = self.actor.model_config.tokenizer
         # Of the ranks that share a sequence one writes it.
@@ -69,16 +69,14 @@ class EntropyControlWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     async def entropy_control_report(self) -> dict[str, Any]:
-        """What this rank really runs: the driver's proof that the plug-in is active, and the text of the banner."""
+        """Report what this rank runs: the driver's proof that the plug-in is active, and the text of the banner."""
+        report = {"rank": self.rank, "pid": os.getpid(), "role": self.role}
         if self.actor is None:
-            return {"rank": self.rank, "pid": os.getpid(), "role": self.role}
+            return report
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
         states: coefficients.States = await ray.get_actor(coefficients.actor_name()).states.remote()
-        return {
-            "rank": self.rank,
-            "pid": os.getpid(),
-            "role": self.role,
+        return report | {
             "engine": type(self.actor.engine).__name__,
             "device": self.actor.device_name,
             "loss": getattr(loss.func, "__name__", str(loss.func)),

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aent_verl.preflight.findings import Finding, Setting
 from aent_verl.preflight.schema import has, value
-from aent_verl.verl_api.facts import resolve
+from aent_verl.verl_api.checks import resolve
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 MODEL = "actor_rollout_ref.model"

@@ -20,7 +20,7 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     Returns:
         What has no effect or loses work, then what is illegal, or a line on the method.
     """
-    from aent_verl.methods.blocks import NoEffectWarning
+    from aent_verl.methods.parsing import NoEffectWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

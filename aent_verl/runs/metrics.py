@@ -1,7 +1,8 @@
-"""The metrics of a run, as verl's ``file`` logger writes them: one line ``{"step": n, "data": {name: value}}`` a step.
+"""The metrics of a run: the lines of verl's ``file`` logger, or TensorBoard's event files.
 
-verl empties the file whenever a run starts, so `rotate` moves that of an earlier start away before: ``metrics.1.jsonl``
-is the oldest, then ``metrics.2.jsonl`` and so on, and ``metrics.jsonl`` is the newest.
+verl writes one line ``{"step": n, "data": {name: value}}`` a step. It empties the file whenever a run starts, so
+`rotate` moves that of the previous start away first: ``metrics.1.jsonl`` is the oldest, then ``metrics.2.jsonl`` and so
+on, and ``metrics.jsonl`` is the newest.
 """
 
 import json
@@ -9,7 +10,10 @@ import logging
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from aent_verl import _util
 
 METRICS_FILE = "metrics.jsonl"
 REWARD = "critic/score/mean"
@@ -25,6 +29,7 @@ RESPONSE_LENGTH = "response_length/mean"
 # One step's metrics by name. JSON has no NaN and verl's logger writes null for it; here it is NaN again.
 Metrics = dict[str, float]
 
+_EVENTS = "*tfevents*"
 _OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 # A data source may itself hold slashes, as in openai/gsm8k.
 _VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+")
@@ -32,10 +37,47 @@ _VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+
 logger = logging.getLogger(__name__)
 
 
+def read_metrics(path: str | Path) -> dict[int, Metrics]:
+    """Metrics by step, in ascending order.
+
+    Args:
+        path: a run's folder with ``metrics.jsonl`` in it, one such file of verl's ``file`` logger under any name, or a
+            folder with TensorBoard's event files in it or below it.
+
+    Raises:
+        FileNotFoundError: there is nothing of that kind.
+        ValueError: damaged, or no step in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        steps = read_file(path)
+        if not steps:
+            raise ValueError(f"{path} holds no step: the run ended before its first one, see its log")
+        return dict(sorted(steps.items()))
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not there: give the folder of a run, or its metrics file")
+    try:
+        return read_run(path)
+    except FileNotFoundError:
+        pass
+    folders = sorted({file.parent for file in path.rglob(_EVENTS)})
+    if not folders:
+        raise FileNotFoundError(
+            f"{path} has neither {METRICS_FILE} nor TensorBoard's event files: give the folder of a run whose "
+            "trainer.logger includes 'file' or 'tensorboard', or the .jsonl file itself"
+        )
+    if len(folders) > 1:
+        raise ValueError(
+            f"{path} has TensorBoard's event files of {len(folders)} runs below it "
+            f"({', '.join(str(folder.relative_to(path)) for folder in folders[:3])}, ...): give one of them"
+        )
+    return _read_tensorboard(folders[0])
+
+
 def read_run(folder: str | Path) -> dict[int, Metrics]:
     """All steps of a run in ascending order, over every start of it.
 
-    A later start goes on from a checkpoint, so what it logged replaces all that an earlier one had logged from there
+    A later start resumes from a checkpoint, so what it logged replaces all that an earlier one had logged from there
     on, including steps that the later one has not reached yet. The last line of a file may be incomplete: the run is
     writing it, or was killed while it did.
 
@@ -44,7 +86,8 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
         ValueError: a line before the last is no metrics line, or there is no step at all.
     """
     folder = Path(folder)
-    files = _files(folder)
+    newest = folder / METRICS_FILE
+    files = [*_older(folder).values(), *([newest] if newest.is_file() else [])]
     if not files:
         raise FileNotFoundError(
             f"no {METRICS_FILE} in {folder}: give the folder of a run (run.dir) whose trainer.logger includes 'file'"
@@ -55,12 +98,35 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
         if not steps:
             continue
         first = min(steps)
-        run = {step: data for step, data in run.items() if step < first or (step == first and _resumes(steps[first]))}
+        # A start whose first line only validates its checkpoint adds to that step and does not redo it.
+        kept = first + 1 if all(key.startswith("val-") for key in steps[first]) else first
+        run = {step: data for step, data in run.items() if step < kept}
         for step, data in steps.items():
             run[step] = run.get(step, {}) | data
     if not run:
         raise ValueError(f"no step in {', '.join(map(str, files))}: the run ended before its first step, see its log")
     return dict(sorted(run.items()))
+
+
+def read_file(file: Path) -> dict[int, Metrics]:
+    """All steps of one file, in its order; an incomplete last line is left out.
+
+    Raises:
+        ValueError: a line before the last is no metrics line.
+    """
+    steps: dict[int, Metrics] = {}
+    lines = file.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            step, data = _parse(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{file}, line {number} of {len(lines)} is no metrics line ({error}): remove that line, or the file"
+            ) from None
+        steps[step] = steps.get(step, {}) | data
+    return steps
 
 
 def validation_accuracy(data: Metrics) -> float | None:
@@ -94,8 +160,7 @@ def rotate(folder: str | Path) -> None:
     if not newest.is_file() or newest.stat().st_size == 0:
         return
     # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
-    number = max((_number(file) for file in _older(folder)), default=0) + 1
-    newest.rename(folder / f"metrics.{number}.jsonl")
+    newest.rename(folder / f"metrics.{max(_older(folder), default=0) + 1}.jsonl")
 
 
 class MetricsTail:
@@ -143,46 +208,10 @@ def _validations(data: Metrics) -> list[tuple[str, float]]:
     return found["acc"] or found["reward"]
 
 
-def _files(folder: Path) -> list[Path]:
-    newest = folder / METRICS_FILE
-    return _older(folder) + ([newest] if newest.is_file() else [])
-
-
-def _older(folder: Path) -> list[Path]:
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted((folder / name for name in names if _OLDER.fullmatch(name)), key=_number)
-
-
-def _number(file: Path) -> int:
-    match = _OLDER.fullmatch(file.name)
-    assert match
-    return int(match[1])
-
-
-def _resumes(data: Metrics) -> bool:
-    """Whether a start's first line only validates its checkpoint: that adds to the step and does not redo it."""
-    return all(key.startswith("val-") for key in data)
-
-
-def read_file(file: Path) -> dict[int, Metrics]:
-    """All steps of one file, in its order; an incomplete last line is left out.
-
-    Raises:
-        ValueError: a line before the last is no metrics line.
-    """
-    steps: dict[int, Metrics] = {}
-    lines = file.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            step, data = _parse(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{file}, line {number} of {len(lines)} is no metrics line ({error}): remove that line, or the file"
-            ) from None
-        steps[step] = steps.get(step, {}) | data
-    return steps
+def _older(folder: Path) -> dict[int, Path]:
+    """The files of earlier starts by number, in ascending order."""
+    matches = map(_OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
+    return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
 
 def _parse(line: bytes) -> tuple[int, Metrics]:
@@ -196,3 +225,24 @@ def _parse(line: bytes) -> tuple[int, Metrics]:
         raise ValueError('expected {"step": <integer>, "data": {...}}')
     numbers = {key: math.nan if value is None else value for key, value in entry["data"].items()}
     return entry["step"], {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+
+
+def _read_tensorboard(folder: Path) -> dict[int, Metrics]:
+    run: dict[int, Metrics] = {}
+    for tag, step, value in _scalars(folder):
+        # verl starts at step 0 or 1; of a step that was logged twice, by a run and its resumption, the later counts.
+        run.setdefault(step, {})[tag] = value
+    if not any(math.isfinite(value) for data in run.values() for value in data.values()):
+        raise ValueError(f"{folder}: TensorBoard's event files hold no numbers")
+    return dict(sorted(run.items()))
+
+
+def _scalars(folder: Path) -> Iterator[tuple[str, int, float]]:
+    _util.require("compare", f"{folder}, which holds TensorBoard's event files,", "tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0, TENSORS: 0})
+    accumulator.Reload()
+    for tag in accumulator.Tags()[SCALARS]:
+        for event in accumulator.Scalars(tag):
+            yield tag, event.step, float(event.value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl.runs.checkpoints import step_of
 from aent_verl.runs.protocol import Protocol, shortened
 
 EVALUATION = Path("evaluation", "evaluation.json")
@@ -25,7 +25,6 @@ VALIDATION = "validation"
 UNKNOWN_SOURCE = "validation"
 # Of sampling: n is seen in the scores, and another seed draws other samples of the same distribution.
 _NO_PROTOCOL = ("n", "seed")
-_CHECKPOINT = re.compile(r"global_step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,15 @@ class Responses:
     scores: tuple[float, ...]
 
 
+def problem_id(*identity: object) -> str:
+    """The id of a problem: a hash of what it is told from others by, the same in all runs that have it.
+
+    An evaluation knows a problem's data source and chat messages. verl's dump of a validation knows the prompt as text
+    and the right answer. The two ids of a problem differ, so runs are compared by one kind or by the other.
+    """
+    return hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:16]
+
+
 def read_evaluation(folder: str | Path) -> ProblemScores | None:
     """What `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
 
@@ -88,7 +96,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     rows = sorted(_lines(folder / SCORES), key=lambda row: str(row.get("problem")))
     _check_complete(folder / SCORES, rows, ("problem", "data_source", "scores"))
     where = folder / SCORES
-    steps = _CHECKPOINT.findall(str(summary.get("model")))
+    step = step_of(str(summary.get("model")))
 
     def optional(key: str) -> np.ndarray | None:
         return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
@@ -101,10 +109,10 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         response_tokens=optional("response_tokens"),
         truncated=optional("truncated"),
         entropy=optional("entropy"),
-        origin=f"evaluation of the model after step {steps[-1]}" if steps else "evaluation of the final model",
+        origin="evaluation of the final model" if step is None else f"evaluation of the model after step {step}",
         sampling=summary.get("sampling", {}),
         protocol=_protocol(summary),
-        step=int(steps[-1]) if steps else None,
+        step=step,
     )
 
 
@@ -200,8 +208,8 @@ def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:
     rows = list(_lines(file))
     _check_complete(file, rows, ("input", "output", "score"))
     for row in rows:
-        key = hashlib.sha256(f"{row['input']}\0{row.get('gts')}".encode()).hexdigest()[:16]
-        groups.setdefault(key, []).append(row)
+        # A dump has the prompt as text and no data source, so its ids are others than those of an evaluation.
+        groups.setdefault(problem_id(row["input"], row.get("gts")), []).append(row)
     return groups
 
 

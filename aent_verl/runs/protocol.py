@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import first_few
+from aent_verl._util import file_sha256, first_few
 
 MODEL = "actor_rollout_ref.model.path"
 FILES = ("data.train_files", "data.val_files")
@@ -165,21 +165,13 @@ def _content(file: Path) -> str:
     """Content hash of a file, read once in a process while it stays the same."""
     stat = file.stat()
     if time.time_ns() - stat.st_mtime_ns < _SETTLED:
-        return _read_content(file)
+        return file_sha256(file)
     return _cached_content(file.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @cache
 def _cached_content(file: Path, size: int, changed: int) -> str:
-    return _read_content(file)
-
-
-def _read_content(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(file)
 
 
 def _sha256(text: str) -> str:

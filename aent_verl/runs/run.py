@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from aent_verl.runs.metrics import REWARD, Metrics
+from aent_verl.runs.metrics import REWARD, Metrics, read_metrics
 from aent_verl.runs.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
-from aent_verl.runs.protocol import STEPS, Protocol, protocol_of, settings_of
-from aent_verl.runs.sources import read_metrics
+from aent_verl.runs.protocol import STEPS, Protocol, flatten, protocol_of, settings_of
 
 RECORD = "run.json"
 # What libraries and workers print during a training.
@@ -67,7 +66,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     """Read a run from its folder or metrics file.
 
     Args:
-        path: see `aent_verl.runs.sources.read_metrics`.
+        path: see `read_metrics`.
         method: its method; None: as its record or config says.
         seed: its seed; None: likewise.
 
@@ -84,11 +83,9 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     home = _home(path)
     record = read_record(home) or {} if home else {}
     config = read_config(home) if home else {}
-    method = method or record.get("method") or _get(config, "entropy_control.method")
-    if seed is None:
-        seed = record.get("seed")
-    if seed is None:
-        seed = _get(config, "data.seed")
+    flat = dict(flatten(config))
+    method = method or record.get("method") or flat.get("entropy_control.method")
+    seed = next((one for one in (seed, record.get("seed"), flat.get("data.seed")) if one is not None), None)
     if isinstance(seed, str) and not seed.isdecimal():
         seed = None  # An interpolation of a config that is not resolved.
     if method is None or seed is None:
@@ -125,19 +122,18 @@ def load_runs(
     unfinished: dict[tuple[str, str], list[str]] = {}
     for path in map(Path, paths):
         home = _home(path)
-        record = (read_record(home) if home else None) or {}
-        reason = _unfinished(home, record) if home and record else None
-        run = load_run(path, method=method, seed=seed) if reason is None else None
-        if run is not None and not record:
-            reason = _ended_early(run)
-        if run is not None and reason is None:
-            runs.append(run)
-        else:
-            known: Mapping[str, Any] = record if run is None else vars(run)
-            assert reason is not None
-            names: Any = (method or known.get("method"), known.get("seed") if seed is None else seed)
-            what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
-            unfinished.setdefault((what, reason), []).append(which)
+        known = (read_record(home) if home else None) or {}
+        reason = _unfinished(home, known) if home and known else None
+        if reason is None:
+            run = load_run(path, method=method, seed=seed)
+            reason = None if known else _ended_early(run)
+            known = vars(run)
+            if reason is None:
+                runs.append(run)
+                continue
+        names = (method or known.get("method"), known.get("seed") if seed is None else seed)
+        what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
+        unfinished.setdefault((what, reason), []).append(which)
     return runs, [
         f"{what} {which[0]} is {reason}" if len(which) == 1 else f"{what}s {', '.join(which)} are {reason}"
         for (what, reason), which in unfinished.items()
@@ -172,22 +168,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: damaged.
     """
+    file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+    return {} if file is None else read_yaml(file, "restore it, or remove it", resolve=True)
+
+
+def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file, its interpolations resolved if asked for and possible.
+
+    Raises:
+        ValueError: damaged, or no mapping; the message ends with the remedy.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            try:
-                loaded = OmegaConf.load(folder / name)
-            except (OmegaConfBaseException, YAMLError) as error:
-                raise ValueError(f"{folder / name} is no readable YAML ({error}): restore it, or remove it") from None
-            try:
-                config = OmegaConf.to_container(loaded, resolve=True)
-            except OmegaConfBaseException:
-                config = OmegaConf.to_container(loaded, resolve=False)
-            return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
-    return {}
+    try:
+        loaded = OmegaConf.load(file)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{file} is no readable YAML ({error}): {remedy}") from None
+    try:
+        content = OmegaConf.to_container(loaded, resolve=resolve)
+    except OmegaConfBaseException:
+        content = OmegaConf.to_container(loaded)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no keys with values: {remedy}")
+    return {str(key): value for key, value in content.items()}
 
 
 def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[Run]]:
@@ -208,11 +213,6 @@ def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[R
                     "with --from METHOD:SEED=PATH"
                 )
     return groups
-
-
-def seeds(runs: Sequence[Run]) -> list[int]:
-    """The seeds of some runs."""
-    return [run.seed for run in runs]
 
 
 def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
@@ -252,23 +252,16 @@ def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str
             f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count",
         )
     dumps = validations(path)
-    if last_step in dumps:
-        try:
-            return read_validation(dumps[last_step]), ()
-        except ValueError as error:
-            # Days of training are not lost for it: the seeds' validation accuracy remains.
-            reason = str(error).removeprefix(f"{dumps[last_step]}: ")
-            return None, (f"the responses of the last validation do not count: {reason}",)
     if not dumps:
         return None, ()
-    return None, (
-        f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
-        f"{last_step}, so they do not count",
-    )
-
-
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    if last_step not in dumps:
+        return None, (
+            f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
+            f"{last_step}, so they do not count",
+        )
+    try:
+        return read_validation(dumps[last_step]), ()
+    except ValueError as error:
+        # Days of training are not lost for it: the seeds' validation accuracy remains.
+        reason = str(error).removeprefix(f"{dumps[last_step]}: ")
+        return None, (f"the responses of the last validation do not count: {reason}",)

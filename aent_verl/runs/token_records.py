@@ -4,12 +4,15 @@ JSON has no NaN and no infinity. A number that is not finite is one of the strin
 ``"-Infinity"``, so every line is strictly valid JSON, and null is left for "there is no such number".
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ PATTERN = "step_*.jsonl"
 FOLDER = "tokens"
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NOT_A = {int: "no integer", str: "no string", bool: "neither true nor false", list: "no list"}
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +83,7 @@ class TokenRecord:
         return json.dumps(data, allow_nan=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> "TokenRecord":
+    def from_json(cls, line: str | bytes) -> TokenRecord:
         """The record of a line; fields that this version does not know are ignored.
 
         Raises:
@@ -88,13 +92,13 @@ class TokenRecord:
         data = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")
-        missing = sorted(_PARSERS.keys() - data.keys())
+        missing = sorted(_TYPES.keys() - data.keys())
         if missing:
             raise ValueError(f"without {', '.join(missing)}")
         values = {}
-        for name, parse in _PARSERS.items():
+        for name, kind in _TYPES.items():
             try:
-                values[name] = parse(data[name])
+                values[name] = _reader(kind)(data[name])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return cls(**values)
@@ -134,7 +138,7 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> list[TokenRecord]:
     paths = [paths] if isinstance(paths, str | Path) else paths
     # A file that is named and in a named folder is read once.
     files = {file.resolve(): file for path in paths for file in _files(Path(path))}
-    records = [record for file in files.values() for record in _read_file(file)]
+    records = (record for file in files.values() for record in _read_file(file))
     return sorted(records, key=lambda record: (record.step, record.sample))
 
 
@@ -187,32 +191,30 @@ def _to_json_number(value: float | None) -> float | str | None:
     if value is None:
         return None
     number = float(value)
-    if math.isnan(number):
-        return "NaN"
-    if math.isinf(number):
-        return "Infinity" if number > 0 else "-Infinity"
-    return number
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f'{name} is no JSON: write "{name}", in quotes')
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r:.40} is no integer")
-    return value
+@cache
+def _reader(kind: str) -> Callable[[Any], Any]:
+    """The function that checks what JSON gave for a field with this annotation, and returns its value."""
+    if kind.endswith(" | None"):
+        read = _reader(kind.removesuffix(" | None"))
+        return lambda value: None if value is None else read(value)
+    if kind.startswith("list["):
+        read = _reader(kind[len("list[") : -1])
+        return lambda values: [read(value) for value in _exactly(list, values)]
+    return _number if kind == "float" else partial(_exactly, {"int": int, "str": str, "bool": bool}[kind])
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no string")
-    return value
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.40} is neither true nor false")
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{value!r:.40} is {_NOT_A[kind]}")
     return value
 
 
@@ -227,33 +229,5 @@ def _number(value: Any) -> float:
         raise ValueError(f"{value!r:.40} is too large") from None
 
 
-def _optional_number(value: Any) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _each(parse: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
-    def parse_list(values: Any) -> list[Any]:
-        if not isinstance(values, list):
-            raise ValueError(f"{values!r:.40} is no list")
-        return [parse(value) for value in values]
-
-    return parse_list
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "step": _integer,
-    "sample": _integer,
-    "rank": _integer,
-    "method": _text,
-    "functional": _text,
-    "prompt": _text,
-    "tokens": _each(_text),
-    "log_prob": _each(_number),
-    "entropy": _each(_number),
-    "advantage": _each(_number),
-    "policy_weight": _each(_optional_number),
-    "bonus_weight": _each(_number),
-    "in_loss": _each(_boolean),
-    "score": _optional_number,
-}
-PER_TOKEN = ("log_prob", "entropy", "advantage", "policy_weight", "bonus_weight", "in_loss")
+_TYPES = {field.name: str(field.type) for field in fields(TokenRecord)}
+PER_TOKEN = tuple(name for name, kind in _TYPES.items() if kind.startswith("list[") and name != "tokens")

@@ -1,4 +1,4 @@
-"""Which versions we run with, and whether verl's API is what our code relies on.
+"""The versions that we run with, and whether verl's API is what our code relies on.
 
 `check_versions` reads package metadata only, so that it can speak before anything is imported. `violations` imports
 verl's trainer, so verl's platform must be decided before it is called.
@@ -9,36 +9,23 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from aent_verl.verl_api.contract import CONTRACT
+from aent_verl.verl_api.assumptions import ASSUMPTIONS
 
 
 class VersionError(RuntimeError):
-    """A package is missing or has a version that we do not run with; the message says what to install."""
+    """A package is missing or has an unsupported version; the message says what to install."""
 
 
-class ContractError(VersionError):
+class VerlApiError(VersionError):
     """verl's version is in range, but its API is not what our code relies on."""
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """A package that must be there, in which range, and how to get it."""
-
-    package: str
-    needed: str
-    remedy: str
-
-
-PYTHON = Requirement("python", ">=3.10,<3.13", "make an environment with Python 3.10, 3.11 or 3.12")
-PACKAGES = (
-    Requirement("verl", ">=0.9.1,<0.10", 'pip install "verl>=0.9.1,<0.10"'),
-    Requirement("torch", ">=2.9", 'pip install "torch>=2.9"'),
-)
+PYTHON = ">=3.10,<3.13"
+PACKAGES = {"verl": ">=0.9.1,<0.10", "torch": ">=2.9"}
 
 
 def check_versions() -> None:
@@ -47,47 +34,42 @@ def check_versions() -> None:
     Raises:
         VersionError: names the package, the version found, the range needed and what to do.
     """
-    _check_range(PYTHON, platform.python_version())
-    for requirement in PACKAGES:
+    _check_range("python", platform.python_version(), PYTHON, "make an environment with Python 3.10, 3.11 or 3.12")
+    for package, needed in PACKAGES.items():
+        remedy = f'pip install "{package}{needed}"'
         try:
-            found = importlib.metadata.version(requirement.package)
+            found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise VersionError(
-                f"{requirement.package} is not installed for {sys.executable}; aent_verl needs "
-                f"{requirement.package}{requirement.needed}: {requirement.remedy}"
+                f"{package} is not installed for {sys.executable}; aent_verl needs {package}{needed}: {remedy}"
             ) from None
-        _check_range(requirement, found)
+        _check_range(package, found, needed, remedy)
 
 
-def _check_range(requirement: Requirement, found: str) -> None:
+def _check_range(package: str, found: str, needed: str, remedy: str) -> None:
     try:
         # Without suffixes: vendors' builds call themselves 2.8.0a0+nv25.08 or 2.13.0+cpu.
-        fits = SpecifierSet(requirement.needed).contains(Version(found).base_version)
+        fits = SpecifierSet(needed).contains(Version(found).base_version)
     except InvalidVersion:
         fits = False
     if not fits:
-        raise VersionError(
-            f"{requirement.package} {found} is installed, aent_verl needs {requirement.package}{requirement.needed}: "
-            f"{requirement.remedy}"
-        )
+        raise VersionError(f"{package} {found} is installed, aent_verl needs {package}{needed}: {remedy}")
 
 
 def violations() -> list[str]:
-    """Check every fact of `CONTRACT` against the installed verl; one line for each that does not hold."""
-    return [line for fact in CONTRACT if (line := fact.violation()) is not None]
+    """Check every assumption against the installed verl; one line for each that does not hold."""
+    return [line for assumption in ASSUMPTIONS if (line := assumption.violation()) is not None]
 
 
-def check_contract() -> None:
+def check_assumptions() -> None:
     """Stop if verl is not what our code was written for.
 
     Raises:
-        ContractError: lists every violation.
+        VerlApiError: lists every violation.
     """
-    broken = violations()
-    if broken:
-        version = importlib.metadata.version("verl")
-        raise ContractError(
-            f"verl {version} differs in {len(broken)} point(s) from the API that aent_verl relies on; "
-            'mend it with pip install --force-reinstall --no-deps "verl==0.9.1", or install a newer aent_verl:\n  '
-            + "\n  ".join(broken)
+    if broken := violations():
+        raise VerlApiError(
+            f"verl {importlib.metadata.version('verl')} differs in {len(broken)} point(s) from the API that aent_verl "
+            'relies on; repair it with pip install --force-reinstall --no-deps "verl==0.9.1", or install a newer '
+            "aent_verl:\n  " + "\n  ".join(broken)
         )

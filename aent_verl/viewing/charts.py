@@ -1,6 +1,6 @@
 """One chart as data, and how it is drawn: lines over an axis, or differences with their intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,18 @@ MARKERS = 9
 
 @dataclass(frozen=True)
 class Line:
-    """One method's curve; values are NaN where it has none.
+    """One curve, of a method or a metric; values are NaN where it has none.
 
     Attributes:
-        place: of its method: 0 is the baseline.
+        place: gives its look; of a method: 0 is the baseline.
         x: [T].
         mean: [T], over the seeds.
         low: [T], lower end of the interval; None where there is none, as of one seed.
         high: [T], upper end.
         seeds: [S, T], one line a seed, drawn thin; empty to draw none.
+        label: in the legend of a picture of one run.
+        marked: whether some values get a marker; those that stand alone always do.
+        style: what its look differs in from that of its place, for matplotlib.
     """
 
     place: int
@@ -41,21 +44,25 @@ class Line:
     mean: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    seeds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    seeds: Sequence[np.ndarray] | np.ndarray = ()
+    label: str = ""
+    marked: bool = True
+    style: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Level:
-    """A method's entropy band or target, nats: a band has both ends, a target one value."""
+    """A band, which has both ends, or a target or bound, which is one value; at None its place is no line's."""
 
-    place: int
+    place: int | None
     low: float
     high: float
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines of several methods.
+    """Lines over one axis.
 
     Attributes:
         name: of its files.
@@ -67,6 +74,7 @@ class Chart:
         log_x: whether x is drawn on a logarithm of base 2.
         x_ticks: where the ticks are; chosen if empty.
         whole_x: whether x has whole numbers only, as steps.
+        y_label: left of the axis.
     """
 
     name: str
@@ -78,6 +86,7 @@ class Chart:
     log_x: bool = False
     x_ticks: Sequence[float] = ()
     whole_x: bool = False
+    y_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,59 +100,66 @@ class Interval:
 
 
 def draw(chart: Chart, theme: Theme) -> "Figure":
-    """The chart in a theme's colours.
+    """Draw the chart in a theme's colours.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    with _figure(theme) as (figure, panel):
-        for level in chart.levels:
-            _draw_level(panel, level, theme)
-        for line in sorted(chart.lines, key=lambda line: line.place, reverse=True):
-            _draw_line(panel, line, theme)
-        if chart.log_x:
-            panel.set_xscale("log", base=2)
-        if len(chart.x_ticks):
-            panel.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
-            panel.minorticks_off()
-        if chart.whole_x:
-            from matplotlib.ticker import MaxNLocator
-
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        panel.set_xlabel(chart.x_label)
-        panel.margins(x=0.02)
-        if chart.lines:
-            panel.set_ylim(y_limits(chart))
+    with new_figure(theme) as (figure, panel):
+        draw_on(panel, chart, theme)
     return figure
 
 
-def y_limits(chart: Chart) -> tuple[float, float]:
-    """Range of the axis: all lines and levels, and of the intervals as much as leaves the lines half of the height.
+def draw_on(panel: "Axes", chart: Chart, theme: Theme) -> None:
+    """Draw the chart on a panel of a figure."""
+    for level in chart.levels:
+        _draw_level(panel, level, theme)
+    for line in sorted(chart.lines, key=lambda line: line.place, reverse=True):
+        draw_line(panel, line, theme)
+    if chart.log_x:
+        panel.set_xscale("log", base=2)
+    if len(chart.x_ticks):
+        panel.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
+        panel.minorticks_off()
+    if chart.whole_x:
+        from matplotlib.ticker import MaxNLocator
 
-    The interval of two seeds can be a hundred times as wide as the curves are apart.
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    panel.set_xlabel(chart.x_label)
+    panel.set_ylabel(chart.y_label)
+    panel.margins(x=0.02)
+    panel.set_ylim(y_limits(chart))
+
+
+def y_limits(chart: Chart) -> tuple[float, float]:
+    """Fit the axis to all lines and levels, and to as much of the intervals as leaves the lines half of the height.
+
+    The interval of two seeds can be a hundred times as wide as the curves are apart. Without a finite value: 0 to 1.
     """
-    drawn = [each for line in chart.lines for each in (line.mean, line.seeds.ravel())]
-    drawn += [np.array([level.low, level.high]) for level in chart.levels]
-    values = np.concatenate(drawn)
-    bounds = np.concatenate([e for line in chart.lines for e in (line.low, line.high) if e is not None] or [values])
-    low, high = np.nanmin(values), np.nanmax(values)
+    values = [np.ravel(each) for line in chart.lines for each in (line.mean, line.seeds)]
+    values += [np.array([level.low, level.high]) for level in chart.levels]
+    ends = [end for line in chart.lines for end in (line.low, line.high) if end is not None]
+    drawn, bounds = _finite(values), _finite([*values, *ends])
+    if not len(drawn):
+        return 0.0, 1.0
+    low, high = drawn.min(), drawn.max()
     room = (high - low) / 2 or abs(high) / 20 or 0.05
-    low, high = max(low - room, np.nanmin([low, *bounds])), min(high + room, np.nanmax([high, *bounds]))
+    low, high = max(low - room, bounds.min()), min(high + room, bounds.max())
     margin = 0.05 * (high - low) or room
     return float(low - margin), float(high + margin)
 
 
 def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_label: str, theme: Theme) -> "Figure":
-    """Differences to the baseline, one row a method, with a line at zero."""
+    """Draw differences to the baseline, one row for each method, with a line at zero."""
     rows = len(intervals)
-    with _figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
+    with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
         for row, interval in enumerate(intervals):
-            colour = theme.colour(interval.place)
-            panel.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
-            for end in (interval.low, interval.high):
-                panel.plot([end, end], [row - 0.13, row + 0.13], color=colour, linewidth=2.2)
-            panel.plot([interval.value], [row], palette.marker(interval.place), color=colour, markersize=7)
+            look: dict[str, Any] = {"color": theme.colour(interval.place), "fmt": palette.marker(interval.place)}
+            widths = [[interval.value - interval.low], [interval.high - interval.value]]
+            panel.errorbar(
+                interval.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look
+            )
         panel.set_yticks(range(rows), [_literal(methods[interval.place]) for interval in intervals])
         panel.tick_params(axis="y", length=0, labelcolor=theme.ink)
         panel.set_ylim(rows - 0.5, -0.5)
@@ -155,8 +171,8 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
 
 
 def draw_key(place: int, theme: Theme) -> "Figure":
-    """A piece of a method's line with its marker, for a legend."""
-    with _figure(theme, height=0.18, width=0.5) as (figure, panel):
+    """Draw a piece of a method's line with its marker, for a legend."""
+    with new_figure(theme, height=0.18, width=0.5) as (figure, panel):
         panel.axis("off")
         style: dict[str, Any] = {"color": theme.colour(place), "clip_on": False}
         panel.plot([0, 1, 2], [0, 0, 0], linewidth=2.2, linestyle=palette.dash(place), **style)
@@ -165,85 +181,103 @@ def draw_key(place: int, theme: Theme) -> "Figure":
 
 
 def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: Theme) -> None:
-    """Title and legend, for a picture that stands alone."""
+    """Add title and legend, for a picture that stands alone."""
     from matplotlib.lines import Line2D
 
+    places = sorted({line.place for line in chart.lines})
     keys = [
-        Line2D(
-            [],
-            [],
-            color=theme.colour(place),
-            linestyle=palette.dash(place),
-            linewidth=2,
-            marker=palette.marker(place),
-            label=_literal(methods[place]),
-        )
-        for place in sorted({line.place for line in chart.lines})
+        Line2D([], [], color=theme.colour(p), linestyle=palette.dash(p), linewidth=2, marker=palette.marker(p))
+        for p in places
     ]
-    figure.axes[0].set_title(_literal(chart.title), loc="left", fontweight="bold", fontsize=FONT + 1)
-    figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1, handlelength=3)
+    names = [_literal(methods[place]) for place in places]
+    set_title(figure.axes[0], chart.title)
+    figure.legend(keys, names, loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1, handlelength=3)
+
+
+def set_title(panel: "Axes", title: str) -> None:
+    """Set a title over the left end of a panel."""
+    panel.set_title(_literal(title), loc="left", fontweight="bold", fontsize=FONT + 1)
 
 
 @contextmanager
-def _figure(theme: Theme, width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[tuple["Figure", "Axes"]]:
-    _util.require("compare", "the report", "matplotlib")
+def new_figure(
+    theme: Theme, width: float = SIZE[0], height: float = SIZE[1], pad: float = 0.03, **panels: Any
+) -> Iterator[tuple["Figure", Any]]:
+    """Yield a figure and its panel, or panels; everything drawn inside the block has the theme's colours.
+
+    Args:
+        theme: the colours.
+        width: inches.
+        height: inches.
+        pad: inches around each panel.
+        panels: for `matplotlib.figure.Figure.subplots`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    _util.require("compare", "the plot", "matplotlib")
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    settings: Any = {
-        "font.size": FONT,
-        "text.color": theme.ink,
-        "axes.edgecolor": theme.muted,
-        "axes.labelcolor": theme.muted,
-        "axes.titlecolor": theme.ink,
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "axes.facecolor": theme.paper,
-        "figure.facecolor": theme.paper,
-        "grid.color": theme.grid,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.labelcolor": theme.ink,
-        "axes.formatter.use_mathtext": False,
-        "axes.unicode_minus": True,
+    colours = {
+        theme.ink: ("text.color", "axes.titlecolor", "legend.labelcolor"),
+        theme.muted: ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
+        theme.paper: ("axes.facecolor", "figure.facecolor"),
+        theme.grid: ("grid.color",),
     }
+    settings: Any = {key: colour for colour, keys in colours.items() for key in keys} | {"font.size": FONT}
+    settings |= dict.fromkeys(("axes.grid", "axes.axisbelow", "axes.unicode_minus"), True)
+    settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.use_mathtext"), False)
     with matplotlib.rc_context(settings):
         # A Figure of its own, without pyplot: no backend is chosen and no global state touched in the caller's process.
-        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
-        yield figure, figure.subplots()
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
+        yield figure, figure.subplots(**panels)
+
+
+def draw_line(panel: "Axes", line: Line, theme: Theme) -> None:
+    """Draw one curve: interval, single seeds, mean and markers."""
+    look: dict[str, Any] = {"color": theme.colour(line.place), "gid": _gid(line.place)}
+    if line.low is not None and line.high is not None:
+        panel.fill_between(line.x, line.low, line.high, alpha=0.17, linewidth=0, **look)
+    for seed in line.seeds:
+        panel.plot(line.x, seed, linewidth=0.7, alpha=0.45, **look)
+    style = {"linewidth": 2, "linestyle": palette.dash(line.place), "label": line.label} | look | dict(line.style)
+    panel.plot(line.x, line.mean, **style)
+    marked = _marked(line)
+    if len(marked):
+        panel.plot(line.x[marked], line.mean[marked], palette.marker(line.place), markersize=4.5, zorder=3, **look)
+
+
+def _marked(line: Line) -> list[int]:
+    """Choose the values that get a marker: those that stand alone, which no line shows, and others if asked for."""
+    finite = np.pad(np.isfinite(line.mean), 1)
+    alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
+    there = np.flatnonzero(finite[1:-1]).tolist()
+    if not line.marked or not there:
+        return alone
+    # Staggered, so that methods on the same curve are all seen; the last value always has one.
+    stride = max(1, -(-len(there) // MARKERS))
+    return sorted({*alone, *there[len(there) - 1 - (line.place * stride // 4) % stride :: -stride], there[-1]})
 
 
 def _draw_level(panel: "Axes", level: Level, theme: Theme) -> None:
-    colour = theme.colour(level.place)
+    colour, gid = (theme.muted, None) if level.place is None else (theme.colour(level.place), _gid(level.place))
+    label = level.label
     if level.low < level.high:
-        panel.axhspan(level.low, level.high, facecolor=colour, alpha=0.13, linewidth=0, zorder=0, gid=_gid(level.place))
+        panel.axhspan(level.low, level.high, facecolor=colour, alpha=0.13, linewidth=0, zorder=0, gid=gid, label=label)
+        label = ""
     for end in {level.low, level.high}:
-        panel.axhline(end, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=0.5, gid=_gid(level.place))
+        panel.axhline(end, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=0.6, gid=gid, label=label)
 
 
-def _draw_line(panel: "Axes", line: Line, theme: Theme) -> None:
-    colour, gid = theme.colour(line.place), _gid(line.place)
-    if line.low is not None and line.high is not None:
-        panel.fill_between(line.x, line.low, line.high, color=colour, alpha=0.17, linewidth=0, gid=gid)
-    for seed in line.seeds:
-        panel.plot(line.x, seed, color=colour, linewidth=0.7, alpha=0.45, gid=gid)
-    panel.plot(line.x, line.mean, color=colour, linewidth=2, linestyle=palette.dash(line.place), gid=gid)
-    there = np.flatnonzero(np.isfinite(line.mean))
-    if not len(there):
-        return
-    # Staggered, so that methods on the same curve are all seen; the last value always has one.
-    stride = max(1, -(-len(there) // MARKERS))
-    marked = sorted({*there[len(there) - 1 - (line.place * stride // 4) % stride :: -stride].tolist(), int(there[-1])})
-    panel.plot(
-        line.x[marked], line.mean[marked], palette.marker(line.place), color=colour, markersize=4.5, gid=gid, zorder=3
-    )
+def _finite(parts: Sequence[np.ndarray]) -> np.ndarray:
+    values = np.concatenate([[], *parts])
+    return values[np.isfinite(values)]
 
 
 def _literal(text: str) -> str:
-    """Text as it is: a dollar sign would start a formula."""
+    """Keep text as it is: a dollar sign would start a formula."""
     return printable(text).replace("$", r"\$")
 
 

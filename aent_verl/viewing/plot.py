@@ -7,18 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aent_verl import _util
-from aent_verl.runs.metrics import (
-    ADVANTAGES_COEFFICIENT,
-    COEFFICIENT,
-    ENTROPY,
-    ENTROPY_FULL,
-    INITIAL_ENTROPY,
-    REWARD,
-    Metrics,
-    read_run,
-    validation_accuracy,
-)
+import numpy as np
+
+from aent_verl.runs import metrics
+from aent_verl.runs.metrics import Metrics, read_run, validation_accuracy
+from aent_verl.viewing.charts import FONT, Chart, Level, Line, draw_line, draw_on, new_figure, set_title
+from aent_verl.viewing.palette import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,10 +21,8 @@ if TYPE_CHECKING:
 PICTURE = "plot.png"
 # What Hydra wrote of the run's config, in the run's folder; the values may still be interpolations.
 CONFIG = Path("hydra", "config.yaml")
-
-WEIGHT = "weight of A > 0"
-# Okabe and Ito's palette, told apart with any colour vision.
-BLUE, VERMILION, GREEN, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#222222", "#777777"
+# Places in the palette: of the main curve, validation, band or target, and a second curve.
+_MAIN, _VALIDATION, _AIM, _SECOND = 1, 2, 3, 4
 
 logger = logging.getLogger(__name__)
 
@@ -58,33 +50,27 @@ class Setting:
     max: float | None = None
 
 
-def plot_run(
-    folder: str | Path, output: str | Path | None = None, band: tuple[float | None, float | None] | None = None
-) -> Path:
+def plot_run(folder: str | Path, output: str | Path | None = None) -> Path:
     """Draw the run in ``folder`` and return where the PNG is.
 
     Args:
         folder: the run's folder, with its ``metrics.jsonl``.
         output: the file to write; ``plot.png`` in the run's folder if not given.
-        band: ends of the entropy band in nats; from the run's config if not given.
 
     Raises:
         ImportError: matplotlib is not installed.
         FileNotFoundError, ValueError: no metrics to draw (see `read_run`), or a band whose ends are not low <= high.
     """
     folder = Path(folder)
-    setting = read_setting(folder)
-    if band is not None:
-        setting = replace(setting, low=band[0], high=band[1])
-    picture = figure(read_run(folder), setting)
+    picture = figure(read_run(folder), read_setting(folder))
     output = folder / PICTURE if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(output, format="png")
+    picture.savefig(output, format="png", dpi=150)
     return output
 
 
 def read_setting(folder: Path) -> Setting:
-    """The run's setting as its config has it; only the folder's name for a run without a config file."""
+    """Read the run's setting from its config; only the folder's name for a run without a config file."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -111,7 +97,7 @@ def read_setting(folder: Path) -> Setting:
 
 
 def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
-    """The picture of a run's steps: three panels that share the training step.
+    """Draw a run's steps: three panels that share the training step.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -119,155 +105,106 @@ def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
     """
     if setting.low is not None and setting.high is not None and not setting.low <= setting.high:
         raise ValueError(f"band=({setting.low!r}, {setting.high!r}) is not allowed: must be low <= high, in nats")
-    _util.require("compare", "the plot", "matplotlib")
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import MaxNLocator
-
-    # A Figure of its own, without pyplot: no backend is chosen and no global state touched in the caller's process.
-    picture = Figure(figsize=(8, 8.4), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    panels = picture.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.2, 0.8))
-    _draw_reward(panels[0], steps)
-    _draw_entropy(panels[1], steps, setting)
-    _draw_coefficient(panels[2], steps, setting)
-    for panel in panels:
-        _finish(panel)
-    first, last = min(steps), max(steps)
-    margin = max(0.5, 0.02 * (last - first))
-    panels[2].set_xlim(first - margin, last + margin)
-    panels[2].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    panels[2].set_xlabel("training step", fontsize=12)
-    picture.align_ylabels(panels)
-    picture.suptitle(setting.title, fontsize=15, fontweight="bold", color=BLACK)
+    last_chart, weight = _coefficient(steps, setting)
+    charts = (_reward(steps), _entropy(steps, setting), last_chart)
+    layout: Any = {"pad": 0.1, "nrows": len(charts), "sharex": True, "height_ratios": (1.2, 1.2, 0.8)}
+    with new_figure(LIGHT, 8, 8.4, **layout) as (picture, panels):
+        for panel, chart in zip(panels, charts, strict=True):
+            draw_on(panel, chart, LIGHT)
+            set_title(panel, chart.title)
+            _add_legend(panel, chart)
+        for line in weight:
+            right = panels[2].twinx()
+            draw_line(right, line, LIGHT)
+            right.set_ylim(-0.05, 1.05)
+            right.set_ylabel("weight", color=LIGHT.colour(line.place))
+        margin = max(0.5, 0.02 * (max(steps) - min(steps)))
+        panels[2].set_xlim(min(steps) - margin, max(steps) + margin)
+        picture.align_ylabels(panels)
+        picture.suptitle(setting.title, fontsize=15, fontweight="bold")
     return picture
 
 
-def _draw_reward(panel: "Axes", steps: dict[int, Metrics]) -> None:
-    panel.set_title("Reward")
-    panel.set_ylabel("reward, accuracy")
-    x, reward = _series(steps, REWARD)
-    window = min(max(5, len(x) // 20), 25)
-    if x:
-        _line(panel, x, reward, color=BLUE, linewidth=1, alpha=0.45, label="reward")
-    if len(x) >= window:
-        _line(panel, x, _moving_mean(reward, window), color=BLUE, linewidth=2.4, label=f"mean of {window} steps")
-    accuracy = [(step, value) for step, data in steps.items() if (value := validation_accuracy(data)) is not None]
-    if accuracy:
-        panel.plot(
-            *zip(*accuracy, strict=True),
-            color=VERMILION,
-            linestyle=":",
-            linewidth=1.2,
-            marker="D",
-            markersize=7,
-            label="validation accuracy",
-            # Also those on the frame, at the first and last step or at 0.
-            clip_on=False,
-            zorder=3,
-        )
+def _reward(steps: dict[int, Metrics]) -> Chart:
+    reward = _values(steps, metrics.REWARD)
+    window = min(max(5, len(reward) // 20), 25)
+    lines = _line(_MAIN, "reward", reward, linewidth=1, alpha=0.45)
+    if len(reward) >= window:
+        means = dict(zip(reward, _moving_mean([*reward.values()], window), strict=True))
+        lines += _line(_MAIN, f"mean of {window} steps", means, linewidth=2.4)
+    accuracy = {step: value for step, data in steps.items() if (value := validation_accuracy(data)) is not None}
+    # Its markers are not clipped: also at the first and last step, and at 0, they are whole.
+    look = {"linestyle": ":", "linewidth": 1.2, "marker": "D", "markersize": 7, "clip_on": False, "zorder": 3}
+    lines += _line(_VALIDATION, "validation accuracy", accuracy, **look)
+    return Chart("reward", "Reward", "", lines, y_label="reward, accuracy")
 
 
-def _draw_entropy(panel: "Axes", steps: dict[int, Metrics], setting: Setting) -> None:
-    panel.set_title("Entropy")
-    panel.set_ylabel("entropy (nats)")
-    x, entropy = _series(steps, ENTROPY)
+def _entropy(steps: dict[int, Metrics], setting: Setting) -> Chart:
     name = f"{setting.functional} entropy" if setting.functional else "controlled entropy"
-    if x:
-        _line(panel, x, entropy, color=BLUE, linewidth=2, label=name)
+    lines = _line(_MAIN, name, _values(steps, metrics.ENTROPY))
     # Where the configured functional is the full entropy, a second line would only hide the first.
     if setting.functional != "full":
-        x, full = _series(steps, ENTROPY_FULL)
-        if x:
-            _line(panel, x, full, color=PURPLE, linewidth=1.8, linestyle="--", label="full entropy")
+        lines += _line(_SECOND, "full entropy", _values(steps, metrics.ENTROPY_FULL), linestyle="--")
+    levels = []
     if setting.low is not None and setting.high is not None:
         label = f"band {setting.low:g} to {setting.high:g} nats"
-        panel.axhspan(setting.low, setting.high, facecolor=GREEN, alpha=0.18, edgecolor="none", label=label, zorder=0)
-        for end in (setting.low, setting.high):
-            panel.axhline(end, color=GREEN, linewidth=0.8, zorder=0)
+        levels.append(Level(_AIM, setting.low, setting.high, label))
     if setting.target is not None:
-        panel.axhline(setting.target, color=GREEN, linewidth=1.4, label=f"target {setting.target:g} nats")
-    _, initial = _series(steps, INITIAL_ENTROPY)
-    if initial:
-        panel.axhline(initial[-1], color=GREY, linewidth=1.4, linestyle=":", label="before training")
+        levels.append(Level(_AIM, setting.target, setting.target, f"target {setting.target:g} nats"))
+    if initial := [*_values(steps, metrics.INITIAL_ENTROPY).values()]:
+        levels.append(Level(None, initial[-1], initial[-1], "before training"))
+    return Chart("entropy", "Entropy", "", lines, levels=levels, y_label="entropy (nats)")
 
 
-def _draw_coefficient(panel: "Axes", steps: dict[int, Metrics], setting: Setting) -> None:
-    panel.set_title("Entropy coefficient")
-    panel.set_ylabel("coefficient")
-    x, coefficient = _series(steps, COEFFICIENT)
-    weighted, weight = _series(steps, ADVANTAGES_COEFFICIENT)
-    if any(value != 1 for value in weight):
-        if any(coefficient):
-            panel.set_title("Coefficients")
-            # Two scales: the weight is of the order of 1, a coefficient of a hundredth.
-            right = panel.twinx()
-            right.set_ylim(-0.05, 1.05)
-            right.set_ylabel("weight", color=PURPLE, fontsize=12)
-            right.spines["top"].set_visible(False)
-            right.tick_params(labelsize=11, color=GREY)
-            _line(right, weighted, weight, color=PURPLE, linewidth=1.8, linestyle="--", drawstyle="steps-mid")
-            panel.plot([], [], color=PURPLE, linewidth=1.8, linestyle="--", label=WEIGHT)
-        else:
-            panel.set_title("Weight of advantages")
-            panel.set_ylabel("weight")
-            _line(panel, weighted, weight, color=BLUE, linewidth=2, drawstyle="steps-mid", label=WEIGHT)
-            return
-    if not x:
-        return
-    _line(panel, x, coefficient, color=BLUE, linewidth=2, drawstyle="steps-mid", label="coefficient")
-    bounds = [bound for bound in (setting.min, setting.max) if bound is not None]
-    for bound in bounds:
-        label = f"bounds {' and '.join(f'{b:g}' for b in bounds)}" if bound == bounds[0] else None
-        panel.axhline(bound, color=GREY, linewidth=1.4, linestyle=":", label=label)
-
-
-def _finish(panel: "Axes") -> None:
-    title = panel.get_title()
-    panel.set_title("")
-    panel.set_title(title, loc="left", fontsize=13, fontweight="bold", color=BLACK)
-    panel.yaxis.label.set_fontsize(12)
-    panel.tick_params(labelsize=11, color=GREY)
-    panel.grid(color="#DDDDDD", linewidth=0.7)
-    panel.set_axisbelow(True)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
-    if panel.get_legend_handles_labels()[0]:
-        # On the line of the title, where it can hide no data.
-        panel.legend(
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            ncols=3,
-            frameon=False,
-            fontsize=11,
-            borderaxespad=0.1,
-            handlelength=1.8,
-            columnspacing=1.2,
-        )
+def _coefficient(steps: dict[int, Metrics], setting: Setting) -> tuple[Chart, list[Line]]:
+    """Make the chart, and a line with its own scale: a weight is of the order of 1, a coefficient of a hundredth."""
+    coefficient, weights = _values(steps, metrics.COEFFICIENT), _values(steps, metrics.ADVANTAGES_COEFFICIENT)
+    title, label, levels = "Entropy coefficient", "coefficient", []
+    lines = _line(_MAIN, label, coefficient, drawstyle="steps-mid")
+    weight = _line(_SECOND, "weight of A > 0", weights, linestyle="--", drawstyle="steps-mid")
+    if all(value == 1 for value in weights.values()):
+        weight = []
+    elif any(coefficient.values()):
+        title = "Coefficients"
+        # In the legend of the panel below.
+        lines = [replace(line, x=np.empty(0), mean=np.empty(0)) for line in weight] + lines
     else:
+        title, label = "Weight of advantages", "weight"
+        lines, coefficient, weight = _line(_MAIN, weight[0].label, weights, drawstyle="steps-mid"), {}, []
+    if coefficient:
+        bounds = [bound for bound in (setting.min, setting.max) if bound is not None]
+        labels = [f"bounds {' and '.join(f'{bound:g}' for bound in bounds)}", ""]
+        levels = [Level(None, bound, bound, label) for bound, label in zip(bounds, labels, strict=False)]
+    return Chart(label, title, "training step", lines, levels=levels, whole_x=True, y_label=label), weight
+
+
+def _add_legend(panel: "Axes", chart: Chart) -> None:
+    """Say what the curves are, on the line of the title, where it can hide no data."""
+    if not (chart.lines or chart.levels):
         panel.set_yticks([])
-        panel.text(
-            0.5, 0.5, "not in this run's metrics", transform=panel.transAxes, ha="center", color=GREY, fontsize=12
-        )
+        panel.text(0.5, 0.5, "not in this run's metrics", transform=panel.transAxes, ha="center", color=LIGHT.muted)
+        return
+    found = {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    labelled: list[Line | Level] = [*chart.lines, *chart.levels]
+    shown = [each.label for each in labelled if each.label]
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
+    look: dict[str, Any] = {"frameon": False, "fontsize": FONT - 0.5, "handlelength": 1.8, "columnspacing": 1.2}
+    panel.legend([found[label] for label in shown], shown, ncols=3, **place, **look)
 
 
-def _series(steps: dict[int, Metrics], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of those steps that have the metric."""
-    found = [(step, data[key]) for step, data in steps.items() if key in data]
-    return [step for step, _ in found], [value for _, value in found]
+def _values(steps: dict[int, Metrics], key: str) -> dict[int, float]:
+    """Return the metric by step, of those steps that have it."""
+    return {step: data[key] for step, data in steps.items() if key in data}
 
 
-def _line(panel: "Axes", x: Sequence[int], y: Sequence[float], **style: Any) -> None:
-    """A line that breaks at NaN, with a dot for a value that stands alone and would otherwise not be seen."""
-    (line,) = panel.plot(x, y, **style)
-    padded = [math.nan, *y, math.nan]
-    alone = [i for i in range(len(y)) if not (math.isfinite(padded[i]) or math.isfinite(padded[i + 2]))]
-    if alone:
-        # Not markers of the line itself: its sample in the legend would show one.
-        panel.plot([x[i] for i in alone], [y[i] for i in alone], "o", markersize=5, color=line.get_color())
+def _line(place: int, label: str, values: dict[int, float], **style: Any) -> list[Line]:
+    """Make a curve, if there is any value; solid unless its style says otherwise."""
+    x, y = np.array([*values]), np.array([*values.values()], dtype=float)
+    return [Line(place, x, y, label=label, marked=False, style={"linestyle": "-"} | style)] if values else []
 
 
 def _moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over a centred window, shorter at the ends, of what is finite in it."""
+    """Average over a centred window, shorter at the ends, what is finite in it."""
     means = []
     for i in range(len(values)):
         near = [v for v in values[max(0, i - window // 2) : i + (window + 1) // 2] if math.isfinite(v)]

@@ -8,11 +8,13 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from aent_verl.viewing.plot import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
+from aent_verl.viewing.palette import LIGHT
 from examples.synthetic_mdp.experiment import AENT_INIT, CLAMP_P, COEFFICIENT, COEFFICIENTS
 from examples.synthetic_mdp.mdp import ACTIONS, largest_useful_coefficient
 from examples.synthetic_mdp.tables import interval
 
+BLACK, GREY = LIGHT.ink, LIGHT.muted
+BLUE, VERMILION, GREEN, PURPLE, *_ = LIGHT.series
 # Colour and line style, or marker: each alone tells the lines apart.
 LINES: dict[str, tuple[str, Any, str]] = {
     "none": (BLACK, ":", "no bonus"),

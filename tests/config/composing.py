@@ -1,17 +1,40 @@
 """Composing the shipped configs as users do."""
 
+import copy
+import functools
+
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from aent_verl.methods.settings import EntropyControlActorConfig, EntropyControlConfig
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.plugin.actor_config import EntropyControlActorConfig
 
 MICRO_BATCHES = [
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
 ]
+# Groups whose name has no slash.
+GROUPS = ("entropy_control", "experiment", "platform", "model_engine")
 
 
 def composed(*overrides: str) -> DictConfig:
+    """Compose with overrides; those of single keys are applied, as Hydra does it, to a shared composed config."""
+    values = [text for text in overrides if _is_value(text)]
+    config = copy.deepcopy(_composed(tuple(text for text in overrides if not _is_value(text))))
+    parsed = OverridesParser.create().parse_overrides(values)
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+    return config
+
+
+def _is_value(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+")
+    return "/" not in key and key not in GROUPS and not key.startswith(("~", "hydra."))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         return compose("aent_trainer", overrides=list(overrides))
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from omegaconf import OmegaConf
 
 from aent_verl.core.controllers import (
@@ -31,14 +33,26 @@ from aent_verl.methods.axes import (
     Steer,
     Unchanged,
 )
-from aent_verl.methods.blocks import NoEffectWarning
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.methods.parsing import NoEffectWarning, parse
+from aent_verl.methods.settings import FunctionalConfig
 from tests.config.composing import MICRO_BATCHES, actor_config, composed, control
 
 CONFIG = Path(__file__).parents[2] / "config"
 PRESETS = sorted(p.stem for p in (CONFIG / "entropy_control").glob("*.yaml") if p.stem != "base")
 EXPERIMENTS = sorted(p.stem for p in (CONFIG / "experiment").glob("*.yaml"))
+
+
+def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See tests/hydra_cache.py."""
+    overrides = ("experiment=cpu_arithmetic", "entropy_control=siren", "trainer.nnodes=2")
+    remembered = composed(*overrides)
+    remembered.trainer.device = "changed"
+    remembered = composed(*overrides)
+    source: Any = SourcesRegistry.instance().resolve("pkg")
+    for place, name in ((ConfigLoaderImpl, "load_configuration"), (source, "load_config")):
+        monkeypatch.setattr(place, name, getattr(place, name).__wrapped__)
+    assert OmegaConf.to_yaml(remembered) == OmegaConf.to_yaml(composed(*overrides))
+    assert OmegaConf.is_struct(remembered.trainer) == OmegaConf.is_struct(composed(*overrides).trainer)
 
 
 def test_presets_are_what_the_docs_promise() -> None:
@@ -247,7 +261,7 @@ def test_the_block_reaches_the_workers_resolved() -> None:
         "rollout_n": 1,
         "token_dump_dir": "outputs/aent_verl/run_aent/tokens",
     }
-    assert EntropyControlConfig.parse(block).method == "aent"
+    assert parse(block).method == "aent"
 
 
 @pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])

@@ -61,7 +61,9 @@ def test_a_run_composes_and_is_valid(words: list[str]):
 @pytest.mark.parametrize("words", [p for p in ours("compare") if "--from" not in p.values[0]])  # type: ignore[attr-defined]
 def test_a_comparison_composes(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    assert plan.cells(settings.parse(words))
+    chosen = settings.parse(words)
+    runs = plan.plan_runs(chosen)
+    assert [(run.seed, run.method) for run in runs] == [(s, m) for s in chosen.seeds for m in chosen.methods]
 
 
 def test_there_are_commands_to_check():

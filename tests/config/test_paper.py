@@ -71,16 +71,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_grid_compares_the_published_methods(file: Path, tmp_path: Path):
     chosen = grid(file, f"results={tmp_path}")
     assert (list(chosen.methods), chosen.baseline) == (["grpo", "entreg", "aent"], "grpo")
-    for cell in plan.cells(chosen):
-        assert cell.config.entropy_control.method == cell.method
-        assert cell.config.trainer.device == "cuda"
+    for run in plan.plan_runs(chosen):
+        assert run.config.entropy_control.method == run.method
+        assert run.config.trainer.device == "cuda"
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_models_are_evaluated_as_published(file: Path, tmp_path: Path):
     chosen = grid(file, "methods=[aent]", f"results={tmp_path}")
-    (cell,) = plan.cells(chosen)
-    overrides = long_form(["model=x", *cell.evaluation, f"max_response_length={cell.config.data.max_response_length}"])
+    (run,) = plan.plan_runs(chosen)
+    overrides = long_form(["model=x", *run.evaluation, f"max_response_length={run.config.data.max_response_length}"])
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         sampling = sampling_of(compose("aent_evaluate", overrides))
     found = (sampling.n, sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens)
@@ -96,10 +96,10 @@ def test_each_method_passes_the_checks_before_a_start(
     monkeypatch.setattr(resources, "available_gib", lambda: 1e6)
     chosen = grid(file.absolute(), "platform=cpu", f"actor_rollout_ref.model.path={model}", f"results={data}/results")
     monkeypatch.chdir(data)
-    for cell in plan.cells(chosen):
-        longest = cell.config.data.max_prompt_length + cell.config.data.max_response_length
-        cell.config.actor_rollout_ref.rollout.max_model_len = longest
-        checked = "\n".join(row.detail for row in preflight.check_run(cell.config) if row.state == "ok")
+    for run in plan.plan_runs(chosen):
+        longest = run.config.data.max_prompt_length + run.config.data.max_response_length
+        run.config.actor_rollout_ref.rollout.max_model_len = longest
+        checked = "\n".join(row.detail for row in preflight.check_run(run.config) if row.state == "ok")
         assert "600 rows with prompt, data source and ground truth" in checked
         assert "reward: pkg://aent_verl.data.tasks.math_reward scores right answers 1" in checked
     assert all(Path(file).is_file() for file in chosen.evaluation["data"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from aent_verl.platforms import vllm_cpu, vllm_plugin, weight_sockets
-from aent_verl.verl_api.facts import in_source
+from aent_verl.verl_api.checks import in_source
 
 VLLM = "verl.workers.rollout.vllm_rollout"
 JOB = "01000000"
@@ -48,6 +48,7 @@ def receiver() -> str:
     return worker._get_zmq_handle()
 
 
+@pytest.mark.slow
 def test_both_ends_have_the_mark_of_the_run(marked: str):
     rollout = sender()
     assert receiver() == rollout.zmq_handle

@@ -91,7 +91,7 @@ def sample(task: Path, samples: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from aent_verl.data.tasks.reward import compute_score
-    from aent_verl.data.tasks.sampling import prompt_ids
+    from aent_verl.data.tasks.warm_start import prompt_ids
 
     model, tokenizer = (kind.from_pretrained(task / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     rows = pq.read_table(task / "validation.parquet").to_pylist()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aent_verl.runs import metrics
-from aent_verl.viewing import tokens
+from aent_verl.runs import token_records as tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
 
 pytestmark = pytest.mark.slow

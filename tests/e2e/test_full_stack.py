@@ -18,7 +18,7 @@ from aent_verl.core.controllers import BandController, ControllerState, EntropyG
 from aent_verl.platforms import weight_sockets
 from aent_verl.plugin import saved_state
 from aent_verl.runs import metrics
-from aent_verl.viewing import tokens
+from aent_verl.runs import token_records as tokens
 from tests.e2e.stack import finish, kill, start
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.comparison.grid.scheduler import Schedule
+from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.launch.ray_jobs import RayJobs
-from tests.unit.comparison.grid.grid import cell
-from tests.unit.comparison.grid.test_schedule import starts
+from tests.unit.comparison.grid.grid import grid_run
+from tests.unit.comparison.grid.test_scheduler import starts
 
 pytestmark = pytest.mark.slow
 
@@ -67,12 +67,12 @@ def stand_in(arguments: list[str]) -> list[str]:
 
 
 def test_a_grid_runs_as_jobs_and_a_failure_is_named(jobs: RayJobs, tmp_path: Path):
-    grid = [cell(tmp_path, "grpo", 1, evaluated=True), cell(tmp_path, "fails", 1)]
-    failed = Schedule(
+    grid = [grid_run(tmp_path, "grpo", 1, evaluated=True), grid_run(tmp_path, "fails", 1)]
+    failed = Scheduler(
         grid, lambda arguments, log: jobs.start(stand_in(arguments), log), parallel=2, stall_seconds=0
     ).run(lambda _: None)
     assert starts(grid[0].folder) == {"train": 1, "evaluate": 1}
-    assert [status.cell.method for status in failed] == ["fails"]
+    assert [status.run.method for status in failed] == ["fails"]
     assert "boom: out of memory" in failed[0].reason
 
 

@@ -31,7 +31,7 @@ def outputs(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], torch.
     """Our engine's outputs from this rank's share, and the gradient of their sum in its logits."""
     from tensordict import TensorDict
 
-    from aent_verl.methods.functional import FunctionalConfig
+    from aent_verl.methods.settings import FunctionalConfig
     from aent_verl.plugin.engine import EntropyControlEngine
 
     engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)

@@ -70,6 +70,7 @@ def _peak_growth(size: int) -> int | None:
     return peak_growth(lambda: _two_of_three_at_a_time(size), "cpu")
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_tensors_alive_at_one_time() -> None:
     measured = in_fresh_process(_peak_growth, 40 * MIB)
     if measured is None:
@@ -105,6 +106,7 @@ def test_bounds_do_not_judge_what_was_not_run() -> None:
     assert [row[-1] for row in rows] == ["yes", "NO", "", "", ""]
 
 
+@pytest.mark.slow
 def test_logits_op_prints_and_saves_every_method(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
     arguments = ["--device", "cpu", "--tokens", "8", "--vocabularies", "1000", "--rounds", "1"]

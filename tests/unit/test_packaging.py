@@ -189,9 +189,9 @@ def test_the_command_fits_how_it_was_installed(
 
 def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "rliable", None)
-    with pytest.raises(ImportError, match=r"the report needs rliable, matplotlib: pip install .*\[compare\]"):
-        _util.require("compare", "the report", "numpy", "rliable", "matplotlib")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"the report needs scipy, matplotlib: pip install .*\[compare\]"):
+        _util.require("compare", "the report", "numpy", "scipy", "matplotlib")
 
 
 @pytest.mark.parametrize(

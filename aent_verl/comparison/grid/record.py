@@ -1,72 +1,88 @@
-"""How far a run is, in its ``run.json``: what a comparison that is started again goes on from."""
+"""How far a run has come, in its ``run.json``: from there a comparison that is started again resumes.
+
+A grid may also be extended: with more training steps, and nothing else changed, its runs resume from their last
+checkpoints.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aent_verl._util import write_json
-from aent_verl.comparison.grid.extension import is_longer, without_steps
-from aent_verl.comparison.grid.plan import Cell
-from aent_verl.runs import last_start, provenance
+from aent_verl.comparison.grid.plan import GridRun
+from aent_verl.runs import checkpoints, last_start, provenance
 from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.protocol import EPOCHS, STEPS, differences
 from aent_verl.runs.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 STARTED, TRAINED = "started", "trained"
-TRACKER = "latest_checkpointed_iteration.txt"
-# Between the commits, or versions, of a run that went on with another one.
+TRAIN, EVALUATE = "train", "evaluate"
+# Controllers whose coefficient depends on the length of the run.
+LENGTH_CONTROLLERS = ("linear_decay", "stage", "epoch")
+_BONUS, _OPTIMIZER = "entropy_control.bonus", "actor_rollout_ref.actor.optim"
+# Values whose effect at a step depends on how many steps will follow.
+_BY_LENGTH = {
+    f"{_BONUS}.name": ("smoothed",),
+    f"{_BONUS}.controller.name": LENGTH_CONTROLLERS,
+    "entropy_control.advantages.controller.name": LENGTH_CONTROLLERS,
+}
+_RESULTS_HINT = "choose another folder, results=..."
+# Between the commits, or versions, of a run that resumed with another one.
 _AND = " and "
 
 
-def check(cell: Cell) -> None:
-    """Check that a run can begin, or go on, in its folder; nothing is written.
+def check(run: GridRun) -> None:
+    """Check that a run can begin, or resume, in its folder; nothing is written.
 
     Raises:
         ValueError: the folder holds a run with other settings or data, or one that no comparison made.
     """
-    record = read_record(cell.folder)
+    record = read_record(run.folder)
     if record is not None and record["starts"]:
-        _check_same(cell, record)
-    elif cell.metrics_file.exists():
+        _check_same(run, record)
+    elif run.metrics_file.exists():
         raise ValueError(
-            f"{cell.folder} holds a run that compare did not make, or whose {RECORD} was removed: choose another "
-            f"folder, results=..., or read it with aent-verl compare --from {cell.method}:{cell.seed}={cell.folder}"
+            f"{run.folder} holds a run that compare did not make, or whose {RECORD} was removed: {_RESULTS_HINT}, or "
+            f"read it with aent-verl compare --from {run.method}:{run.seed}={run.folder}"
         )
 
 
-def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
-    """The record of a run that `check` has passed, written if it is new or is to get longer, together with its config.
+def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
+    """The record of a run that `check` has passed, written with its config if it is new or extended.
 
-    A run that goes on with other versions, or another commit, has all of them.
+    A run that resumes with other versions, or another commit, has all of them.
     """
-    record = read_record(cell.folder)
-    asked = _asked(cell)
+    record = read_record(run.folder)
+    asked = _asked(run)
     if record is None or not record["starts"]:
         record = {
             "format": RECORD_FORMAT,
-            "method": cell.method,
-            "seed": cell.seed,
-            "state": STARTED,
-            "overrides": list(cell.overrides),
+            "method": run.method,
+            "seed": run.seed,
             "evaluation": asked,
-            "protocol": cell.protocol,
             "versions": versions,
             "commit": commit,
             "machine": provenance.machine(),
             "seconds": {},
             "starts": [],
         }
-        last_start.write(cell.config, cell.folder)
-        _write(cell, record)
+        _start(run, record)
         return record
-    if is_longer(cell, record):
-        _train_on(cell, record)
+    if is_extended(run, record):
+        evaluated = run.folder / EVALUATION.parent
+        if evaluated.is_dir():  # it stays, under another name
+            evaluated.rename(evaluated.with_name(f"{evaluated.name}_step{record['protocol'][STEPS]}"))
+        _start(run, record)
     if record["state"] != STARTED:
-        evaluated = record["evaluation"] == asked and (cell.folder / EVALUATION).is_file()
-        record["state"] = COMPLETE if asked is None or (record["state"] == COMPLETE and evaluated) else TRAINED
+        evaluated_as_asked = record["evaluation"] == asked and (run.folder / EVALUATION).is_file()
+        done = asked is None or (record["state"] == COMPLETE and evaluated_as_asked)
+        record["state"] = COMPLETE if done else TRAINED
     record["evaluation"] = asked
     if record["state"] != COMPLETE:
         record["commit"] = _both(record["commit"], commit)
@@ -74,64 +90,77 @@ def begin(cell: Cell, *, versions: dict[str, str], commit: str | None) -> dict[s
     return record
 
 
-def stage_begins(cell: Cell, record: dict[str, Any], stage: str) -> None:
+def stage_begins(run: GridRun, record: dict[str, Any], stage: str) -> None:
     """Write down that a stage of a run starts."""
     record["starts"].append({"stage": stage, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    _write(cell, record)
+    _write(run, record)
 
 
-def stage_ends(cell: Cell, record: dict[str, Any], stage: str, seconds: float, *, succeeded: bool) -> None:
+def stage_ends(run: GridRun, record: dict[str, Any], stage: str, seconds: float, *, succeeded: bool) -> None:
     """Write down how a stage of a run ended; all starts of a stage count in its seconds."""
     record["seconds"][stage] = round(record["seconds"].get(stage, 0.0) + seconds, 1)
     if succeeded:
-        done = COMPLETE if stage == "evaluate" or cell.evaluation is None else TRAINED
-        record["state"] = done
-    _write(cell, record)
+        record["state"] = COMPLETE if stage == EVALUATE or run.evaluation is None else TRAINED
+    _write(run, record)
 
 
-def checkpoint(cell: Cell) -> Path:
+def last_checkpoint(run: GridRun) -> Path:
     """The last checkpoint of a trained run.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or verl's tracker is damaged.
     """
-    folder = Path(cell.config.trainer.default_local_dir)
-    newest = folder / f"global_step_{saved_step(cell)}"
-    if not newest.is_dir():
-        raise ValueError(f"no checkpoint in {folder} to evaluate: train with trainer.save_freq above 0")
-    return newest
+    parent = run.config.trainer.default_local_dir
+    folder = checkpoints.step_folder(parent, checkpoints.latest_step(parent))
+    if not folder.is_dir():
+        raise ValueError(f"no checkpoint in {parent} to evaluate: train with trainer.save_freq above 0")
+    return folder
 
 
-def saved_step(cell: Cell) -> int:
-    """Step of the last checkpoint; 0 if there is none.
+def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
+    """Whether a run that has begun is now asked for with more training steps.
 
     Raises:
-        ValueError: verl's tracker is damaged.
+        ValueError: with fewer; or a run of that length would have differed from its first step on.
     """
-    tracker = Path(cell.config.trainer.default_local_dir) / TRACKER
-    if not tracker.is_file():
-        return 0
-    text = tracker.read_text().strip()
-    if not text.isdecimal():
+    before, now = record["protocol"].get(STEPS), run.total_steps
+    if now is None or before in (None, "None", str(now)):
+        return False
+    asked = f"{STEPS}={now}: {run.folder} has {before} training steps, asked for are {now}"
+    if now < int(before):
+        raise ValueError(f"{asked}: it can only get more; {_RESULTS_HINT}")
+    if by_length := _by_length(run.config):
         raise ValueError(
-            f"{tracker} holds {text!r} and not a step, as after a kill while it was written: write the number of the "
-            "last global_step_N beside it into it"
+            f"{asked}, and {', '.join(by_length)} goes by the length of the run: a longer one is another from its "
+            f"first step on; {_RESULTS_HINT}"
         )
-    return int(text)
+    return True
 
 
-def _asked(cell: Cell) -> list[str] | None:
-    return list(cell.evaluation) if cell.evaluation is not None else None
+def _by_length(config: DictConfig) -> list[str]:
+    """Settings whose effect at a step depends on how many will follow."""
+    from omegaconf import OmegaConf
+
+    values = {key: OmegaConf.select(config, key) for key in _BY_LENGTH}
+    found = {key: value for key, value in values.items() if value in _BY_LENGTH[key]}
+    optimizer: Any = OmegaConf.select(config, _OPTIMIZER) or {}
+    for key in ("lr_scheduler_type", "warmup_style"):  # The second is verl's older name, and wins where it is set.
+        if optimizer.get(key) not in (None, "constant"):
+            found[f"{_OPTIMIZER}.{key}"] = optimizer[key]
+    if optimizer.get("lr_warmup_steps_ratio") and (optimizer.get("lr_warmup_steps") or 0) <= 0:
+        found[f"{_OPTIMIZER}.lr_warmup_steps_ratio"] = optimizer.lr_warmup_steps_ratio
+    return [f"{key}={value}" for key, value in found.items()]
 
 
-def _train_on(cell: Cell, record: dict[str, Any]) -> None:
-    """Make a run that has begun one with more steps; what was evaluated stays beside it."""
-    evaluated = cell.folder / EVALUATION.parent
-    if evaluated.is_dir():
-        evaluated.rename(evaluated.with_name(f"{evaluated.name}_step{record['protocol'][STEPS]}"))
-    record |= {"overrides": list(cell.overrides), "protocol": cell.protocol, "state": STARTED}
-    last_start.write(cell.config, cell.folder)
-    _write(cell, record)
+def _asked(run: GridRun) -> list[str] | None:
+    return None if run.evaluation is None else list(run.evaluation)
+
+
+def _start(run: GridRun, record: dict[str, Any]) -> None:
+    """Make a record that of a run with these settings that has not been trained, or not far enough."""
+    record |= {"overrides": list(run.overrides), "protocol": run.protocol, "state": STARTED}
+    last_start.write(run.config, run.folder)
+    _write(run, record)
 
 
 def _both(before: str | None, now: str | None) -> str | None:
@@ -139,33 +168,34 @@ def _both(before: str | None, now: str | None) -> str | None:
     return _AND.join(known if now is None or now in known else [*known, now]) or None
 
 
-def _check_same(cell: Cell, record: dict[str, Any]) -> None:
-    longer = is_longer(cell, record)
-    before, now = record["overrides"], list(cell.overrides)
-    protocols = {"when it started": dict(record["protocol"]), "now": dict(cell.protocol)}
-    if longer:
-        before, now = without_steps(before), without_steps(now)
-        for protocol in protocols.values():
-            for key in (STEPS, EPOCHS):
-                protocol.pop(key, None)
+def _check_same(run: GridRun, record: dict[str, Any]) -> None:
+    extended = is_extended(run, record)
+    # What an extension may change: the steps, and the epochs that must hold them.
+    free = (STEPS, EPOCHS) if extended else ()
+    before, now = (
+        [text for text in texts if text.lstrip("+").partition("=")[0] not in free]
+        for texts in (record["overrides"], run.overrides)
+    )
     if before != now:
         there = " ".join(_only_in(before, now)) or "the same in another order"
         asked_for = " ".join(_only_in(now, before)) or "the same in another order"
         raise ValueError(
-            f"{cell.folder} holds a run with other settings (there: {there}; asked for: {asked_for}): choose another "
-            "folder, results=..., or remove this one"
+            f"{run.folder} holds a run with other settings (there: {there}; asked for: {asked_for}): {_RESULTS_HINT}, "
+            "or remove this one"
         )
-    changed = differences(protocols)
+    protocols = {"when it started": record["protocol"], "now": run.protocol}
+    changed = differences(
+        {when: {key: value for key, value in each.items() if key not in free} for when, each in protocols.items()}
+    )
     if changed:
         raise ValueError(
-            f"{cell.folder}: what it trains on has changed since it started ({'; '.join(changed)}): restore it, choose "
-            "another folder, results=..., or remove this one"
+            f"{run.folder}: what it trains on has changed since it started ({'; '.join(changed)}): restore it, "
+            f"{_RESULTS_HINT}, or remove this one"
         )
-    asked = _asked(cell)
-    made = record.get("evaluation")
-    if not longer and made != asked and (cell.folder / EVALUATION).is_file():
+    asked, made = _asked(run), record.get("evaluation")
+    if not extended and made != asked and (run.folder / EVALUATION).is_file():
         raise ValueError(
-            f"{cell.folder} is evaluated {'with ' + ' '.join(made) if made else 'by another command'}, asked for is "
+            f"{run.folder} is evaluated {'with ' + ' '.join(made) if made else 'by another command'}, asked for is "
             f"{' '.join(asked or ['no evaluation'])}: remove or rename {EVALUATION.parent} there to evaluate again"
         )
 
@@ -174,6 +204,6 @@ def _only_in(one: Sequence[str], other: Sequence[str]) -> list[str]:
     return [text for text in one if text not in other]
 
 
-def _write(cell: Cell, record: dict[str, Any]) -> None:
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    write_json(cell.folder / RECORD, record)
+def _write(run: GridRun, record: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / RECORD, record)

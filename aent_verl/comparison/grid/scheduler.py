@@ -1,4 +1,4 @@
-"""Runs the grid: each run's stages in order, so many at a time, and what a killed comparison left is gone on with."""
+"""Runs a grid: the stages of each run in order, several runs at a time; a grid that was killed resumes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from aent_verl.comparison.grid import record as records
-from aent_verl.comparison.grid.plan import Cell
-from aent_verl.comparison.grid.status import DONE, EVALUATE, FAILED, TRAIN, Status
+from aent_verl.comparison.grid.plan import GridRun
+from aent_verl.comparison.grid.record import EVALUATE, TRAIN
+from aent_verl.comparison.grid.status import DONE, FAILED, Status
 from aent_verl.launch.processes import Handle
 from aent_verl.runs import provenance
+from aent_verl.runs.checkpoints import latest_step
 from aent_verl.runs.metrics import read_run
 from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.run import COMPLETE, LOG
@@ -23,147 +24,136 @@ Start = Callable[[Sequence[str], Path], Handle]
 
 # What `aent-verl evaluate` logs to, in its folder.
 EVALUATION_LOG = "evaluation.log"
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 _LAST_LINES = 3
 
 
 @dataclass
-class _Running:
+class _Stage:
+    """A stage of a run at work; which one is the run's state."""
+
     status: Status
-    record: dict[str, Any]
-    stage: str
     handle: Handle
     log: Path
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
 
 
-class Schedule:
-    """The grid while it runs.
+class Scheduler:
+    """Runs a grid.
 
     Args:
         grid: all runs.
         start: starts an interpreter with these arguments and that log file.
         parallel: most runs at a time.
         stall_seconds: a stage whose files do not change for so long is stopped; 0: never.
+        poll_seconds: between two looks at the runs.
 
     Raises:
         ValueError: a run's folder holds something else.
     """
 
-    def __init__(self, grid: Sequence[Cell], start: Start, *, parallel: int, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        grid: Sequence[GridRun],
+        start: Start,
+        *,
+        parallel: int,
+        stall_seconds: float,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
         versions, commit = provenance.versions(), provenance.commit()
-        for cell in grid:  # all of them, before the first is changed
-            records.check(cell)
-        self.statuses = [Status(cell) for cell in grid]
-        self._records = {cell.folder: records.begin(cell, versions=versions, commit=commit) for cell in grid}
+        for run in grid:  # all of them, before the first is changed
+            records.check(run)
+        self.statuses = [Status(run, records.begin(run, versions=versions, commit=commit)) for run in grid]
         self._start = start
         self._parallel = parallel
         self._stall_seconds = stall_seconds
-        self._running: list[_Running] = []
-        self._waiting: deque[Status] = deque()
-        for status in self.statuses:
-            record = self._records[status.cell.folder]
-            status.read_finished()
-            status.seconds.update(record["seconds"])
-            if record["state"] == COMPLETE:
-                status.state = DONE
-            else:
-                self._waiting.append(status)
+        self._poll_seconds = poll_seconds
+        self._stages: list[_Stage] = []
+        self._waiting = deque(status for status in self.statuses if status.state != DONE)
 
     def run(self, show: Callable[[Sequence[Status]], None]) -> list[Status]:
         """Run until all runs are done or failed.
 
         Args:
-            show: is given the state of all runs twice a second.
+            show: is given the state of all runs at each look.
 
         Returns:
             The runs that failed; the others are complete.
         """
         try:
-            while self._waiting or self._running:
-                while self._waiting and len(self._running) < self._parallel:
+            while self._waiting or self._stages:
+                while self._waiting and len(self._stages) < self._parallel:
                     self._begin(self._waiting.popleft())
-                time.sleep(_POLL_SECONDS)
-                for running in list(self._running):
-                    running.status.look()
-                    self._poll(running)
+                time.sleep(self._poll_seconds)
+                for stage in list(self._stages):
+                    stage.status.look()
+                    self._poll(stage)
                 show(self.statuses)
         finally:
             with ExitStack() as stack:  # one that cannot be stopped must not keep the others running
-                for running in self._running:
-                    stack.callback(running.handle.stop)
+                for stage in self._stages:
+                    stack.callback(stage.handle.stop)
         return [status for status in self.statuses if status.state == FAILED]
 
     def _begin(self, status: Status) -> None:
-        cell = status.cell
-        record = self._records[cell.folder]
-        stage = EVALUATE if record["state"] == records.TRAINED else TRAIN
+        run = status.run
+        state = EVALUATE if status.record["state"] == records.TRAINED else TRAIN
         try:
-            arguments = self._arguments(cell, stage)
+            command = run.train_command if state == TRAIN else run.evaluate_command(records.last_checkpoint(run))
         except ValueError as error:
-            self._fail(status, str(error))
+            status.state, status.reason = FAILED, str(error)
             return
-        records.stage_begins(cell, record, stage)
-        log = cell.folder / f"{stage}.console.log"
-        status.state = stage
-        self._running.append(_Running(status, record, stage, self._start(arguments, log), log))
+        status.state = state
+        records.stage_begins(run, status.record, state)
+        log = run.folder / f"{state}.console.log"
+        self._stages.append(_Stage(status, self._start(command, log), log))
 
-    def _arguments(self, cell: Cell, stage: str) -> list[str]:
-        if stage == TRAIN:
-            return cell.train_command
-        newest = records.checkpoint(cell)
-        return cell.evaluate_command(newest)
-
-    def _poll(self, running: _Running) -> None:
-        succeeded = running.handle.poll()
-        if succeeded is None and self._stalled(running):
-            running.handle.stop()
+    def _poll(self, stage: _Stage) -> None:
+        status = stage.status
+        succeeded = stage.handle.poll()
+        if succeeded is None and self._stalled(stage):
+            stage.handle.stop()
             reason = f"logged nothing for {self._stall_seconds / 60:.0f} minutes and was stopped (stall_minutes)"
         elif succeeded is None:
             return
+        elif succeeded:
+            reason = _shortfall(status.run) if status.state == TRAIN else ""
         else:
-            reason = "" if succeeded else _last_lines(running.log)
-        self._running.remove(running)
-        status, cell = running.status, running.status.cell
-        if succeeded and running.stage == TRAIN:
-            reason = _shortfall(cell)
-        succeeded = not reason
-        seconds = time.monotonic() - running.started
-        records.stage_ends(cell, running.record, running.stage, seconds, succeeded=succeeded)
-        status.seconds.update(running.record["seconds"])
-        if not succeeded:
-            self._fail(status, reason)
-        elif running.record["state"] == COMPLETE:
+            reason = _last_lines(stage.log)
+        self._stages.remove(stage)
+        seconds = time.monotonic() - stage.started
+        records.stage_ends(status.run, status.record, status.state, seconds, succeeded=not reason)
+        if reason:
+            status.state, status.reason = FAILED, reason
+        elif status.record["state"] == COMPLETE:
             status.state = DONE
         else:
             self._begin(status)
 
-    def _stalled(self, running: _Running) -> bool:
+    def _stalled(self, stage: _Stage) -> bool:
         if not self._stall_seconds:
             return False
-        folder = running.status.cell.folder
-        logs = (folder / LOG, folder / EVALUATION.parent / EVALUATION_LOG)
-        files = (running.log, running.status.cell.metrics_file, *logs)
+        run = stage.status.run
+        files = (stage.log, run.metrics_file, run.folder / LOG, run.folder / EVALUATION.parent / EVALUATION_LOG)
         signs = [file.stat().st_mtime for file in files if file.exists()]
-        return time.time() - max([running.started_at, *signs]) > self._stall_seconds
-
-    def _fail(self, status: Status, reason: str) -> None:
-        status.state, status.reason = FAILED, reason
+        return time.time() - max([stage.started_at, *signs]) > self._stall_seconds
 
 
-def _shortfall(cell: Cell) -> str:
-    """Why a run that ended well is not what was asked for; empty if it is."""
+def _shortfall(run: GridRun) -> str:
+    """Why a training that ended well is not what was asked for; empty if it is."""
     try:
-        last = max(read_run(cell.folder))
+        last = max(read_run(run.folder))
     except (FileNotFoundError, ValueError) as error:
         return str(error)
-    if cell.total_steps is not None and last < cell.total_steps:
-        # verl saves the last step before it logs it; a kill in between loses its metrics unless a start validates.
-        if not cell.config.trainer.val_before_train and records.saved_step(cell) >= cell.total_steps:
-            return ""
-        return f"ended at step {last} of {cell.total_steps}, see {cell.folder / LOG}"
-    return ""
+    if run.total_steps is None or last >= run.total_steps:
+        return ""
+    # verl saves the last step before it logs it; a kill in between loses its metrics unless a start validates.
+    trainer = run.config.trainer
+    if not trainer.val_before_train and latest_step(trainer.default_local_dir) >= run.total_steps:
+        return ""
+    return f"ended at step {last} of {run.total_steps}, see {run.folder / LOG}"
 
 
 def _last_lines(log: Path) -> str:

@@ -11,19 +11,19 @@ line says comes after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
+from aent_verl._util import number, whole_number
+from aent_verl.comparison.stats import TARGETS, Target
 from aent_verl.runs.protocol import SEED_KEYS
+from aent_verl.runs.run import read_yaml
 
 LOCAL, RAY = "local", "ray"
-LAUNCHERS = (LOCAL, RAY)
-Target = Literal["problems like these", "these problems"]
 Choice = TypeVar("Choice")
-TARGETS: tuple[Target, ...] = get_args(Target)
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _FILE = "grid"
 # What the comparison sets itself, for each run.
 _RESERVED = (
@@ -36,31 +36,31 @@ _RESERVED_FOR_EVALUATION = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A comparison.
 
     Attributes:
+        overrides: what every run gets.
         methods: overrides of each method by its label. A label that is a preset needs none: ``aent`` means
             ``entropy_control=aent``.
         seeds: one run a method for each.
         baseline: the method that the others are compared with.
         results: folder of all runs and of the report.
-        overrides: what every run gets.
         evaluation: settings of ``aent-verl evaluate`` for the final checkpoint of each run; empty: none, and the last
             validation counts.
         parallel: runs at the same time.
         launcher: ``local``, as processes here, or ``ray``, as jobs on the cluster of RAY_ADDRESS.
-        stall_minutes: a run that logs nothing for so long is stopped and counts as failed; 0: wait for ever.
+        stall_minutes: a run that logs nothing for so long is stopped and counts as failed; 0: wait indefinitely.
         target: what the verdicts are about: ``problems like these``, or ``these problems`` alone.
         title: heading of the report.
     """
 
+    overrides: tuple[str, ...] = ()
     methods: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     baseline: str
     results: Path
-    overrides: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     parallel: int = 1
     launcher: str = LOCAL
@@ -70,19 +70,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, in the form of a grid file."""
-        return {
-            "overrides": list(self.overrides),
-            "methods": {label: list(overrides) for label, overrides in self.methods.items()},
-            "seeds": list(self.seeds),
-            "baseline": self.baseline,
-            "results": str(self.results),
-            "evaluation": dict(self.evaluation),
-            "parallel": self.parallel,
-            "launcher": self.launcher,
-            "stall_minutes": self.stall_minutes,
-            "target": self.target,
-            "title": self.title,
-        }
+        return asdict(self) | {"results": str(self.results)}
 
 
 _KEYS = {item.name for item in fields(Settings)}
@@ -97,18 +85,15 @@ def parse(arguments: Sequence[str]) -> Settings:
     Raises:
         ValueError: what is not one; the message names key, value and what is allowed.
     """
-    parsed = list(_parsed(arguments))
     given: dict[str, Any] = {}
-    for _, key, value in parsed:
-        if key == _FILE:
-            given |= _read_file(Path(str(value)))
+    from_file: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {"evaluation": {}, "methods": {}}
     overrides: list[str] = []
-    for text, key, value in parsed:
+    for text, key, value in _parsed(arguments):
         name, _, rest = key.partition(".")
-        if name == _FILE:
-            continue
-        if name not in _KEYS or name == "overrides":
+        if key == _FILE:
+            from_file |= _read_file(Path(str(value)))
+        elif name not in _KEYS or name == "overrides":
             overrides.append(text)
         elif name in parts and rest:
             parts[name][rest] = value
@@ -116,6 +101,7 @@ def parse(arguments: Sequence[str]) -> Settings:
             raise ValueError(f"{key}={value}: {name} has no part {rest!r}")
         else:
             given[name] = value
+    given = from_file | given
     for name, more in parts.items():
         if more:
             given[name] = {**_by_label(given.get(name) or {}), **more}
@@ -131,7 +117,8 @@ def _by_label(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
+def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """Text, key and value of each override."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -143,7 +130,7 @@ def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
             lost = "[" in text and "'" not in text
             hint = """, or "methods.mine=['entropy_control=aent']" with all quotes""" if lost else ""
             raise ValueError(
-                f"{text!r} is no setting ({error}): write key=value{hint}; aent-verl compare --help"
+                f"{text!r} is not a valid setting ({error}): write key=value{hint}; aent-verl compare --help"
             ) from None
         key = override.key_or_group
         if override.is_sweep_override():
@@ -154,25 +141,17 @@ def _parsed(arguments: Iterable[str]) -> Iterable[tuple[str, str, Any]]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     if not path.is_file():
         raise ValueError(
             f"{_FILE}={path}: no such file ({path.resolve()}); give a YAML file with keys of a comparison, such as the "
             "grid.yaml that each one writes into its results folder"
         )
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"{_FILE}={path} is no readable YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{_FILE}={path}: expected keys of {', '.join(sorted(_KEYS))}")
-    unknown = sorted(set(map(str, content)) - _KEYS)
+    allowed = ", ".join(sorted(_KEYS))
+    content = read_yaml(path, f"give keys of {allowed}")
+    unknown = sorted(content.keys() - _KEYS)
     if unknown:
-        raise ValueError(f"{_FILE}={path}: has {', '.join(unknown)}; allowed are {', '.join(sorted(_KEYS))}")
-    return {str(key): value for key, value in content.items()}
+        raise ValueError(f"{_FILE}={path}: has {', '.join(unknown)}; allowed are {allowed}")
+    return content
 
 
 def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
@@ -200,9 +179,11 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
         results=Path(str(given.get("results") or f"outputs/compare/{name}")),
         overrides=every,
         evaluation={str(key): value for key, value in evaluation.items()},
-        parallel=_integer("parallel", given.get("parallel", 1), lowest=1),
-        launcher=_choice("launcher", given.get("launcher", LOCAL), LAUNCHERS),
-        stall_minutes=_not_negative("stall_minutes", given.get("stall_minutes", 60.0)),
+        parallel=whole_number("parallel", given.get("parallel", 1), lowest=1),
+        launcher=_choice("launcher", given.get("launcher", LOCAL), (LOCAL, RAY)),
+        stall_minutes=number(
+            "stall_minutes", given.get("stall_minutes", 60.0), lambda minutes: minutes >= 0, allowed="a number from 0"
+        ),
         target=_choice("target", given.get("target", TARGETS[0]), TARGETS),
         title=str(given.get("title") or name),
     )
@@ -222,7 +203,7 @@ def _methods(value: Any) -> dict[str, tuple[str, ...]]:
     if not methods:
         raise ValueError(f"methods={value!r}: give a list of presets, methods=[grpo,aent], or overrides by label")
     for label in methods:
-        if not _LABEL.fullmatch(label):
+        if not LABEL.fullmatch(label):
             raise ValueError(f"methods: {label!r} names folders, so it must be letters, digits and _ . + - only")
     return methods
 
@@ -238,18 +219,6 @@ def _strings(key: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{key}={value!r}: must be a list of overrides, as in ['data.train_batch_size=64']")
     return value
-
-
-def _integer(key: str, value: Any, *, lowest: int) -> int:
-    if type(value) is not int or value < lowest:
-        raise ValueError(f"{key}={value!r}: must be a whole number from {lowest}")
-    return value
-
-
-def _not_negative(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ValueError(f"{key}={value!r}: must be a number from 0")
-    return float(value)
 
 
 def _choice(key: str, value: Any, allowed: Sequence[Choice]) -> Choice:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aent_verl.comparison.grid.plan import Cell
-from aent_verl.runs.metrics import REWARD, STEP_SECONDS, MetricsTail, read_run, validation_accuracy
+from aent_verl.comparison.grid.plan import GridRun
+from aent_verl.comparison.grid.record import EVALUATE, TRAIN
+from aent_verl.runs.metrics import REWARD, STEP_SECONDS, Metrics, MetricsTail, read_run, validation_accuracy
+from aent_verl.runs.run import COMPLETE
 
-TRAIN, EVALUATE = "train", "evaluate"
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 _RECENT_STEPS = 20
 
@@ -21,35 +22,33 @@ class Status:
     """One run, as far as its files tell.
 
     Attributes:
-        cell: the run.
+        run: the run.
+        record: its ``run.json``, see `aent_verl.comparison.grid.record`.
         state: waiting, train, evaluate, done or failed.
         step: last step logged.
         reward: mean reward of that step.
         accuracy: of the last validation.
-        seconds: how long each finished stage took.
         reason: why it failed.
     """
 
-    cell: Cell
+    run: GridRun
+    record: dict[str, Any]
     state: str = WAITING
     step: int = 0
     reward: float | None = None
     accuracy: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     _step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
     def __post_init__(self) -> None:
-        self._tail = MetricsTail(self.cell.metrics_file)
-
-    def read_finished(self) -> None:
-        """Take in the metrics of earlier starts; there may be none."""
+        self._tail = MetricsTail(self.run.metrics_file)
+        if self.record.get("state") == COMPLETE:
+            self.state = DONE
         try:
-            steps = read_run(self.cell.folder)
+            for step, data in read_run(self.run.folder).items():
+                self._take(step, data)
         except (FileNotFoundError, ValueError):
-            return
-        for step, data in steps.items():
-            self._take(step, data)
+            pass  # no start of it has logged a step
 
     def look(self) -> None:
         """Take in what was logged since the last look."""
@@ -57,11 +56,16 @@ class Status:
             self._take(step, data)
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took that has ended."""
+        return self.record["seconds"]
+
+    @property
     def step_seconds(self) -> float | None:
         """Typical seconds of a recent step; None before the first."""
         return statistics.median(self._step_seconds) if self._step_seconds else None
 
-    def _take(self, step: int, data: dict[str, Any]) -> None:
+    def _take(self, step: int, data: Metrics) -> None:
         self.step = step
         self.reward = data.get(REWARD, self.reward)
         accuracy = validation_accuracy(data)
@@ -76,26 +80,29 @@ def seconds_left(grid: Sequence[Status], parallel: int) -> float | None:
     A run's time is its steps, what its finished runs spent beside their steps, and the evaluation. A step takes as long
     as in the same method's runs, or as in all where that method has none yet.
     """
-    pace = {
-        method: statistics.median(known)
-        for method in {item.cell.method for item in grid}
-        if (known := [item.step_seconds for item in grid if item.cell.method == method and item.step_seconds])
-    }
-    if not pace:
+    known: dict[str, list[float]] = {}
+    for status in grid:
+        if status.step_seconds:
+            known.setdefault(status.run.method, []).append(status.step_seconds)
+    if not known:
         return None
+    pace = {method: statistics.median(seconds) for method, seconds in known.items()}
     usual = statistics.median(pace.values())
-    finished = [item for item in grid if TRAIN in item.seconds and item.step]
-    beside = [item.seconds[TRAIN] - item.step * pace.get(item.cell.method, usual) for item in finished]
+    beside, evaluations = [], []
+    for status in grid:
+        if TRAIN in status.seconds and status.step:
+            beside.append(status.seconds[TRAIN] - status.step * pace.get(status.run.method, usual))
+        if EVALUATE in status.seconds:
+            evaluations.append(status.seconds[EVALUATE])
     start = max(0.0, statistics.mean(beside)) if beside else 0.0
-    evaluations = [item.seconds[EVALUATE] for item in grid if EVALUATE in item.seconds]
     evaluation = statistics.mean(evaluations) if evaluations else 0.0
     left = 0.0
-    for item in grid:
-        if item.state in (WAITING, TRAIN):
-            if item.cell.total_steps is None:
+    for status in grid:
+        if status.state in (WAITING, TRAIN):
+            if status.run.total_steps is None:
                 return None
-            steps = max(0, item.cell.total_steps - item.step)
-            left += steps * pace.get(item.cell.method, usual) + (start if item.state == WAITING else 0.0)
-        if item.state in (WAITING, TRAIN, EVALUATE) and item.cell.evaluation is not None:
+            steps = max(0, status.run.total_steps - status.step)
+            left += steps * pace.get(status.run.method, usual) + (start if status.state == WAITING else 0.0)
+        if status.state in (WAITING, TRAIN, EVALUATE) and status.run.evaluation is not None:
             left += evaluation
     return left / parallel

@@ -1,19 +1,21 @@
 """How right the methods are after training, and what can be said about the difference to the baseline."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aent_verl._util import first_few
-from aent_verl.comparison.report.curves import final_validations
+from aent_verl.comparison.report.curves import bare, final_validations, has_interval, mean_of
 from aent_verl.comparison.report.groups import Groups
-from aent_verl.comparison.report.method_accuracy import Judge, MethodAccuracy, Parts, telling_rewards
-from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Target
-from aent_verl.comparison.stats.rliable_intervals import RliableInterval, rliable_aggregates
+from aent_verl.comparison.stats import aggregates
+from aent_verl.comparison.stats.cross_checks import CrossChecks, cross_checks
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate, Target
 from aent_verl.comparison.stats.scores import score_matrices, shared_problems
 from aent_verl.comparison.stats.verdict import Verdict, refusal, verdicts
+from aent_verl.evaluation.majority import Majority, calibration_error, majority_vote
+from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.metrics import validation_sources
 from aent_verl.runs.problems import ProblemScores
 from aent_verl.runs.run import Run
@@ -22,34 +24,69 @@ PROFILE_POINTS = 41
 
 
 @dataclass(frozen=True)
+class MethodAccuracy:
+    """One method; None is what was not stored or has no meaning for it.
+
+    Attributes:
+        seeds: how many seeds are in it.
+        mean: mean@n.
+        interquartile_mean: of all scores.
+        improvement: chance that a run beats one of the baseline's on a problem.
+        pass_at_k: for k = 1, ..., n.
+        majority: maj@n.
+        profile: share of runs and problems with a score above each threshold.
+        by_source: mean@n by data source.
+        response_tokens: mean tokens of a response.
+        truncated: share of responses cut off at the longest allowed.
+        entropy: nats a token: of all tokens of the responses.
+        calibration_error: of the vote share as a confidence, mean over seeds.
+        checks: other tests against the baseline; None with fewer than two seeds of either.
+    """
+
+    seeds: int
+    mean: Estimate
+    interquartile_mean: Estimate
+    improvement: Estimate | None
+    pass_at_k: tuple[Estimate, ...] | None
+    majority: Estimate | None
+    profile: tuple[Estimate, ...]
+    by_source: dict[str, Estimate]
+    response_tokens: float | None
+    truncated: float | None
+    entropy: float | None
+    calibration_error: float | None
+    checks: CrossChecks | None
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Of all methods.
 
     Attributes:
         metric: what the verdicts are about, in words.
-        samples: n responses a problem; None where only the mean of a validation is known.
-        problems: how many; None likewise.
         origin: where the scores come from, in words.
         target: what the intervals are about.
         verdicts: by method; empty where nothing can be compared.
-        methods: by method; empty where only the mean of a validation is known.
-        thresholds: of the profiles.
         notes: what was left out and why, in sentences.
+        samples: n responses a problem; None where only the mean of a validation is known.
+        problems: how many; None likewise.
+        methods: by method; empty likewise.
+        thresholds: of the profiles; empty likewise.
     """
 
     metric: str
-    samples: int | None
-    problems: int | None
     origin: str
     target: Target
     verdicts: dict[str, Verdict]
-    methods: dict[str, MethodAccuracy]
-    thresholds: tuple[float, ...]
     notes: tuple[str, ...]
+    samples: int | None = None
+    problems: int | None = None
+    methods: dict[str, MethodAccuracy] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
 
 
 def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
-    """Accuracy after training: over single problems where they are stored, else the final validation's mean.
+    """Judge accuracy after training: over single problems where they are stored, else by the final validation.
 
     None if there is neither.
     """
@@ -65,16 +102,16 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
         scored = {}
     if scored:
         try:
-            parts = _align(scored, intersect=bool(groups.differences))
+            aligned = _align(scored, intersect=bool(groups.differences))
         except ValueError as error:
             notes.append(f"Methods are compared by their final validation, not over problems: {error}.")
         else:
-            return _over_problems(groups, parts, target, confidence)
+            return _over_problems(groups, aligned, target, confidence)
     return _over_validations(groups, target, confidence, notes)
 
 
 def _over_validations(groups: Groups, asked: Target, confidence: float, notes: list[str]) -> Accuracy | None:
-    """The verdicts over the seeds alone: one number a run."""
+    """Compare over the seeds alone: one number for each run."""
     finals = {method: final_validations(group) for method, group in groups.runs.items()}
     finals = {method: values for method, values in finals.items() if values}
     if not finals:
@@ -87,13 +124,13 @@ def _over_validations(groups: Groups, asked: Target, confidence: float, notes: l
     target: Target = "these problems"
     if given and asked != target:
         notes.append(f"The verdicts are about {target}, not about {asked}: that would take scores of single problems.")
-    return Accuracy(metric, None, None, "the last validation of each run", target, given, {}, (), tuple(notes))
+    return Accuracy(metric, "the last validation of each run", target, given, tuple(notes))
 
 
 def _verdicts_over_validations(
     finals: Mapping[str, Mapping[str, float]], baseline: str | None, metric: str, confidence: float
 ) -> dict[str, Verdict]:
-    """Of all methods but the baseline; refused where a seed of either has a validation that is no finite number."""
+    """Judge every method but the baseline; refuse where a seed of either has a non-finite validation."""
     if baseline is None or baseline not in finals or len(finals) < 2:
         return {}
     lost = {method: [run for run, value in each.items() if not math.isfinite(value)] for method, each in finals.items()}
@@ -113,41 +150,57 @@ def _verdicts_over_validations(
     return {method: given.get(method) or refused(method) for method in finals if method != baseline}
 
 
-def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, Parts]:
-    """Bring the scores of all runs into one order of problems.
+def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[ProblemScores]]:
+    """Return all runs' scores by method: the same problems in one order, and equally many responses to each.
 
     Raises:
-        ValueError: runs share too few problems, or a score is no finite number.
+        ValueError: runs share too few problems, or a score is not finite.
     """
-    runs = [run for group in scored.values() for run in group]
-    columns = shared_problems({run.name: _scores(run).problems for run in runs}, intersect=intersect)
-    samples = min(_scores(run).samples for run in runs)
-    parts = {
-        method: Parts([_scores(run) for run in group], [columns[run.name] for run in group], samples)
+    found = {run.name: run.scores for group in scored.values() for run in group if run.scores is not None}
+    columns = shared_problems({name: scores.problems for name, scores in found.items()}, intersect=intersect)
+    samples = min(scores.samples for scores in found.values())
+    aligned = {
+        method: [_select(found[run.name], columns[run.name], samples) for run in group]
         for method, group in scored.items()
     }
-    score_matrices({method: part.stack("scores") for method, part in parts.items()})
-    return parts
+    score_matrices({method: _stack(seeds, "scores") for method, seeds in aligned.items()})
+    return aligned
 
 
-def _over_problems(groups: Groups, parts: dict[str, Parts], target: Target, confidence: float) -> Accuracy:
-    matrices = {method: part.stack("scores") for method, part in parts.items()}
+def _select(scores: ProblemScores, columns: np.ndarray, samples: int) -> ProblemScores:
+    """Select the scores of some problems, in this order, and of the first responses to each."""
+    matrices = ("scores", "response_tokens", "truncated", "entropy")
+    stored = {name: matrix for name in matrices if (matrix := getattr(scores, name)) is not None}
+    return replace(
+        scores,
+        problems=tuple(scores.problems[column] for column in columns),
+        data_sources=tuple(scores.data_sources[column] for column in columns),
+        answers=tuple(scores.answers[column][:samples] for column in columns) if scores.answers else (),
+        **{name: matrix[columns, :samples] for name, matrix in stored.items()},
+    )
+
+
+def _over_problems(
+    groups: Groups, aligned: Mapping[str, list[ProblemScores]], target: Target, confidence: float
+) -> Accuracy:
+    matrices = {method: _stack(seeds, "scores") for method, seeds in aligned.items()}
     _, problems, samples = next(iter(matrices.values())).shape
     metric, given = f"mean@{samples}", {}
     if groups.baseline is not None and len(matrices) > 1:
         given = verdicts(matrices, groups.baseline, metric=metric, target=target, confidence=confidence)
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
-    numbers = Judge(
-        None if groups.baseline is None else matrices[groups.baseline],
-        np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS),
-        target,
-        confidence,
-        telling_rewards(scores for part in parts.values() for scores in part.seeds),
-    )
-    bootstraps = _rliable(matrices, numbers.thresholds, confidence)
+    thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
+    telling = {_reward_of(run.scores) for run in groups.all if run.scores is not None and _tells_answers(run.scores)}
     methods = {
-        method: numbers.method(part, bootstraps.get(method, {}), is_baseline=method == groups.baseline)
-        for method, part in parts.items()
+        method: _method_accuracy(
+            seeds,
+            None if method == groups.baseline else matrices.get(groups.baseline or ""),
+            thresholds,
+            telling,
+            target=target,
+            confidence=confidence,
+        )
+        for method, seeds in aligned.items()
     }
     notes = []
     if target == "problems like these" and problems < MIN_PROBLEMS:
@@ -157,27 +210,109 @@ def _over_problems(groups: Groups, parts: dict[str, Parts], target: Target, conf
         notes.append(f"No scores of single problems are stored of {first_few(without)}: left out of the accuracy.")
     if any(method.pass_at_k is None for method in methods.values()):
         notes.append("No pass@k where scores are other than 0 and 1: it asks whether a response is right.")
-    return Accuracy(
-        metric=metric,
-        samples=samples,
-        problems=problems,
-        origin=next(iter(parts.values())).seeds[0].origin,
-        target=target,
-        verdicts=given,
-        methods=methods,
-        thresholds=tuple(numbers.thresholds.tolist()),
-        notes=tuple(notes),
+    origin = next(iter(aligned.values()))[0].origin
+    levels = tuple(thresholds.tolist())
+    return Accuracy(metric, origin, target, given, tuple(notes), samples, problems, methods, levels)
+
+
+def _method_accuracy(
+    seeds: list[ProblemScores],
+    baseline: np.ndarray | None,
+    thresholds: np.ndarray,
+    telling: Collection[str],
+    *,
+    target: Target,
+    confidence: float,
+) -> MethodAccuracy:
+    """Compute all numbers of one method.
+
+    Args:
+        seeds: its scores.
+        baseline: the baseline's, ``[S, P, n]``; None if there is none, or it is this method.
+        thresholds: of the profile.
+        telling: reward functions that tell what a response answered.
+        target: what the intervals are about.
+        confidence: their level.
+    """
+    samples = _stack(seeds, "scores")
+    scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds, telling)
+    vote = None if answers is None else majority_vote(samples, answers)
+    binary = bool(np.isin(samples, (0, 1)).all())
+    known = has_interval(scores, target)
+
+    def shown(found: Estimate) -> Estimate:
+        # Near the ends of [0, 1] a t-interval would leave it; numpy's minimum and maximum keep NaN.
+        ends = {"low": float(np.maximum(found.low, 0)), "high": float(np.minimum(found.high, 1))}
+        return replace(found, **ends) if binary else found
+
+    def average(values: np.ndarray) -> Estimate:
+        return shown(mean_of(values, target, confidence))
+
+    middle = bare(aggregates.middle_half(np.sort(scores, axis=None)).mean())
+    profile = [bare((scores > threshold).mean()) for threshold in thresholds]
+    if known:
+        middle = aggregates.interquartile_mean(scores, target=target, confidence=confidence)
+        points = aggregates.performance_profile(scores, thresholds, target=target, confidence=confidence)
+        profile = [bare(*point) for point in zip(*points, strict=True)]
+    improvement = checks = None
+    if baseline is not None:
+        other = baseline.mean(axis=2)
+        improvement = bare(aggregates.win_shares(scores, other).mean())
+        if known and has_interval(other, target):
+            improvement = aggregates.probability_of_improvement(scores, other, target=target, confidence=confidence)
+        if min(len(scores), len(other)) > 1:
+            checks = cross_checks(scores, other, confidence=confidence)
+    return MethodAccuracy(
+        seeds=len(seeds),
+        mean=average(scores),
+        interquartile_mean=shown(middle),
+        improvement=improvement,
+        pass_at_k=tuple(map(average, np.moveaxis(pass_at_all_k(samples), 2, 0))) if binary else None,
+        majority=None if vote is None else average(vote.correct),
+        profile=tuple(profile),
+        by_source={str(source): average(scores[:, sources == source]) for source in np.unique(sources)},
+        response_tokens=_average(seeds, "response_tokens"),
+        truncated=_average(seeds, "truncated"),
+        entropy=_average(seeds, "entropy", weights="response_tokens"),
+        calibration_error=None if vote is None or not binary else _calibration(vote),
+        checks=checks,
     )
 
 
-def _scores(run: Run) -> ProblemScores:
-    assert run.scores is not None
-    return run.scores
+def _stack(seeds: Iterable[ProblemScores], name: str) -> np.ndarray:
+    """Stack an attribute that all seeds have, ``[S, P, n]``."""
+    return np.stack([getattr(scores, name) for scores in seeds])
 
 
-def _rliable(
-    matrices: Mapping[str, np.ndarray], thresholds: np.ndarray, confidence: float
-) -> dict[str, dict[str, RliableInterval]]:
-    """Rliable's intervals of all methods with several seeds: those of one would have no width."""
-    several = {method: matrix for method, matrix in matrices.items() if len(matrix) > 1}
-    return rliable_aggregates(several, thresholds, confidence=confidence) if several else {}
+def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) -> float | None:
+    """Average an attribute, weighted by another; 0 if all weights are 0, None if a seed lacks either."""
+    if any(getattr(scores, each) is None for scores in seeds for each in (name, weights or name)):
+        return None
+    weight = None if weights is None else _stack(seeds, weights)
+    if weight is not None and not weight.any():
+        return 0.0
+    return float(np.average(_stack(seeds, name), weights=weight))
+
+
+def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray | None:
+    """Return the answers, ``[S, P, n]``; None if a seed lacks them, or its reward function never tells any."""
+    if not all(scores.answers and _reward_of(scores) in telling for scores in seeds):
+        return None
+    found = np.empty((len(seeds), *seeds[0].scores.shape), dtype=object)
+    found[:] = [scores.answers for scores in seeds]
+    return found
+
+
+def _tells_answers(scores: ProblemScores) -> bool:
+    """Return whether the reward function told any answer."""
+    return any(answer is not None for row in scores.answers for answer in row)
+
+
+def _reward_of(scores: ProblemScores) -> str:
+    """Return which reward function gave the scores, as far as it is known."""
+    return scores.protocol.get("evaluation.reward", "")
+
+
+def _calibration(vote: Majority) -> float:
+    both = zip(vote.share, vote.correct, strict=True)
+    return float(np.mean([calibration_error(share, correct) for share, correct in both]))

@@ -1,4 +1,4 @@
-"""What training costs: time and tokens, and how much of them a method needs to reach the baseline's best."""
+"""What training costs: time and tokens, and how much of each a method needs to reach the baseline's best."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from aent_verl._util import first_few
 from aent_verl.comparison.report.curves import curve_of, having, line
-from aent_verl.comparison.report.groups import Groups
+from aent_verl.comparison.report.groups import Groups, sentences
 from aent_verl.comparison.stats.curves import Curve, best, first_reaching
 from aent_verl.runs.metrics import STEP_SECONDS, validation_accuracy
 from aent_verl.runs.run import Run
@@ -47,7 +46,7 @@ class MethodCost:
 
 
 def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, MethodCost]]:
-    """The baseline's best mean validation accuracy, None without one, and the costs by method."""
+    """Return the baseline's best mean validation accuracy, None without one, and the costs by method."""
     curves = {m: curve_of(runs, validation_accuracy, confidence) for m, runs in groups.runs.items()}
     of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
     level = None if of_baseline is None else best(of_baseline)
@@ -67,7 +66,7 @@ def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, Me
 
 
 def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
-    """Validation accuracy over tokens and over time of training."""
+    """Chart validation accuracy over tokens and over training time."""
     charts = []
     for name, what, key, units in (
         ("accuracy_by_tokens", "tokens", TOKENS, TOKEN_UNITS),
@@ -90,29 +89,28 @@ def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
 
 
 def cost_notes(groups: Groups) -> tuple[str, ...]:
-    """Sentences on runs whose cost is not known to their end, because their log lacks something."""
-    by_reason: dict[str, list[str]] = {}
+    """Name, in sentences, the runs whose cost is not fully known because their log lacks something."""
+    found = []
     for run in groups.all:
         for key, words in _NONE_OF.items():
-            gaps = _gaps(run, key)
-            if gaps:
+            if gaps := _gaps(run, key):
                 reason = (
                     f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
-                    "its method costs from there on is not known."
+                    "its method costs from there on is not known"
                 )
-                by_reason.setdefault(reason, []).append(run.name)
-    return tuple(f"{first_few(names)}: {reason}" for reason, names in by_reason.items())
+                found.append((run.name, reason))
+    return tuple(sentences(found))
 
 
 def spent(run: Run, key: str) -> float | None:
-    """What a run has spent in all; None if a step does not say."""
-    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in _steps(run))
+    """Sum what a run has spent; None if a step does not say."""
+    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
 
 
 def _reach(curve: Curve | None, level: float | None, places_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
-    """Where a curve first reaches a level, in what ``places_of`` says its steps stand for; None if it never does.
+    """Find where a curve first reaches a level, in what ``places_of`` makes of its steps; None if it never does.
 
-    None as well if the place is not known.
+    Also None if that place is not known.
     """
     if curve is None or level is None:
         return None
@@ -127,28 +125,24 @@ def _total(runs: list[Run], key: str) -> float | None:
 
 
 def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
-    """What the runs have spent up to and with each step, mean over seeds, ``[T]``; NaN from a step on that lacks it."""
+    """Average over seeds what was spent up to and with each step, ``[T]``; NaN from a step on that lacks it."""
     found = []
     for run in runs:
         values = [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, int(steps[-1]) + 1)]
         # A sum with NaN or infinity in it stays one.
-        sums = np.concatenate([[0.0], np.cumsum(values)])
-        found.append(sums[steps])
+        found.append(np.concatenate([[0.0], np.cumsum(values)])[steps])
     mean = np.mean(found, axis=0)
     return np.where(np.isfinite(mean), mean, math.nan)
 
 
 def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
-    """The part of a curve whose places are known."""
+    """Cut a curve to the part whose places are known."""
     known = np.isfinite(at)
     parts = {name: getattr(curve, name)[..., known] for name in ("steps", "values", "mean", "low", "high")}
     return replace(curve, **parts), at[known]
 
 
 def _gaps(run: Run, key: str) -> list[int]:
-    """Steps of a run that do not say what they cost."""
-    return [step for step in _steps(run) if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]
-
-
-def _steps(run: Run) -> range:
-    return range(1, run.last_step + 1)
+    """List the steps of a run that do not say what they cost."""
+    steps = range(1, run.last_step + 1)
+    return [step for step in steps if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]

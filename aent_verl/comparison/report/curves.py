@@ -1,25 +1,20 @@
 """Learning curves: each metric over training steps, the mean over seeds with its interval."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
+from types import MappingProxyType
 
 import numpy as np
 
-from aent_verl.comparison.report.estimates import mean_of
 from aent_verl.comparison.report.groups import Groups
-from aent_verl.comparison.stats.crossed import Estimate
+from aent_verl.comparison.stats import aggregates
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate, Target
 from aent_verl.comparison.stats.curves import Curve, binned, mean_curve, mean_over_last
-from aent_verl.runs.metrics import (
-    ADVANTAGES_COEFFICIENT,
-    COEFFICIENT,
-    ENTROPY,
-    ENTROPY_FULL,
-    RESPONSE_LENGTH,
-    REWARD,
-    Metrics,
-    validation_accuracy,
-)
+from aent_verl.runs import metrics
+from aent_verl.runs.metrics import Metrics, validation_accuracy
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, Level, Line
 
@@ -33,6 +28,9 @@ MOST_THIN_LINES = 12
 LAST = 0.1
 
 Value = Callable[[Metrics], float | None]
+# Means over a step's rollouts; the second in tokens.
+reward: Value = methodcaller("get", metrics.REWARD)
+response_length: Value = methodcaller("get", metrics.RESPONSE_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -45,76 +43,50 @@ class Bounds:
 
 
 def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
-    """Charts of all metrics that some run has, in the order of the page."""
-    bounds = {method: bounds_of(group[0].settings) for method, group in groups.runs.items()}
-    full = _levels(groups, {method: bound for method, bound in bounds.items() if bound and bound.functional == "full"})
-    others = {method: bound for method, bound in bounds.items() if bound and bound.functional != "full"}
-    charts = [
-        _chart(groups, "reward", "Training reward", reward, confidence),
-        _chart(groups, "validation", "Validation accuracy", validation_accuracy, confidence),
-        _chart(groups, "entropy", "Entropy, nats", full_entropy, confidence, levels=full),
-        _chart(
-            groups,
-            "controlled_entropy",
-            f"{_functionals(others)} entropy, nats",
-            lambda data: data.get(ENTROPY),
-            confidence,
-            levels=_levels(groups, others),
-            only=list(others),
-        ),
-        _chart(groups, "coefficient", "Entropy coefficient", lambda data: data.get(COEFFICIENT), confidence),
-        _chart(
-            groups, "response_length", "Response length, tokens", lambda data: data.get(RESPONSE_LENGTH), confidence
-        ),
-    ]
+    """Chart all metrics that some run has, in the order of the page."""
+    aims = {method: bound for method, group in groups.runs.items() if (bound := bounds_of(group[0].settings))}
+    full = {method: bound for method, bound in aims.items() if bound.functional == "full"}
+    others = {method: bound for method, bound in aims.items() if method not in full}
+    functionals = " and ".join(sorted({bound.functional for bound in others.values()})).capitalize()
+    controlled: Value = methodcaller("get", metrics.ENTROPY)
+    weight: Value = methodcaller("get", metrics.ADVANTAGES_COEFFICIENT)
     weighted = [
         method
         for method, group in groups.runs.items()
-        if any(data.get(ADVANTAGES_COEFFICIENT, 1) != 1 for run in group for data in run.metrics.values())
+        if any(weight(data) not in (None, 1) for run in group for data in run.metrics.values())
     ]
-    charts.insert(
-        5,
-        _chart(
-            groups,
-            "advantages_weight",
-            "Weight of positive advantages",
-            lambda data: data.get(ADVANTAGES_COEFFICIENT),
-            confidence,
-            only=weighted,
-        ),
-    )
+    chart = partial(_chart, groups, confidence)
+    charts = [
+        chart("reward", "Training reward", reward),
+        chart("validation", "Validation accuracy", validation_accuracy),
+        chart("entropy", "Entropy, nats", full_entropy, aims=full),
+        chart("controlled_entropy", f"{functionals} entropy, nats", controlled, aims=others, only=others),
+        chart("coefficient", "Entropy coefficient", methodcaller("get", metrics.COEFFICIENT)),
+        chart("advantages_weight", "Weight of positive advantages", weight, only=weighted),
+        chart("response_length", "Response length, tokens", response_length),
+    ]
     return [chart for chart in charts if chart.lines]
 
 
-def reward(data: Metrics) -> float | None:
-    """Mean reward of a step's rollouts."""
-    return data.get(REWARD)
-
-
-def response_length(data: Metrics) -> float | None:
-    """Mean tokens of a step's responses."""
-    return data.get(RESPONSE_LENGTH)
-
-
 def full_entropy(data: Metrics) -> float | None:
-    """Entropy of the whole next-token distribution, nats; the same quantity for every method."""
-    return data.get(ENTROPY_FULL, data.get(STOCK_ENTROPY))
+    """Return the entropy of the whole next-token distribution, nats: the same quantity for every method."""
+    return data.get(metrics.ENTROPY_FULL, data.get(STOCK_ENTROPY))
 
 
 def having(runs: Sequence[Run], value: Value) -> list[Run]:
-    """Those runs whose metric is a finite number at some step."""
+    """Return the runs whose metric is finite at some step."""
     return [run for run in runs if any(map(math.isfinite, _series(run, value).values()))]
 
 
 def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | None:
-    """Mean curve of those runs that have the metric; None if there is none, or no step that all of them share.
+    """Average the curves of the runs that have the metric; None if there is none, or no step that all share.
 
     Args:
         runs: seeds of one method.
         value: the metric in a step's data.
         confidence: level of the interval.
     """
-    series = [each for each in (_series(run, value) for run in runs) if any(map(math.isfinite, each.values()))]
+    series = [_series(run, value) for run in having(runs, value)]
     try:
         return mean_curve(series, confidence=confidence) if series else None
     except ValueError:
@@ -122,7 +94,7 @@ def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | No
 
 
 def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | None:
-    """Mean over the last tenth of training, over seeds; None if a seed that has the metric has it not there."""
+    """Average over the last tenth of training and seeds; None if a seed that has the metric lacks it there."""
     curve = curve_of(runs, value, confidence)
     if curve is None:
         return None
@@ -131,20 +103,20 @@ def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | N
 
 
 def final_validations(runs: Sequence[Run]) -> dict[str, float]:
-    """Validation accuracy after the last step of training by run, of those that were validated then; NaN is kept."""
+    """Return the accuracy after the last step by run, of those that were validated then; NaN is kept."""
     values = {run.name: validation_accuracy(run.metrics[run.last_step]) for run in runs}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def final_validation(runs: Sequence[Run], confidence: float) -> Estimate | None:
-    """Mean of `final_validations`; None if there are none, or one of them is no finite number."""
+    """Average `final_validations`; None if there are none, or one of them is not finite."""
     values = np.array(list(final_validations(runs).values()))
     known = len(values) > 0 and bool(np.isfinite(values).all())
     return mean_of(values[:, None], "these problems", confidence) if known else None
 
 
 def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
-    """Band or target of a method's controller; None if it has neither, or its config is not known."""
+    """Return the band or target of a method's controller; None if it has neither, or its config is not known."""
     controller = "entropy_control.bonus.controller"
     functional = settings.get("entropy_control.functional.name", "full")
     target = _float(settings.get(f"{controller}.target"))
@@ -154,15 +126,32 @@ def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
     return None if target is None else Bounds(target, target, functional)
 
 
+def bare(value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
+    """Wrap a number, with the ends of its interval if it has one."""
+    return Estimate(float(value), float(low), float(high), math.nan, math.nan)
+
+
+def has_interval(scores: np.ndarray, target: Target) -> bool:
+    """Return whether ``[S, P]`` support an interval: two seeds, and enough problems to stand for others like them."""
+    return len(scores) > 1 and (target == "these problems" or scores.shape[1] >= MIN_PROBLEMS)
+
+
+def mean_of(scores: np.ndarray, target: Target, confidence: float) -> Estimate:
+    """Average ``[S, P]``, with an interval if they support one."""
+    if not has_interval(scores, target):
+        return bare(scores.mean())
+    return aggregates.mean(scores, target=target, confidence=confidence)
+
+
 def _chart(
     groups: Groups,
+    confidence: float,
     name: str,
     title: str,
     value: Value,
-    confidence: float,
     *,
-    levels: Sequence[Level] = (),
-    only: Sequence[str] | None = None,
+    aims: Mapping[str, Bounds] = MappingProxyType({}),
+    only: Collection[str] | None = None,
 ) -> Chart:
     chosen = {method: runs for method, runs in groups.runs.items() if only is None or method in only}
     width = _width([list(_series(run, value)) for runs in chosen.values() for run in runs])
@@ -180,22 +169,18 @@ def _chart(
             notes.append(f"{method}: {len(curve.values)} of {len(runs)} seeds have this metric.")
     if width > 1:
         notes.append(f"Points: means over {width} steps.")
+    levels = [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in aims.items()]
     if levels:
         notes.append("The entropy that a controller sees, and the band (shaded) or target (dotted) that it aims at.")
     return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
 
 
 def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
-    """A curve as a line of a chart, over its steps or other places."""
+    """Make a curve a line of a chart, over its steps or other places."""
     several = len(curve.values) > 1
-    return Line(
-        place=place,
-        x=curve.steps if x is None else x,
-        mean=curve.mean,
-        low=curve.low if several else None,
-        high=curve.high if several else None,
-        seeds=curve.values if several and thin else np.empty((0, 0)),
-    )
+    low, high = (curve.low, curve.high) if several else (None, None)
+    seeds = curve.values if several and thin else ()
+    return Line(place, curve.steps if x is None else x, curve.mean, low, high, seeds)
 
 
 def _series(run: Run, value: Value) -> dict[int, float]:
@@ -203,19 +188,10 @@ def _series(run: Run, value: Value) -> dict[int, float]:
 
 
 def _width(steps: Sequence[Sequence[int]]) -> int:
-    """How many steps a point of a chart has to span, so that there are no more than fit; 1 where all fit."""
+    """Return how many steps a point must span so that all points fit; 1 where they fit as they are."""
     long = [each for each in steps if len(each) > POINTS]
     apart = [(each[-1] - each[0]) / (len(each) - 1) for each in long]
     return max((math.ceil(math.ceil(len(e) / POINTS) * gap) for e, gap in zip(long, apart, strict=True)), default=1)
-
-
-def _levels(groups: Groups, bounds: Mapping[str, Bounds]) -> list[Level]:
-    return [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in bounds.items()]
-
-
-def _functionals(bounds: Mapping[str, Bounds]) -> str:
-    names = sorted({bound.functional for bound in bounds.values()})
-    return " and ".join(names).capitalize()
 
 
 def _float(text: str | None) -> float | None:

@@ -2,24 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aent_verl._util import first_few
-from aent_verl.runs.metrics import (
-    COEFFICIENT,
-    ENTROPY,
-    ENTROPY_FULL,
-    REWARD,
-    validation_accuracy,
-    validation_left_out,
-    validation_sources,
-)
+from aent_verl.runs import metrics
+from aent_verl.runs.metrics import validation_accuracy, validation_left_out, validation_sources
 from aent_verl.runs.protocol import Protocol, differences
 from aent_verl.runs.run import Run, by_method
 
 # What is looked through for NaN.
-_CHECKED = (REWARD, ENTROPY, ENTROPY_FULL, COEFFICIENT)
+_CHECKED = (metrics.REWARD, metrics.ENTROPY, metrics.ENTROPY_FULL, metrics.COEFFICIENT)
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,17 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
-    """Lines on what differs in how the runs were trained and evaluated."""
+    """List what differs in how the runs were trained and evaluated."""
     found = differences({run.name: run.protocol for run in runs}) if len(runs) > 1 else []
     return found + differences({run.name: _evaluation(run) for run in runs if run.scores is not None})
+
+
+def sentences(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Write one sentence for each reason, with the names of the runs that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found:
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{first_few(names)}: {reason}." for reason, names in by_reason.items()]
 
 
 def _missing(failed: Sequence[str]) -> str:
@@ -115,7 +116,7 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
     if single:
         notices.append(
             f"One seed of {first_few(single)}: its numbers have no interval, and nothing is claimed from them. Another "
-            "seed might turn them round."
+            "seed might reverse them."
         )
     furthest = max(run.last_step for run in runs)
     short = [f"{run.name} ends at step {run.last_step}" for run in runs if run.last_step < furthest]
@@ -136,13 +137,12 @@ def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> 
 
 
 def _left_out(runs: list[Run]) -> list[str]:
-    """Data sources of the validation that do not count, by the runs in which they do not."""
+    """Name the data sources of the validation that do not count, and the runs in which they do not."""
+    left_out = {run.name: set().union(*map(validation_left_out, run.metrics.values())) for run in runs}
     by_runs: dict[tuple[str, ...], list[str]] = {}
-    for source in sorted(
-        {source for run in runs for data in run.metrics.values() for source in validation_left_out(data)}
-    ):
-        names = (run.name for run in runs if any(source in validation_left_out(data) for data in run.metrics.values()))
-        by_runs.setdefault(tuple(names), []).append(source)
+    for source in sorted(set().union(*left_out.values())):
+        names = tuple(name for name, sources in left_out.items() if source in sources)
+        by_runs.setdefault(names, []).append(source)
     return [
         f"Validation accuracy{'' if len(names) == len(runs) else f' of {first_few(names)}'} leaves out the data source"
         f"{'s' if len(sources) > 1 else ''} {', '.join(sources)}: only a reward is logged there, which is not averaged "
@@ -153,27 +153,26 @@ def _left_out(runs: list[Run]) -> list[str]:
 
 
 def _final_notices(runs: list[Run]) -> list[str]:
-    """Scores that are there but are not those of the final model."""
-    by_reason: dict[str, list[str]] = {}
+    """Name scores that are there but are not those of the final model."""
+    found = []
     for run in runs:
-        for reason in run.notes:
-            by_reason.setdefault(reason, []).append(run.name)
+        found += [(run.name, note) for note in run.notes]
         steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
         final = validation_accuracy(run.metrics[run.last_step])
         if final is None and steps:
             reason = f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
-            by_reason.setdefault(reason, []).append(run.name)
+            found.append((run.name, reason))
         elif final is not None and not math.isfinite(final):
             reason = (
                 "the last validation is NaN or infinite. It is not left out for its result: where methods are compared "
                 "by their last validation, nothing is claimed about its method"
             )
-            by_reason.setdefault(reason, []).append(run.name)
-    return [f"{first_few(names)}: {reason}." for reason, names in by_reason.items()]
+            found.append((run.name, reason))
+    return sentences(found)
 
 
 def _seed_notices(method: str, group: list[Run]) -> list[str]:
-    """What is odd about the seeds of one method: other methods, missing seeds, NaN."""
+    """Name what is odd about the seeds of one method: differing settings, NaN, no validation."""
     notices = []
     described = [run for run in group if run.settings]
     keys = {key for run in described for key in run.settings}

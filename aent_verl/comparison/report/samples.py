@@ -57,64 +57,47 @@ class Problem:
 
 
 def choose_samples(groups: Groups) -> list[Problem]:
-    """Problems with responses, by `RULE`; empty if no method's responses were kept.
+    """Choose problems with responses, by `RULE`; none if no method's responses were kept.
 
     Raises:
         ValueError: a damaged file.
     """
     texts: dict[str, tuple[int, dict[str, Responses]]] = {}
-    for method, runs in groups.runs.items():
-        for run in runs:
-            found = read_responses(run.path, run.scores.step) if run.scores is not None else {}
-            if found:
-                texts[method] = run.seed, found
-                break
+    scores: dict[str, dict[str, list[np.ndarray]]] = {}
+    for run in groups.all:
+        if run.scores is None:
+            continue
+        if run.method not in texts and (found := read_responses(run.path, run.scores.step)):
+            texts[run.method] = run.seed, found
+        for problem, row in zip(run.scores.problems, run.scores.scores, strict=True):
+            scores.setdefault(run.method, {}).setdefault(problem, []).append(row)
     if not texts:
         return []
-    shared = set.intersection(*(set(found) for _, found in texts.values()))
-    means = {method: _means(groups, method) for method in texts}
-    shared = {problem for problem in shared if all(problem in mean for mean in means.values())}
-    return [_problem(problem, why, texts, means) for problem, why in _choose(shared, means)]
+    shared = set.intersection(*({*found} & {*scores[method]} for method, (_, found) in texts.items()))
+    means = {problem: {method: float(np.mean(scores[method][problem])) for method in texts} for problem in shared}
+    first = next(iter(texts.values()))[1]
+    chosen = []
+    for problem, why in _choose(means):
+        samples = {}
+        for method, (seed, found) in texts.items():
+            text, of_text = found[problem].responses[0], found[problem].scores
+            samples[method] = Sample(
+                seed=seed,
+                text=text[:MOST_CHARACTERS],
+                cut=max(0, len(text) - MOST_CHARACTERS),
+                score=of_text[0] if of_text else float("nan"),
+                mean=means[problem][method],
+                count=sum(map(len, scores[method][problem])),
+            )
+        chosen.append(Problem(why, first[problem].prompt, first[problem].ground_truth, samples))
+    return chosen
 
 
-def _choose(shared: set[str], means: Mapping[str, Mapping[str, tuple[float, int]]]) -> list[tuple[str, str]]:
-    spread = {problem: np.ptp([mean[problem][0] for mean in means.values()]) for problem in shared}
+def _choose(means: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+    spread = {problem: np.ptp([*by_method.values()]) for problem, by_method in means.items()}
     # Ids are hashes, so their order says nothing about the problems.
-    ordered = sorted(shared, key=lambda problem: (-spread[problem], problem))
+    ordered = sorted(spread, key=lambda problem: (-spread[problem], problem))
     differing = [problem for problem in ordered[:MOST_DIFFERENT] if spread[problem] > 0]
-    rest = sorted(shared.difference(differing), key=lambda problem: hashlib.sha256(problem.encode()).hexdigest())
-    return [(problem, "methods differ most") for problem in differing] + [
-        (problem, "at random") for problem in rest[:RANDOM]
-    ]
-
-
-def _means(groups: Groups, method: str) -> dict[str, tuple[float, int]]:
-    """Mean score and number of responses by problem, over the method's seeds."""
-    values: dict[str, list[np.ndarray]] = {}
-    for run in groups.runs[method]:
-        if run.scores is not None:
-            for problem, row in zip(run.scores.problems, run.scores.scores, strict=True):
-                values.setdefault(problem, []).append(row)
-    return {problem: (float(np.mean(rows)), sum(len(row) for row in rows)) for problem, rows in values.items()}
-
-
-def _problem(
-    problem: str,
-    why: str,
-    texts: Mapping[str, tuple[int, dict[str, Responses]]],
-    means: Mapping[str, Mapping[str, tuple[float, int]]],
-) -> Problem:
-    samples = {}
-    for method, (seed, found) in texts.items():
-        text = found[problem].responses[0]
-        mean, count = means[method][problem]
-        samples[method] = Sample(
-            seed=seed,
-            text=text[:MOST_CHARACTERS],
-            cut=max(0, len(text) - MOST_CHARACTERS),
-            score=found[problem].scores[0] if found[problem].scores else float("nan"),
-            mean=mean,
-            count=count,
-        )
-    one = next(iter(texts.values()))[1][problem]
-    return Problem(why, one.prompt, one.ground_truth, samples)
+    rest = sorted(spread.keys() - differing, key=lambda problem: hashlib.sha256(problem.encode()).hexdigest())
+    why = [(problem, "methods differ most") for problem in differing]
+    return why + [(problem, "at random") for problem in rest[:RANDOM]]

@@ -2,3 +2,9 @@
 
 Arrays in, numbers out: nothing here reads a run's files. `docs/statistics.md` defines every number.
 """
+
+from typing import Literal, get_args
+
+# What a statement is about. Either way new training seeds and new samples are drawn; the first also draws new problems.
+Target = Literal["problems like these", "these problems"]
+TARGETS: tuple[Target, ...] = get_args(Target)

@@ -3,14 +3,17 @@
 A task is a column: a problem, or a data source whose problems were averaged. A few data sources are no sample of
 others, so ``target="these problems"`` is theirs. One seed, or too few tasks for the target, is a ValueError throughout.
 
-The point estimates are rliable's (Agarwal et al. 2021, arXiv 2108.13264). Its intervals resample the seeds of every
-task on their own; these here keep a seed's tasks together: the variance of each aggregate is that of a mean over its
-influence values, which stand for how much one score moves it, and the rest is `aent_verl.comparison.stats.crossed`.
+The point estimates are those of Agarwal et al. 2021 (arXiv 2108.13264, sections 4.2 and 4.3), known from rliable. Their
+stratified bootstrap resamples the seeds of every task on their own, which is far too narrow where a seed is good or bad
+on all tasks at once. The intervals here keep a seed's tasks together: the variance of each aggregate is that of a mean
+over its influence values, which stand for how much one score moves it, and the rest is
+`aent_verl.comparison.stats.crossed`.
 """
 
 import numpy as np
 
-from aent_verl.comparison.stats.crossed import Estimate, Target, check_problems, estimate, interval, variance_parts
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Estimate, check_problems, estimate, interval, variance_parts
 from aent_verl.comparison.stats.scores import score_matrices, score_matrix
 
 TRIMMED = 0.25
@@ -25,7 +28,7 @@ def mean(scores: np.ndarray, *, target: Target = "problems like these", confiden
 def interquartile_mean(
     scores: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
 ) -> Estimate:
-    """Mean of the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]``.
+    """Mean of the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]`` (Agarwal et al. 2021, section 4.3).
 
     Made for tasks of unequal scale with odd seeds. Over problems of mostly 0 and 1 it leaves out the easiest and the
     hardest quarter.
@@ -40,9 +43,10 @@ def interquartile_mean(
 def probability_of_improvement(
     scores: np.ndarray, baseline: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
 ) -> Estimate:
-    """Chance that a run of the method beats a run of the baseline on one task, ``[S, T]`` each; ties count half.
+    """Chance that a run of the method beats one of the baseline on a task, ``[S, T]`` and ``[R, T]``; ties count half.
 
-    Near 0 and 1 the interval is cut at the ends.
+    The mean over tasks, and pairs of a run x of the method and y of the baseline, of 1 if x > y, 1/2 if x = y, else 0
+    (Agarwal et al. 2021, section 4.3; Mann and Whitney's U over S R). The interval is cut at 0 and 1.
     """
     ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
     _checked(ours, target)
@@ -60,7 +64,8 @@ def performance_profile(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of runs and tasks with a score above each threshold, with its interval: value, low, high, ``[thresholds]``.
 
-    The interval holds at each threshold, not for the whole profile at once.
+    The run-score distribution of Agarwal et al. 2021, section 4.2. The interval holds at each threshold, not for the
+    whole profile at once.
     """
     matrix = _checked(score_matrix(scores, "method"), target)
     above = (matrix > np.asarray(thresholds, dtype=float)[:, None, None]).astype(float)

@@ -9,13 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, get_args
 
 import numpy as np
 from scipy import stats
 
-# What a statement is about. Either way new training seeds and new samples are drawn; the first also draws new problems.
-Target = Literal["problems like these", "these problems"]
+from aent_verl.comparison.stats import TARGETS, Target
+
 # Fewer are no sample to speak of others from: a single odd one decides, and the t-quantile is no safeguard against it.
 MIN_PROBLEMS = 20
 
@@ -140,8 +139,8 @@ def check_target(target: Target) -> Target:
     Raises:
         ValueError: it is none of the two.
     """
-    if target not in get_args(Target):
-        raise ValueError(f"target={target!r} is not allowed: one of {', '.join(map(repr, get_args(Target)))}")
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r} is not allowed: one of {', '.join(map(repr, TARGETS))}")
     return target
 
 

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from aent_verl.comparison.stats.crossed import (
-    Estimate,
-    Target,
-    Variance,
-    check_problems,
-    estimate,
-    rounding_of,
-    variance_parts,
-)
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Estimate, Variance, check_problems, estimate, rounding_of, variance_parts
 from aent_verl.comparison.stats.scores import score_matrices
 
 

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from aent_verl.comparison.stats.crossed import Target, Variance
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import Variance
 from aent_verl.comparison.stats.differences import Difference
 
 POWER = 0.8

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Target, check_target
+from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, check_target
 from aent_verl.comparison.stats.differences import Difference, difference, holm
 from aent_verl.comparison.stats.power import MOST_PROBLEMS, MOST_SEEDS, POWER, Plan, plan
 from aent_verl.comparison.stats.scores import score_matrices

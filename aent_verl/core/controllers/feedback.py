@@ -30,11 +30,11 @@ class _BoundedController(Controller):
         require("init", self.init, self.min <= self.init <= self.max, f"in [min, max] = [{self.min!r}, {self.max!r}]")
 
     def initial_state(self) -> ControllerState:
-        """State before the first step."""
+        """Return the state before the first step."""
         return ControllerState(coefficient=self.init, at_bound=self._at_bound(self.init))
 
     def restore(self, state: ControllerState) -> ControllerState:
-        """A saved state under this controller's settings: the coefficient is brought into ``[min, max]``."""
+        """Fit a saved state to this controller's settings: the coefficient is brought into ``[min, max]``."""
         coefficient = self._clip(state.coefficient)
         return dataclasses.replace(state, coefficient=coefficient, at_bound=self._at_bound(coefficient))
 
@@ -45,7 +45,7 @@ class _BoundedController(Controller):
 
     @abstractmethod
     def _react(self, state: ControllerState, entropy: float) -> ControllerState:
-        """The rule: ``state`` already holds this step's number and its finite ``entropy``."""
+        """Apply the rule: ``state`` already holds this step's number and its finite ``entropy``."""
 
     def _settle(self, state: ControllerState, coefficient: float, side: int) -> ControllerState:
         hit = self._at_bound(coefficient)
@@ -142,11 +142,11 @@ class StepToTargetController(_BoundedController):
         require("step_size", self.step_size, self.step_size >= 0, ">= 0")
 
     def initial_state(self) -> ControllerState:
-        """State before the first step: the level is ``init``, the coefficient 0."""
+        """Return the state before the first step: the level is ``init``, the coefficient 0."""
         return dataclasses.replace(super().initial_state(), level=self.init, coefficient=0.0)
 
     def restore(self, state: ControllerState) -> ControllerState:
-        """A saved state under this controller's settings: the level inside its bounds, gated by the last entropy.
+        """Fit a saved state to this controller's settings: the level inside its bounds, gated by the last entropy.
 
         Raises:
             ValueError: the state has no level: it is of another controller.
@@ -204,7 +204,7 @@ class AnchoredTargetController(_BoundedController):
         require("eta", self.eta, self.eta >= 0, ">= 0")
 
     def restore(self, state: ControllerState) -> ControllerState:
-        """A saved state under this controller's settings: the coefficient is brought into ``[min, max]``.
+        """Fit a saved state to this controller's settings: the coefficient is brought into ``[min, max]``.
 
         Raises:
             ValueError: the state has no initial entropy, and after a resume it cannot be measured any more.

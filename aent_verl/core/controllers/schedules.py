@@ -19,14 +19,14 @@ class Schedule(Controller):
 
     @abstractmethod
     def coefficient_at(self, step: int) -> float:
-        """The coefficient in force at training step ``step``, counted from 1."""
+        """Return the coefficient in force at training step ``step``, counted from 1."""
 
     def initial_state(self) -> ControllerState:
-        """State before the first step."""
+        """Return the state before the first step."""
         return ControllerState(coefficient=self.coefficient_at(1))
 
     def restore(self, state: ControllerState) -> ControllerState:
-        """A saved state under this controller's settings: the next step's coefficient is theirs, whatever it was."""
+        """Fit a saved state to this controller's settings: the next step's coefficient is theirs, whatever it was."""
         return dataclasses.replace(state, coefficient=self.coefficient_at(state.step + 1))
 
     def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
@@ -106,7 +106,7 @@ class LinearDecayController(_RunSchedule):
         require_finite(init=self.init, final=self.final)
 
     def coefficient_at(self, step: int) -> float:
-        """The line above."""
+        """Evaluate the line above."""
         total = _known("total_steps", self.total_steps)
         if step == 1:
             return self.init
@@ -129,7 +129,7 @@ class StageController(_RunSchedule):
     """
 
     def coefficient_at(self, step: int) -> float:
-        """The weight above, in [0, 1]."""
+        """Evaluate the weight above, in [0, 1]."""
         total = _known("total_steps", self.total_steps)
         if step >= total:
             return 1.0
@@ -176,7 +176,7 @@ class EpochController(_RunSchedule):
         )
 
     def coefficient_at(self, step: int) -> float:
-        """The weight above, in [0, 1]."""
+        """Evaluate the weight above, in [0, 1]."""
         per_epoch = _known("steps_per_epoch", self.steps_per_epoch)
         epochs = -(-_known("total_steps", self.total_steps) // per_epoch)
         past = (step - 1) // per_epoch

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 
 def is_finite(value: Any) -> bool:
-    """Whether ``value`` is a finite number; true and false are none."""
+    """Tell whether ``value`` is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether ``value`` is an integer; true and false are none."""
+    """Tell whether ``value`` is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -70,7 +70,7 @@ _LATER_FIELDS = ("bound_hits", "initial_entropy", "level", "entropy_smoothed", "
 
 @dataclass(frozen=True)
 class ControllerState:
-    """Everything that a controller needs to go on, and what it says about its last step. Entropies are in nats.
+    """Everything that a controller needs to continue, and what it says about its last step. Entropies are in nats.
 
     Attributes:
         coefficient: the value in force for the next training step.
@@ -143,7 +143,7 @@ class Controller(ABC):
 
     @abstractmethod
     def initial_state(self) -> ControllerState:
-        """State before the first step."""
+        """Return the state before the first step."""
 
     def observe_initial(self, state: ControllerState, *, entropy: float) -> ControllerState:
         """Record the entropy measured before the first update of the model, in nats; the first one recorded stays.
@@ -158,11 +158,11 @@ class Controller(ABC):
 
     @abstractmethod
     def restore(self, state: ControllerState) -> ControllerState:
-        """A saved state of this kind of controller under this controller's settings."""
+        """Fit a saved state of this kind of controller to this controller's settings."""
 
     @abstractmethod
     def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
-        """The state after training step ``step``, counted from 1, whose entropy was ``entropy`` nats."""
+        """Return the state after training step ``step``, counted from 1, whose entropy was ``entropy`` nats."""
 
     @property
     def knows_its_run(self) -> bool:

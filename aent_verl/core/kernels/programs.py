@@ -2,7 +2,7 @@ r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one
 
 Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
 follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy. One token
-of the largest logit is left out of the lanes: beside its 1, fp32 has no room for what the others add to a peaked row.
+of the largest logit is left out of the lanes: next to its 1, fp32 has no room for what the others add to a peaked row.
 
 *Exponentials.* ``x = (l - max l) * scale`` is floored where ``exp(x)`` is 0 in fp32, so that ``x exp(x)`` is 0 for a
 logit of ``-inf`` without a comparison. The floor lets NaN pass. Lanes beyond the vocabulary hold ``-inf``.
@@ -94,7 +94,7 @@ def _store_results(
     """Write the six numbers of `rows.Rows` and the four of `rows.Forward` into column ``row`` of ``[10, count]``.
 
     ``gone`` is the sum of ``(1 - w) exp(x)``, the moments are those of ``w x exp(x)`` and ``(1 - w) x exp(x)``, in
-    fp64. ``rest`` is NaN for a row that is no distribution; all results then are.
+    fp64. ``rest`` is NaN for a row that is not a distribution; all results then are.
     """
     nothing = (kept_rest == -1) & (rest >= 0)
     kept_rest = tl.where(rest >= 0, kept_rest, float("nan"))
@@ -186,7 +186,7 @@ def forward_in_one_read(
             kept_moment += kept_e * x
             gone += e - kept_e
             gone_moment += (e - kept_e) * x
-    # A row of NaN or -inf alone has no largest token, and is no distribution.
+    # A row of NaN or -inf alone has no largest token, and is not a distribution.
     rest = tl.where(top >= 0, _total(kept) + _total(gone), float("nan"))
     weight = _weights(maximum, threshold, share)
     _store_results(
@@ -198,7 +198,7 @@ def forward_in_one_read(
 
 @triton.jit
 def _top_digit_and_maximum(logits, vocabulary, bins, rank, DIGITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Highest digit of the boundary, its rank there, the largest logit and the last column that has it, in one read."""
+    """Find the boundary's highest digit, its rank there, the largest logit and its last column, in one read."""
     counts = tl.zeros([256], tl.int32)
     maxima = tl.full([BLOCK], -float("inf"), tl.float32)
     places = tl.zeros([BLOCK], tl.int32)

@@ -28,7 +28,7 @@ _BACKWARD: dict[str, int | bool] = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fu
 
 @cache
 def _programs() -> ModuleType | None:
-    """The device programs, or None where Triton is not installed."""
+    """Import the device programs, or None where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     from aent_verl.core.kernels import programs
@@ -37,7 +37,7 @@ def _programs() -> ModuleType | None:
 
 
 def supported(logits: Tensor) -> bool:
-    """Whether `forward` and `backward` take these logits: fp32, bf16 or fp16, on CUDA of capability 8.0 or higher.
+    """Tell whether `forward` and `backward` take these logits: fp32, bf16 or fp16, on CUDA of capability 8.0 or higher.
 
     Where Triton's interpreter was on (``TRITON_INTERPRET=1``) when the kernels were first needed, it is those on CPU.
     """

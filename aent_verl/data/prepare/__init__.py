@@ -3,5 +3,6 @@
     aent-verl prepare math --output data/math
 
 `table` says what is known of each public data set, `sources` reads rows from the hub or from files, `rows` turns them
-into verl's columns, `checks` looks for what would spoil a run, `command` is the command line.
+into problems and verl's columns, `checks` looks for what would spoil a run, `jobs` does all this for one data set, and
+`output` writes and reports it. The command line is `aent_verl.commands.prepare`.
 """

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from aent_verl.data.prepare import scoring
 from aent_verl.data.prepare.rows import Item, normalise
+from aent_verl.data.tasks import math_reward
 
 _EXAMPLES = 3
 _NO_ANSWER = {"", "proof", "notfound", "not found", "null", "nan"}
+_PAIRS_PER_PROCESS = 256
+_MOST_PROCESSES = 16
+_WRONG = "-98765.4321"
+_NOT_ACCEPTED = "the reward does not accept it"
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,9 @@ class Finding:
     left_out: bool
     examples: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
 
 def check(
-    items: Sequence[Item],
-    *,
-    split: str,
-    held_out: Mapping[str, str],
-    keep_unscorable: bool,
+    items: Sequence[Item], *, split: str, held_out: Mapping[str, str], keep_unscorable: bool
 ) -> tuple[list[Item], list[Finding]]:
     """Leave out what would spoil a run, and say so.
 
@@ -74,13 +73,16 @@ def check(
     note("no problem text", [item for item in items if not item.problem], True, _answer)
     note("no answer", [item for item in items if item.answer.casefold() in _NO_ANSWER], True)
     note("the same problem with different answers", _conflicts(items), training, _both)
-    exact, similar = _repeats(items)
+    first_text = {item.problem: item for item in reversed(items)}
+    first_key = {item.key: item for item in reversed(items)}
+    exact = [item for item in items if first_text[item.problem] is not item]
+    similar = [item for item in items if first_text[item.problem] is item is not first_key[item.key]]
     note("the same problem again", exact, training)
     note("the same problem again but for spacing or case", similar, training)
     if training:
         for where in dict.fromkeys(held_out.values()):
             note(f"held out: it is in {where}", [one for one in items if held_out.get(one.key) == where], True)
-    reasons = scoring.unscorable([item.answer for item in items])
+    reasons = unscorable([item.answer for item in items])
     note(
         "the reward cannot score the ground truth",
         [item for item in items if item.answer in reasons],
@@ -107,29 +109,16 @@ def sample(items: Sequence[Item], limit: int | None, *, seed: int) -> tuple[list
     return [items[position] for position in chosen], [rest]
 
 
-def _repeats(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Every copy but the first: those with the same text, and those with the same key only."""
-    texts, keys = set(), set()
-    exact, similar = [], []
-    for item in items:
-        if item.problem in texts:
-            exact.append(item)
-        elif item.key in keys:
-            similar.append(item)
-        texts.add(item.problem)
-        keys.add(item.key)
-    return exact, similar
-
-
 def _conflicts(items: Sequence[Item]) -> list[Item]:
     """All copies of the problems that have answers which the reward does not hold equal."""
     groups: dict[str, dict[str, str]] = {}
     for item in items:
         groups.setdefault(item.key, {}).setdefault(normalise(item.answer), item.answer)
-    several = {key: list(answers.values()) for key, answers in groups.items() if len(answers) > 1}
-    refused = scoring.refusals([(first, other) for first, *others in several.values() for other in others])
-    different = {key for key, (first, *others) in several.items() if any((first, other) in refused for other in others)}
-    # Copies of one problem beside each other, so that the examples show two answers.
+    several = ((key, *answers.values()) for key, answers in groups.items())
+    pairs = [(key, first, other) for key, first, *others in several for other in others]
+    refused = refusals([(first, other) for _, first, other in pairs])
+    different = {key for key, first, other in pairs if (first, other) in refused}
+    # Copies of one problem next to each other, so that the examples show two answers.
     found = [item for item in items if item.key in different]
     return sorted(found, key=lambda item: item.key)
 
@@ -143,10 +132,74 @@ def _answer(item: Item) -> str:
 
 
 def _both(item: Item) -> str:
-    return f"row {item.index}: {short(item.problem)} -> {short(item.answer)}"
+    return f"{_problem(item)} -> {short(item.answer)}"
 
 
 def short(text: str, length: int = 100) -> str:
     """One line of text, cut."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def unscorable(truths: Sequence[str]) -> dict[str, str]:
+    """Ground truths that the math reward cannot work with, and why.
+
+    Each has to be accepted as its own answer; a wrong number has to be refused, within the time, because a truth such
+    as 2^{3000000000} + 1 is accepted at once but costs the reward all its time on any other answer.
+
+    Args:
+        truths: Ground truths.
+
+    Raises:
+        ImportError: math-verify is not installed.
+    """
+    probes = [truth for truth in truths if truth != _WRONG]
+    reasons = refusals([*((truth, truth) for truth in truths), *((truth, _WRONG) for truth in probes)])
+    found = {truth: reasons[truth, truth] for truth in truths if (truth, truth) in reasons}
+    for truth in probes:
+        on_wrong = reasons.get((truth, _WRONG), f"the reward accepts {_WRONG} for it")
+        if truth not in found and on_wrong != _NOT_ACCEPTED:
+            found[truth] = on_wrong
+    return found
+
+
+def refusals(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    r"""Which answers the math reward does not accept, and why.
+
+    Args:
+        pairs: Ground truth and answer; the answer is scored as the response `\boxed{answer}`.
+
+    Returns:
+        The pairs that are not accepted, each with the reason.
+
+    Raises:
+        ImportError: math-verify is not installed.
+    """
+    unique = list(dict.fromkeys(pairs))
+    if not unique:
+        return {}
+    processes = min(os.cpu_count() or 1, _MOST_PROCESSES, 1 + len(unique) // _PAIRS_PER_PROCESS)
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(_score, range(processes), [unique[start::processes] for start in range(processes)]))
+    reasons = {pair: reason for part in found for pair, reason in part.items()}
+    return {pair: reasons[pair] for pair in unique if pair in reasons}
+
+
+def _score(number: int, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    verifier = _verifier(number)
+    verifier.verify("\\boxed{1}", "1")  # starts its process, which is not the first answer's time
+    reasons = {}
+    for truth, answer in pairs:
+        start = time.monotonic()
+        correct, understood = verifier.verify(f"\\boxed{{{answer}}}", truth)
+        if correct != 1.0:
+            # A process that had to be restarted may take as long as an endless answer, but it does understand.
+            slow = not understood and time.monotonic() - start >= math_reward.SECONDS
+            why = _NOT_ACCEPTED if understood else "the reward can make nothing of it"
+            reasons[truth, answer] = f"the reward takes more than {math_reward.SECONDS} s" if slow else why
+    return reasons
+
+
+@functools.cache
+def _verifier(number: int) -> math_reward.Verifier:
+    return math_reward.Verifier()

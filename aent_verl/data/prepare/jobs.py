@@ -1,240 +1,243 @@
-"""One data set from request to rows: of the table, of a file of one's own, or from a generator."""
+"""One data set from request to rows: from the table, from the user's own file, or from a generator."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from aent_verl.data.prepare import checks, generators, sources, table
-from aent_verl.data.prepare.answers import EXTRACTORS
+from aent_verl.data.prepare import checks, sources
 from aent_verl.data.prepare.checks import Finding
-from aent_verl.data.prepare.rows import INSTRUCTION, Columns, Item, math_row, normalise, read_items
+from aent_verl.data.prepare.rows import INSTRUCTION, Item, math_row, normalise, read_items
 from aent_verl.data.prepare.sources import Row, Source
-from aent_verl.data.tasks import reasoning_gym_data
+from aent_verl.data.prepare.table import EXTRACTORS, TABLE, DataSet, automatic
+from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_entries
 
+GENERATOR_PREFIX = "reasoning-gym:"
 _DEFAULT_SIZE = 1000
 _SPLITS = ("train", "test")
 
 
 @dataclass
-class Outcome:
-    """What a job made: rows and findings by split, how many rows were read, and remarks."""
+class Split:
+    """What a job made of a split: rows in verl's format, how many were read, what was found, and a remark."""
 
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    findings: dict[str, list[Finding]] = field(default_factory=dict)
-    read: dict[str, int] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-
-
-class Job(Protocol):
-    """A data set to prepare."""
-
-    name: str
-    splits: tuple[str, ...]
-    versions: tuple[str, ...]
-
-    def request(self) -> dict[str, Any]:
-        """Everything that decides the output, as plain JSON values, but for what is held out."""
-
-    def test_keys(self) -> set[str]:
-        """Normalised problems of the test split as read; they are held out of every training split."""
-
-    def build(self, held_out: Mapping[str, str]) -> Outcome:
-        """Rows in verl's format, none of the training rows among the normalised problems held out."""
+    rows: list[Row]
+    read: int
+    findings: list[Finding]
+    remark: str = ""
 
 
-@dataclass
 class MathJob:
-    """Problems with answers, from the hub or from files."""
+    """Problems with answers, from the hub or from files.
 
-    name: str
-    source: Source
-    columns: Columns
-    splits: tuple[str, ...]
-    options: argparse.Namespace
-    published: Mapping[str, int]
-    versions: tuple[str, ...] = ("datasets", "math-verify", "pyarrow")
-    _items: dict[str, tuple[list[Item], int]] = field(default_factory=dict)
+    Attributes:
+        name: Of the data set.
+        files: Name of the output file of each split that it has, of "train" and "test".
+        versions: The packages that decide its rows.
+        reward: The module that scores them.
+    """
+
+    versions = ("datasets", "math-verify", "pyarrow")
+    reward = "aent_verl.data.tasks.math_reward"
+
+    def __init__(self, name: str, entry: DataSet, source: Source, options: Namespace) -> None:
+        self.name, self.files = name, _files(name, source.splits)
+        how = options.extract or ("auto" if options.answer else "")
+        if how and how not in EXTRACTORS:
+            raise ValueError(f"--extract {how}: for problems with answers it is one of {', '.join(EXTRACTORS)}")
+        self._entry = replace(
+            entry,
+            problem=options.problem or entry.problem,
+            answer=options.answer or entry.answer,
+            extract=EXTRACTORS.get(how, entry.extract),
+        )
+        self._source, self._options = source, options
+        self._instruction = INSTRUCTION if options.instruction is None else options.instruction
 
     def request(self) -> dict[str, Any]:
-        """See `Job`."""
-        limit = {"limit": self.options.limit, "seed": self.options.seed} if self.options.limit else {}
-        columns = {**asdict(self.columns), "extract": self.columns.extract.__name__}
+        """Everything that decides the output, as plain JSON values, except for what is held out."""
+        entry, options = self._entry, self._options
+        columns = {name: getattr(entry, name) for name in ("problem", "answer", "keep", "unwrap")}
         return {
-            "source": self.source.identity,
-            "splits": list(self.splits),
-            "columns": columns,
+            "source": self._source.identity,
+            "splits": list(self.files),
+            "columns": {**columns, "extract": entry.extract.__name__},
             "instruction": self._instruction,
-            "system": self.options.system,
-            "keep_unscorable": self.options.keep_unscorable,
-            **limit,
+            "system": options.system,
+            "keep_unscorable": options.keep_unscorable,
+            **({"limit": options.limit, "seed": options.seed} if options.limit else {}),
         }
 
     def test_keys(self) -> set[str]:
-        """See `Job`."""
-        return {item.key for item in self._read("test")[0]} if "test" in self.splits else set()
+        """Normalised problems of the test split, if any, as read; they are held out of every training split."""
+        return {item.key for item in self._read["test"][0]} if "test" in self.files else set()
 
-    def build(self, held_out: Mapping[str, str]) -> Outcome:
-        """See `Job`."""
-        outcome = Outcome()
-        for split in self.splits:
-            items, outcome.read[split] = self._read(split)
-            kept, findings = checks.check(
-                items, split=split, held_out=held_out, keep_unscorable=self.options.keep_unscorable
-            )
-            if self.columns.keep:
-                unwanted = outcome.read[split] - len(items)
-                wanted = ", ".join(f"{column} = {value}" for column, value in self.columns.keep.items())
-                findings.insert(0, Finding(f"not of the kind that is kept ({wanted})", unwanted, True, []))
+    def build(self, held_out: Mapping[str, str]) -> dict[str, Split]:
+        """Each split in verl's format.
+
+        Args:
+            held_out: Normalised problems that must not be trained on, each with the name of where it occurs.
+
+        Raises:
+            ValueError: columns, answers or a number of rows that cannot be used.
+        """
+        entry, options = self._entry, self._options
+        made = {}
+        keep_unscorable = options.keep_unscorable
+        for split, (items, read) in self._read.items():
+            kept, findings = checks.check(items, split=split, held_out=held_out, keep_unscorable=keep_unscorable)
+            if entry.keep:
+                wanted = ", ".join(f"{column} = {value}" for column, value in entry.keep.items())
+                findings.insert(0, Finding(f"not of the kind that is kept ({wanted})", read - len(items), True, []))
             if split == "train":
-                kept, drawn = checks.sample(kept, self.options.limit, seed=self.options.seed)
+                kept, drawn = checks.sample(kept, options.limit, seed=options.seed)
                 findings += drawn
             if not kept:
                 lines = "; ".join(f"{finding.count} of them: {finding.what}" for finding in findings)
-                raise ValueError(f"{self.name}, {split}: none of {outcome.read[split]} rows is left; {lines}")
-            outcome.findings[split] = findings
-            outcome.rows[split] = [
-                math_row(item, name=self.name, split=split, instruction=self._instruction, system=self.options.system)
-                for item in kept
-            ]
-            outcome.remarks += self._remarks(split, outcome.read[split])
-        return outcome
+                raise ValueError(f"{self.name}, {split}: none of {read} rows is left; {lines}")
+            shared = {"name": self.name, "split": split, "instruction": self._instruction, "system": options.system}
+            published = entry.rows.get(split, read)
+            remark = f"{split} has {read:,} rows, {published:,} are published: a part of it, or another version"
+            rows = [math_row(item, **shared) for item in kept]
+            made[split] = Split(rows, read, findings, remark if published != read else "")
+        return made
 
-    @property
-    def _instruction(self) -> str:
-        return INSTRUCTION if self.options.instruction is None else self.options.instruction
-
-    def _read(self, split: str) -> tuple[list[Item], int]:
-        if split not in self._items:
-            self._items[split] = read_items(
-                self.source.open(split),
-                self.columns,
-                where=f"{self.name} ({split})",
-                hint="Name the right ones with --problem COLUMN and --answer COLUMN; a dot leads into a nested record",
-            )
-        return self._items[split]
-
-    def _remarks(self, split: str, read: int) -> list[str]:
-        published = self.published.get(split, read)
-        if published == read:
-            return []
-        return [f"{split} has {read:,} rows, {published:,} are published: a part of it, or another version"]
+    @cached_property
+    def _read(self) -> dict[str, tuple[list[Item], int]]:
+        return {
+            split: read_items(self._source.open(split), self._entry, where=f"{self.name} ({split})")
+            for split in self.files
+        }
 
 
-@dataclass
 class GeneratorJob:
-    """Questions of a reasoning-gym generator."""
+    """Questions of a reasoning-gym generator, for its own scorer; attributes and methods are those of `MathJob`."""
 
-    name: str
-    config: dict[str, Any]
-    options: argparse.Namespace
-    versions: tuple[str, ...] = ("reasoning-gym", "pyarrow")
+    versions = ("reasoning-gym", "pyarrow")
+    reward = "aent_verl.data.tasks.reward"
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Rows of each split."""
-        train = _DEFAULT_SIZE if self.options.size is None else self.options.size
-        return {"train": train, "test": self.options.test_size or 0}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """See `Job`."""
-        return tuple(split for split in _SPLITS if self.sizes[split])
+    def __init__(self, name: str, words: Sequence[str], options: Namespace) -> None:
+        self._extract = options.extract or "whole"
+        if self._extract not in ("whole", "last_number"):
+            raise ValueError(f"--extract {self._extract}: for reasoning-gym it is whole or last_number")
+        self._settings, self._options = generator_settings(words), options
+        train = _DEFAULT_SIZE if options.size is None else options.size
+        self._sizes = {"train": train, "test": options.test_size or 0}
+        self.name, self.files = name, _files(name, [split for split, size in self._sizes.items() if size])
+        if not self.files:
+            raise ValueError("--size 0 without --test-size: nothing is asked for")
 
     def request(self) -> dict[str, Any]:
-        """See `Job`."""
+        """See `MathJob`."""
         return {
-            "source": {"reasoning_gym": self.name, "settings": self.config},
-            "sizes": self.sizes,
-            "seed": self.options.seed,
+            "source": {"reasoning_gym": self.name, "settings": self._settings},
+            "sizes": self._sizes,
+            "seed": self._options.seed,
             "extract": self._extract,
-            "instruction": self.options.instruction or "",
-            "system": self.options.system,
+            "instruction": self._options.instruction or "",
+            "system": self._options.system,
         }
 
     def test_keys(self) -> set[str]:
-        """See `Job`."""
-        if not self.sizes["test"]:
-            return set()
-        rows, _ = self._build({**self.sizes, "train": 0}, {})
-        return {normalise(reasoning_gym_data.question_of(row)) for row in rows["test"]}
+        """See `MathJob`."""
+        return {normalise(entry["question"]) for entry in self._drawn.get("test", ())}
 
-    def build(self, held_out: Mapping[str, str]) -> Outcome:
-        """See `Job`."""
-        rows, findings = self._build(self.sizes, held_out)
-        drawn = {split: self.sizes[split] for split in rows}
-        return Outcome(rows, {"train": findings} if findings else {}, drawn)
+    def build(self, held_out: Mapping[str, str]) -> dict[str, Split]:
+        """See `MathJob`.
 
-    @property
-    def _extract(self) -> str:
-        return self.options.extract or "whole"
+        Raises:
+            ValueError: unknown generator, a setting that it refuses, or too few questions.
+        """
+        chat = [{"role": "user", "content": "{question}" + _literal(self._options.instruction or "")}]
+        if self._options.system:
+            chat.insert(0, {"role": "system", "content": _literal(self._options.system)})
+        made = {}
+        for split, entries in self._drawn.items():
+            lost = [one for one in entries if split == "train" and normalise(one["question"]) in held_out]
+            examples = [checks.short(one["question"]) for one in lost[:1]]
+            findings = [Finding("held out: it is in a test split", len(lost), True, examples)] if lost else []
+            kept = [one for one in entries if one not in lost]
+            rows = build_rows(kept, generator=self.name, split=split, chat=chat, extract=self._extract)
+            made[split] = Split(rows, len(entries), findings)
+        return made
 
-    def _build(
-        self, sizes: Mapping[str, int], held_out: Mapping[str, str]
-    ) -> tuple[dict[str, list[Row]], list[Finding]]:
-        return generators.build(
-            self.name,
-            self.config,
-            sizes=sizes,
-            seed=self.options.seed,
-            extract=self._extract,
-            instruction=self.options.instruction or "",
-            system=self.options.system,
-            held_out=held_out,
-        )
-
-
-def of_table(entry: table.DataSet, options: argparse.Namespace) -> MathJob:
-    """The job of a public data set, read from the hub, or from where `--from` says."""
-    if options.from_:
-        if options.revision or (options.config and not Path(options.from_[0]).is_dir()):
-            raise ValueError("--revision and --config choose on the hub; they have no effect on the files of --from")
-        source = sources.from_files(_named_files(entry, options.from_), entry=entry, config=options.config)
-    else:
-        source = sources.from_hub(entry, config=options.config, revision=options.revision)
-    columns = Columns(
-        problem=options.problem or entry.problem,
-        answer=options.answer or entry.answer,
-        extract=_extractor(options.extract or ("auto" if options.answer else None)) or entry.extract,
-        keep=entry.keep,
-        unwrap=entry.unwrap,
-    )
-    splits = tuple(split for split in _SPLITS if split in source.splits)
-    return MathJob(entry.name, source, columns, splits, options, entry.rows)
+    @cached_property
+    def _drawn(self) -> dict[str, list[dict[str, Any]]]:
+        """Splits that share no question, test first, so that it does not depend on the size of the training split."""
+        drawn: dict[str, list[dict[str, Any]]] = {}
+        for split in reversed(self.files):
+            seen = {entry["question"] for entries in drawn.values() for entry in entries}
+            size, seed = self._sizes[split], self._options.seed
+            drawn[split] = draw_entries(self.name, self._settings, size=size, seed=seed, stream=split, exclude=seen)
+        return drawn
 
 
-def of_file(path: Path, options: argparse.Namespace) -> MathJob:
-    """The job of a file of one's own."""
-    split = options.split or "train"
-    columns = Columns(
-        problem=options.problem or "problem",
-        answer=options.answer or "answer",
-        extract=_extractor(options.extract or "auto") or EXTRACTORS["auto"],
-    )
-    source = sources.from_files({split: path})
-    return MathJob(options.name or path.stem, source, columns, (split,), options, {})
+Job = MathJob | GeneratorJob
 
 
-def of_generator(name: str, words: list[str], options: argparse.Namespace) -> GeneratorJob:
-    """The job of a generator with settings such as "max_numbers=4"."""
-    if options.extract not in (None, "whole", "last_number"):
-        raise ValueError(f"--extract {options.extract}: for reasoning-gym it is whole or last_number")
-    job = GeneratorJob(name, generators.settings(words), options)
-    if not job.splits:
-        raise ValueError("--size 0 without --test-size: nothing is asked for")
-    return job
+def job(what: str, words: Sequence[str], options: Namespace) -> Job:
+    """The job of a generator with settings such as "max_numbers=4", of a set of the table, or of the user's own file.
+
+    Args:
+        what: "reasoning-gym:NAME", a name of the table, or a file.
+        words: A generator's settings.
+        options: Of the command line.
+
+    Raises:
+        ValueError: an option that cannot be used.
+        FileNotFoundError: a file that is not there.
+    """
+    if what.startswith(GENERATOR_PREFIX):
+        return GeneratorJob(what.removeprefix(GENERATOR_PREFIX), words, options)
+    if what not in TABLE:
+        path = Path(what).expanduser()
+        entry = DataSet(extract=automatic)
+        source = sources.from_files({options.split or "train": path}, entry)
+        return MathJob(options.name or path.stem, entry, source, options)
+    entry = TABLE[what]
+    if not options.from_:
+        source = sources.from_hub(what, entry, config=options.config, revision=options.revision)
+        return MathJob(what, entry, source, options)
+    if options.revision or (options.config and not Path(options.from_[0]).is_dir()):
+        raise ValueError("--revision and --config choose on the hub; they have no effect on the files of --from")
+    source = sources.from_files(_named_files(what, entry, options.from_), entry, options.config)
+    return MathJob(what, entry, source, options)
 
 
-def _extractor(name: str | None) -> Any:
-    if name is not None and name not in EXTRACTORS:
-        raise ValueError(f"--extract {name}: for problems with answers it is one of {', '.join(EXTRACTORS)}")
-    return EXTRACTORS.get(name or "")
+def generator_settings(words: Sequence[str]) -> dict[str, Any]:
+    """A generator's settings from words such as "min_numbers=3", the value read as YAML.
+
+    Raises:
+        ValueError: a word without "=", or a value that is not YAML.
+    """
+    import yaml
+
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{word!r}: a generator's settings are written NAME=VALUE, as in max_numbers=4")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{word!r}: the value is not YAML ({error})") from error
+    return found
 
 
-def _named_files(entry: table.DataSet, words: list[str]) -> dict[str, Path]:
+def _literal(text: str) -> str:
+    """Braces that `str.format` gives back as they are."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _files(name: str, splits: Collection[str]) -> dict[str, str]:
+    return {split: f"{name}-{split}.parquet" for split in _SPLITS if split in splits}
+
+
+def _named_files(name: str, entry: DataSet, words: list[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for word in words:
         split, equals, rest = word.partition("=")
@@ -242,11 +245,11 @@ def _named_files(entry: table.DataSet, words: list[str]) -> dict[str, Path]:
             split, rest = "", word
         path = Path(rest).expanduser()
         if not split and not path.is_dir():
-            if len(entry.splits) > 1:
-                raise ValueError(f"--from {word}: {entry.name} has train and test; say which, as in train={word}")
-            (split,) = entry.splits
-        if split and split not in entry.splits:
-            raise ValueError(f"--from {word}: {entry.name} has no {split} split, only {', '.join(entry.splits)}")
+            if len(entry.rows) > 1:
+                raise ValueError(f"--from {word}: {name} has train and test; say which, as in train={word}")
+            (split,) = entry.rows
+        if split and split not in entry.rows:
+            raise ValueError(f"--from {word}: {name} has no {split} split, only {', '.join(entry.rows)}")
         if named and (split in named or not split or "" in named):
             raise ValueError(f"--from {' '.join(words)}: one file for each split, or one folder for all of them")
         named[split] = path

@@ -1,11 +1,15 @@
-"""Rows of a data set, one dict a row, from the Hugging Face hub, a file, or a folder that `datasets` wrote."""
+"""Rows of a data set, one dict a row, from the Hugging Face hub, a file, or a folder that `datasets` wrote.
+
+The hub and folders are read by `datasets`. Single files are not: its JSON reader makes a date of an answer such as
+2024-01-01 and a float of a long whole number, does not say which line is corrupt, and copies files to its cache.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ class Rows:
     """A split that has been opened: its columns, and a function that reads some of them, row by row."""
 
     columns: list[str]
-    read: Callable[[Sequence[str]], Iterator[Row]]
+    read: Callable[[Sequence[str]], Iterable[Row]]
 
 
 @dataclass(frozen=True)
@@ -31,48 +35,59 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        identity: What tells this source from another one, as plain JSON values, for `prepare.json`.
-        open: Opens one of our splits.
-        splits: Our splits that it has.
+        identity: What distinguishes this source from another one, as plain JSON values, for `prepare.json`.
+        splits: The splits that it has, of "train" and "test".
+        open: Opens one of them.
     """
 
     identity: dict[str, Any]
-    open: Callable[[str], Rows]
     splits: tuple[str, ...]
+    open: Callable[[str], Rows]
 
 
-def from_hub(entry: DataSet, *, config: str | None, revision: str | None) -> Source:
+def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | None) -> Source:
     """A data set of the table on the hub.
 
     Args:
-        entry: The data set.
+        name: The data set.
+        entry: What the table says about it.
         config: Instead of the table's.
-        revision: Instead of the table's. Without any, the newest, whose commit is asked for.
+        revision: Instead of the table's. Without any, the newest, whose commit is looked up.
 
     Raises:
         OSError: from `Source.open`, when the hub cannot be reached or has no such data set; says what to do.
     """
-    config, revision = config or entry.config, revision or entry.revision or _newest(entry.repository)
+    repository, _, pinned = entry.hub.partition("@")
+    config, revision = config or entry.config, revision or pinned or _newest(repository)
 
     def open_split(split: str) -> Rows:
         import datasets
 
+        split = entry.hub_split or split
         try:
-            loaded = datasets.load_dataset(entry.repository, config, split=entry.splits[split], revision=revision)
+            return _of_dataset(datasets.load_dataset(repository, config, split=split, revision=revision))
         except Exception as error:  # a dozen kinds, of four libraries, and all mean the same to the user
-            raise OSError(_hub_failure(entry, config, entry.splits[split], revision, error)) from error
-        return _of_dataset(loaded)
+            endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            cause = next(iter(str(error).strip().splitlines()), "")
+            raise OSError(
+                f"{name}: cannot load {repository} (config {config or 'default'}, split {split}, revision "
+                f"{revision or 'newest'}) from {endpoint}: {type(error).__name__}: {cause}\n"
+                "  behind a mirror: set HF_ENDPOINT=https://...; already in the cache of this machine: set "
+                "HF_HUB_OFFLINE=1\n"
+                f"  without the hub: fetch it elsewhere with `hf download {repository} --repo-type dataset --local-dir "
+                f"DIR`, copy it here, then `aent-verl prepare {name} --from DIR`, or --from FILE for a single parquet "
+                "or JSON lines file of it"
+            ) from error
 
-    identity = {"hub": entry.repository, "config": config, "revision": revision}
-    return Source(identity, open_split, tuple(entry.splits))
+    return Source({"hub": repository, "config": config, "revision": revision}, tuple(entry.rows), open_split)
 
 
-def from_files(named: Mapping[str, Path], *, entry: DataSet | None = None, config: str | None = None) -> Source:
+def from_files(named: Mapping[str, Path], entry: DataSet, config: str | None = None) -> Source:
     """Local files, or folders that `datasets` saved, each holding one split; or one folder that holds all of them.
 
     Args:
-        named: Our splits to files or folders of one split, or "" to a folder of all.
-        entry: The data set of the table that they are, which names the splits of a folder.
+        named: Splits to files or folders of one split, or "" to a folder of all.
+        entry: The data set that they are, which names the splits of a folder.
         config: Configuration of a folder, instead of the table's.
 
     Raises:
@@ -81,11 +96,16 @@ def from_files(named: Mapping[str, Path], *, entry: DataSet | None = None, confi
     for path in named.values():
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+
+    def open_split(split: str) -> Rows:
+        if "" in named:
+            return _of_dataset(_split_of_folder(named[""], split, entry, config or entry.config))
+        if named[split].is_dir():
+            return _of_dataset(_split_of_folder(named[split], "", DataSet(), None))
+        return open_file(named[split])
+
     identity = {split or "folder": {"path": path.name, "sha256": sha256(path)} for split, path in named.items()}
-    if "" in named:
-        assert entry is not None
-        return _from_folder(named[""], identity, entry, config or entry.config)
-    return Source(identity, lambda split: _open_one(named[split]), tuple(named))
+    return Source(identity, tuple(entry.rows if "" in named else named), open_split)
 
 
 def open_file(path: str | Path) -> Rows:
@@ -105,7 +125,7 @@ def open_file(path: str | Path) -> Rows:
     first = next(_json_rows(path), None)
     if first is None:
         raise ValueError(f"{path}: no rows")
-    return Rows(list(first), lambda columns: _select(_json_rows(path), columns))
+    return Rows(list(first), lambda columns: ({name: row.get(name) for name in columns} for row in _json_rows(path)))
 
 
 def sha256(path: Path) -> str:
@@ -116,62 +136,42 @@ def sha256(path: Path) -> str:
             name = member.relative_to(path)
             if member.is_file() and not any(part.startswith(".") for part in name.parts):
                 digest.update(f"{name.as_posix()} {sha256(member)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
+    else:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(2**20), b""):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def _from_folder(folder: Path, identity: dict[str, Any], entry: DataSet, config: str | None) -> Source:
+def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | None) -> Any:
+    """A split of a folder that holds those of `entry`, or all of one that holds a single split."""
     import datasets
 
-    saved = _load_saved(folder)
+    hub_split = entry.hub_split or split
+    is_saved = any((folder / name).is_file() for name in _SAVED_BY_DATASETS)
+    saved = datasets.load_from_disk(str(folder)) if is_saved else None
     if isinstance(saved, datasets.Dataset):
-        if len(entry.splits) != 1:
+        if len(entry.rows) > 1:
             raise ValueError(f"{folder} holds one split; say which: --from train={folder} or test={folder}")
-        saved = datasets.DatasetDict(dict.fromkeys(entry.splits.values(), saved))
-
-    def open_split(split: str) -> Rows:
-        hub_split = entry.splits[split]
-        if saved is None:
-            try:
-                return _of_dataset(datasets.load_dataset(str(folder), config, split=hub_split))
-            except Exception as error:
-                raise ValueError(
-                    f"{folder}: `datasets` cannot read its split {hub_split!r} ({type(error).__name__}: {error}); name "
-                    f"the file itself: --from {split}=FILE"
-                ) from error
-        if hub_split not in saved:
-            raise ValueError(f"{folder} has no split {hub_split!r}, only {', '.join(saved)}")
-        return _of_dataset(saved[hub_split])
-
-    return Source(identity, open_split, tuple(entry.splits))
-
-
-def _open_one(path: Path) -> Rows:
-    import datasets
-
-    if not path.is_dir():
-        return open_file(path)
-    saved = _load_saved(path)
-    if not isinstance(saved, datasets.Dataset):
-        raise ValueError(f"{path} is no folder of a single split that `datasets` saved; name a file, or no split")
-    return _of_dataset(saved)
-
-
-def _load_saved(folder: Path) -> Any:
-    """What `save_to_disk` wrote into the folder, None where something else is in it."""
-    import datasets
-
-    if not any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
-        return None
-    return datasets.load_from_disk(str(folder))
+        return saved
+    if not split:
+        raise ValueError(f"{folder} is no folder of a single split that `datasets` saved; name a file, or no split")
+    if saved is None:
+        try:
+            return datasets.load_dataset(str(folder), config, split=hub_split)
+        except Exception as error:
+            raise ValueError(
+                f"{folder}: `datasets` cannot read its split {hub_split!r} ({type(error).__name__}: {error}); name "
+                f"the file itself: --from {split}=FILE"
+            ) from error
+    if hub_split not in saved:
+        raise ValueError(f"{folder} has no split {hub_split!r}, only {', '.join(saved)}")
+    return saved[hub_split]
 
 
 def _of_dataset(loaded: Any) -> Rows:
     # Traces and pictures in other columns can be far larger than what is needed.
-    return Rows(loaded.column_names, lambda columns: iter(loaded.select_columns(list(columns))))
+    return Rows(loaded.column_names, lambda columns: loaded.select_columns(list(columns)))
 
 
 def _of_parquet(path: Path) -> Rows:
@@ -193,36 +193,27 @@ def _of_parquet(path: Path) -> Rows:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:  # programs of Windows begin a file with a byte-order mark
-        start = file.read(1)
+        array = file.read(1) == "["
         file.seek(0)
-        if start == "[":
-            yield from _json_array(path, file.read())
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}): {line.strip()[:80]!r}") from error
+        found: Iterable[tuple[str, Any]]
+        if array:
+            found = ((f"item {number}", row) for number, row in enumerate(_parsed(file.read(), str(path))))
+        else:
+            lines = ((f"line {number}", line.strip()) for number, line in enumerate(file, start=1))
+            found = ((where, _parsed(line, f"{path}, {where}", line)) for where, line in lines if line)
+        for where, row in found:
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is not an object with columns")
+                raise ValueError(
+                    f"{path}, {where}: {json.dumps(row, ensure_ascii=False)[:80]!r} is not an object with columns"
+                )
             yield row
 
 
-def _json_array(path: Path, text: str) -> list[Row]:
+def _parsed(text: str, where: str, shown: str = "") -> Any:
     try:
-        rows = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, item {number}: {str(row)[:80]!r} is not an object with columns")
-    return rows
-
-
-def _select(rows: Iterator[Row], columns: Sequence[str]) -> Iterator[Row]:
-    return ({column: row.get(column) for column in columns} for row in rows)
+        raise ValueError(f"{where}: not JSON ({error})" + (f": {shown[:80]!r}" if shown else "")) from error
 
 
 def _newest(repository: str) -> str | None:
@@ -233,16 +224,3 @@ def _newest(repository: str) -> str | None:
         return HfApi().dataset_info(repository, timeout=20).sha
     except Exception:
         return None
-
-
-def _hub_failure(entry: DataSet, config: str | None, split: str, revision: str | None, error: Exception) -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    cause = next(iter(str(error).strip().splitlines()), "")
-    return (
-        f"{entry.name}: cannot load {entry.repository} (config {config or 'default'}, split {split}, revision "
-        f"{revision or 'newest'}) from {endpoint}: {type(error).__name__}: {cause}\n"
-        "  behind a mirror: set HF_ENDPOINT=https://...; already in the cache of this machine: set HF_HUB_OFFLINE=1\n"
-        f"  without the hub: fetch it elsewhere with `hf download {entry.repository} --repo-type dataset --local-dir "
-        f"DIR`, copy it here, then `aent-verl prepare {entry.name} --from DIR`, or --from FILE for a single parquet "
-        "or JSON lines file of it"
-    )

@@ -8,18 +8,17 @@ Questions come from reasoning-gym's `basic_arithmetic` and are scored by its sco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
-from aent_verl._version import __version__
-from aent_verl.data.tasks import reasoning_gym_data, supervised, warm_start
-from aent_verl.data.tasks.cache import build_once, package_versions
+from aent_verl.data.tasks import cache as caches
+from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
 GENERATOR = "basic_arithmetic"
 CHAT = ({"role": "user", "content": "{metadata[expression]} ="},)
 MAX_RESPONSE_TOKENS = 8
-MEASUREMENT = supervised.MEASUREMENT
 
 # Raise this when the code builds something else from the same settings: caches made before are then rebuilt.
 _RECIPE = 2
@@ -71,75 +70,54 @@ def prepare(
         ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
     """
     settings = {name: value for name, value in locals().items() if name != "cache"}
-    _check(settings)
-    _util.require("data", "the arithmetic task")
-    recipe = {
-        "task": "arithmetic",
-        "recipe": _RECIPE,
-        "settings": settings,
-        "versions": {"aent-verl": __version__, **package_versions("reasoning-gym", "torch", "transformers", "pyarrow")},
-    }
-    files = ("train.parquet", "validation.parquet", *supervised.FILES)
-    result = build_once(
-        cache,
-        recipe=recipe,
-        files=files,
-        build=lambda folder: _build(folder, **settings),
-        label="arithmetic task",
-    )
-    folder = Path(cache).expanduser()
-    print(
-        f"arithmetic task: warm start answers {result['accuracy']:.0%} of sampled validation questions, "
-        f"entropy {result['entropy']:.2f} nats a token",
-        flush=True,
-    )
-    paths = {"train": "train.parquet", "validation": "validation.parquet", "model": "model"}
-    return {**{key: str(folder / name) for key, name in paths.items()}, "warm_start": result}
-
-
-def _check(settings: dict[str, Any]) -> None:
-    supervised.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
-    operators = settings["operators"]
+    warm_start.check(settings, lowest={"train_size": 1, "validation_size": 1, "max_terms": 2})
     if not operators or not set(operators) <= set("+-"):
         raise ValueError(f"operators={operators!r}: must be '+', '-' or '+-'")
+    _util.require("data", "the arithmetic task")
+    paths, measured = caches.build_task(
+        cache,
+        "arithmetic",
+        recipe=_RECIPE,
+        settings=settings,
+        files=("train.parquet", "validation.parquet", *warm_start.FILES),
+        build=lambda folder: _build(folder, settings),
+    )
+    print(
+        f"arithmetic task: warm start answers {measured['accuracy']:.0%} of sampled validation questions, "
+        f"entropy {measured['entropy']:.2f} nats a token",
+        flush=True,
+    )
+    return {**paths, "warm_start": measured}
 
 
-def _build(
-    folder: Path,
-    *,
-    train_size: int,
-    validation_size: int,
-    max_terms: int,
-    operators: str,
-    seed: int,
-    **model: Any,
-) -> dict[str, Any]:
-    config = {
+def sums(*, max_terms: int = 2, digits: int = 2, operators: str = "+") -> dict[str, Any]:
+    """The generator's settings for plain sums of numbers of so many digits."""
+    return {
         "min_terms": 2,
         "max_terms": max_terms,
-        "min_digits": 2,
-        "max_digits": 2,
+        "min_digits": digits,
+        "max_digits": digits,
         "operators": list(operators),
         "allow_parentheses": False,
         "allow_negation": False,
     }
+
+
+def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    config = sums(max_terms=settings["max_terms"], operators=settings["operators"])
     splits = reasoning_gym_data.build_splits(
         GENERATOR,
         config,
         folder=folder,
-        train_size=train_size,
-        validation_size=validation_size,
-        seed=seed,
+        train_size=settings["train_size"],
+        validation_size=settings["validation_size"],
+        seed=settings["seed"],
         chat=CHAT,
     )
-    return supervised.build_model(
-        folder,
-        _warm_start_pairs(config, held_out=splits["validation"], seed=seed),
-        held_out=splits["validation"],
-        samples=_SAMPLES,
-        max_new_tokens=MAX_RESPONSE_TOKENS,
-        seed=seed,
-        **model,
+    held_out = splits["validation"]
+    pairs = _warm_start_pairs(config, held_out=held_out, seed=settings["seed"])
+    return warm_start.build(
+        folder, pairs, settings, held_out=held_out, samples=_SAMPLES, max_new_tokens=MAX_RESPONSE_TOKENS
     )
 
 

@@ -1,7 +1,7 @@
 """Build a set of files once: a manifest says what a cache holds, and a killed build leaves no half-done result.
 
-The manifest is also the mark of ownership: files that stand in the way without one belong to somebody else and are
-never overwritten.
+The manifest is also the mark of ownership: files in the way without one belong to somebody else and are never
+overwritten.
 """
 
 from __future__ import annotations
@@ -16,10 +16,52 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._util import locked, write_json
+from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
 _BUILD_FOLDER = ".build"
 _LOCK_FILE = ".lock"
+
+
+def build_task(
+    cache: str | Path,
+    label: str,
+    *,
+    recipe: int,
+    settings: Mapping[str, Any],
+    files: Sequence[str],
+    build: Callable[[Path], Mapping[str, Any]],
+    packages: Sequence[str] = (),
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Make sure that `cache` holds a task's files; see `build_once`, which prints, raises and leaves alone the same.
+
+    Args:
+        cache: Folder, created when absent.
+        label: The task's name.
+        recipe: Raised when the code builds something else from the same settings: caches made before are then rebuilt.
+        settings: Everything else that decides the result, as plain JSON values.
+        files: Names of the files and folders that `build` creates.
+        build: Fills the empty folder that it is given.
+        packages: Distributions whose versions decide the result, other than those of every task.
+
+    Returns:
+        The path of each of `files` by its name without suffix, and what `build` returned.
+    """
+    versions = package_versions("reasoning-gym", "torch", "transformers", "pyarrow", *packages)
+    result = build_once(
+        cache,
+        recipe={
+            "task": label.lower(),
+            "recipe": recipe,
+            "settings": settings,
+            "versions": {"aent-verl": __version__, **versions},
+        },
+        files=files,
+        build=build,
+        label=f"{label} task",
+    )
+    folder = Path(cache).expanduser()
+    return {Path(name).stem: str(folder / name) for name in files}, result
 
 
 def package_versions(*distributions: str) -> dict[str, str]:
@@ -84,19 +126,13 @@ def _build(
         # From here until the last line the folder is neither the old result nor the new one, and says so.
         write_json(folder / MANIFEST, {"complete": False})
         for name in files:
-            _remove(folder / name)
-            os.replace(workspace / name, folder / name)
+            old = folder / name
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+            os.replace(workspace / name, old)
         write_json(folder / MANIFEST, {"complete": True, "recipe": recipe, "result": result})
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return result
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -105,5 +141,5 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files beside it") from error
+        raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files next to it") from error
     return manifest if isinstance(manifest, dict) else {}

@@ -22,9 +22,8 @@ from random import Random
 from typing import Any
 
 from aent_verl import _util
-from aent_verl._version import __version__
-from aent_verl.data.tasks import reasoning_gym_data, supervised, warm_start
-from aent_verl.data.tasks.cache import build_once, package_versions
+from aent_verl.data.tasks import cache as caches
+from aent_verl.data.tasks import reasoning_gym_data, warm_start
 
 GENERATOR = "countdown"
 CHAT = ({"role": "user", "content": "{metadata[numbers]} -> {metadata[target]}"},)
@@ -97,93 +96,42 @@ def prepare(
             did not make.
     """
     settings = {name: value for name, value in locals().items() if name != "cache"}
-    _check(settings)
+    lowest = dict.fromkeys(("train_size", "validation_size", "test_size", "max_value", "min_target"), 1)
+    lowest |= {"numbers": 2, "max_target": min_target, "warm_start_pairs": 1}
+    warm_start.check(settings, lowest=lowest)
+    if numbers > 4:
+        raise ValueError(f"numbers={numbers}: must be at most 4, so that a derivation fits a response")
     _util.require("data", "the countdown task")
-    recipe = {
-        "task": "countdown",
-        "recipe": _RECIPE,
-        "settings": settings,
-        "versions": {"aent-verl": __version__, **package_versions("reasoning-gym", "torch", "transformers", "pyarrow")},
-    }
-    result = build_once(
+    paths, measured = caches.build_task(
         cache,
-        recipe=recipe,
-        files=(*(f"{split}.parquet" for split in _SPLITS), *supervised.FILES),
-        build=lambda folder: _build(folder, **settings),
-        label="countdown task",
+        "countdown",
+        recipe=_RECIPE,
+        settings=settings,
+        files=(*(f"{split}.parquet" for split in _SPLITS), *warm_start.FILES),
+        build=lambda folder: _build(folder, settings),
     )
     print(
-        f"countdown task: warm start solves {result['accuracy']:.0%} of sampled validation problems "
-        f"({result['solved']:.0%} in {SAMPLES} attempts), entropy {result['entropy']:.2f} nats a token",
+        f"countdown task: warm start solves {measured['accuracy']:.0%} of sampled validation problems "
+        f"({measured['solved']:.0%} in {SAMPLES} attempts), entropy {measured['entropy']:.2f} nats a token",
         flush=True,
     )
-    folder = Path(cache).expanduser()
-    paths = {**{split: f"{split}.parquet" for split in _SPLITS}, "model": "model"}
-    return {**{key: str(folder / name) for key, name in paths.items()}, "warm_start": result}
+    return {**paths, "warm_start": measured}
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    supervised.check(
-        settings,
-        lowest={
-            "train_size": 1,
-            "validation_size": 1,
-            "test_size": 1,
-            "numbers": 2,
-            "max_value": 1,
-            "min_target": 1,
-            "max_target": settings["min_target"],
-            "warm_start_pairs": 1,
-        },
-    )
-    if settings["numbers"] > 4:
-        raise ValueError(f"numbers={settings['numbers']}: must be at most 4, so that a derivation fits a response")
-
-
-def _build(
-    folder: Path,
-    *,
-    train_size: int,
-    validation_size: int,
-    test_size: int,
-    numbers: int,
-    max_value: int,
-    min_target: int,
-    max_target: int,
-    warm_start_pairs: int,
-    seed: int,
-    **model: Any,
-) -> dict[str, Any]:
-    targets = range(min_target, max_target + 1)
-    splits = draw_splits(
-        {"validation": validation_size, "test": test_size, "train": train_size},
-        numbers=numbers,
-        max_value=max_value,
-        targets=targets,
-        seed=seed,
-    )
+def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    targets = range(settings["min_target"], settings["max_target"] + 1)
+    problems = {"targets": targets, **{name: settings[name] for name in ("numbers", "max_value", "seed")}}
+    splits = draw_splits({split: settings[f"{split}_size"] for split in ("validation", "test", "train")}, **problems)
     rows = {}
     for split, entries in splits.items():
         rows[split] = reasoning_gym_data.build_rows(
             entries, generator=GENERATOR, split=split, chat=CHAT, extract="last_line"
         )
         reasoning_gym_data.write_parquet(rows[split], folder / f"{split}.parquet")
-    pairs = demonstrations(
-        warm_start_pairs,
-        numbers=numbers,
-        max_value=max_value,
-        targets=targets,
-        exclude={problem_of(entry) for split in ("validation", "test") for entry in splits[split]},
-        seed=seed,
-    )
-    return supervised.build_model(
-        folder,
-        pairs,
-        held_out=rows["validation"],
-        samples=SAMPLES,
-        max_new_tokens=MAX_RESPONSE_TOKENS,
-        seed=seed,
-        **model,
+    held_out = {problem_of(entry) for entry in (*splits["validation"], *splits["test"])}
+    pairs = demonstrations(settings["warm_start_pairs"], **problems, exclude=held_out)
+    return warm_start.build(
+        folder, pairs, settings, held_out=rows["validation"], samples=SAMPLES, max_new_tokens=MAX_RESPONSE_TOKENS
     )
 
 
@@ -259,13 +207,7 @@ def problem_of(entry: Mapping[str, Any]) -> Problem:
 
 
 def demonstrations(
-    size: int,
-    *,
-    numbers: int,
-    max_value: int,
-    targets: range,
-    exclude: Collection[Problem],
-    seed: int,
+    size: int, *, numbers: int, max_value: int, targets: range, exclude: Collection[Problem], seed: int
 ) -> list[tuple[warm_start.Chat, str]]:
     """(chat messages, derivation) pairs: random derivations, so that problems with many solutions show many.
 

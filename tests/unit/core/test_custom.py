@@ -9,7 +9,6 @@ from torch import Tensor
 from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.entropy import full_entropy
 from aent_verl.core.fused import logprobs_and_entropy
-from aent_verl.methods.functional import FunctionalConfig
 
 CHUNKS = [None, 1, 3, 100]
 
@@ -67,48 +66,3 @@ def test_a_result_of_another_shape_is_named() -> None:
     logits, labels, _ = batch()
     with pytest.raises(ValueError, match=r"returned shape \[7, 11\] for logits \[7, 11\]"):
         logprobs_and_custom_entropy(logits, labels, lambda z: z)
-
-
-KEY = "entropy_control.functional"
-
-
-def test_a_path_is_imported_and_given_its_arguments() -> None:
-    parsed = FunctionalConfig.parse({"name": "tests.unit.core.test_custom:tsallis", "arguments": {"q": 2}}, KEY)
-    assert str(parsed) == "tests.unit.core.test_custom:tsallis(q=2)"
-    assert parsed.function is not None
-    logits, _, _ = batch()
-    torch.testing.assert_close(parsed.function(logits), tsallis(logits, 2))
-
-
-def test_ours_are_no_functions() -> None:
-    assert FunctionalConfig.parse({"name": "full"}, KEY).function is None
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("nowhere.at_all:entropy", {}, "No module named"),
-        ("tests.unit.core.test_custom:nothing", {}, "no attribute 'nothing'"),
-        ("tests.unit.core.test_custom:tsallis", {}, "missing a required argument: 'q'"),
-        ("tests.unit.core.test_custom:tsallis", {"p": 1}, "missing a required argument|unexpected keyword"),
-        ("tests.unit.core.test_custom:KEY", {}, "is not a callable object"),
-        ("renyi", {}, "must be one of full, clamped, nucleus, a function's package.module:name"),
-    ],
-)
-def test_what_is_no_function_is_refused(name: str, arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        FunctionalConfig.parse({"name": name, "arguments": arguments}, KEY)
-    assert f"{KEY}.name={name!r} is not allowed" in str(error.value)
-
-
-def test_the_engine_runs_it_in_training_only() -> None:
-    from tests.unit.plugin import test_engine
-
-    logits, _ = test_engine.packed()
-    custom = FunctionalConfig("tests.unit.core.test_custom:tsallis", given=(("q", 2.0),))
-    for padded in (False, True):
-        trained = test_engine.outputs(logits.clone(), padded=padded, functional=custom)
-        torch.testing.assert_close(trained["aent_entropy"], tsallis(logits, 2.0))
-        old = test_engine.outputs(logits.clone(), padded=padded, functional=custom, mode="eval", calculate_entropy=True)
-        torch.testing.assert_close(old["entropy"], full_entropy(logits))
-        torch.testing.assert_close(old["log_probs"], trained["log_probs"])

@@ -23,7 +23,7 @@ def prepared(cfg: DictConfig) -> tuple[Task, str]:
 def test_problems_prompts_and_record(cfg: DictConfig) -> None:
     from transformers import AutoTokenizer
 
-    from aent_verl.data.tasks.sampling import prompt_ids
+    from aent_verl.data.tasks.warm_start import prompt_ids
 
     task, terminal = prepared(cfg)
     assert [problem.ground_truth for problem in task.problems] == ["0", "1", "2", "1", "2", "3"]

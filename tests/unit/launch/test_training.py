@@ -14,8 +14,7 @@ from ray.exceptions import RayTaskError
 from aent_verl.core.controllers import ConstantController, ControllerState
 from aent_verl.launch import environment, training
 from aent_verl.methods.axes import Linear
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import BonusConfig, EntropyControlConfig
+from aent_verl.methods.settings import BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.platforms import cpu, weight_sockets
 from aent_verl.plugin import saved_state
 from aent_verl.preflight import findings

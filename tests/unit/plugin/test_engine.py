@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
 from verl.utils import tensordict_utils as tu
 
+from aent_verl.core.entropy import full_entropy
 from aent_verl.core.fused import logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
-from aent_verl.methods.functional import FunctionalConfig
+from aent_verl.methods.settings import FunctionalConfig
 from aent_verl.plugin.engine import EntropyControlEngine
+from tests.unit.core.test_custom import tsallis
 
 LENGTHS = (5, 3, 7)
 CLAMPED = {"functional": "clamped", "clamp_p": 0.33}
@@ -122,3 +124,14 @@ def test_distributed_logits_become_whole() -> None:
     found = outputs(whole)
     assert not isinstance(found["log_probs"], DTensor)
     torch.testing.assert_close(found, outputs(logits))
+
+
+def test_a_custom_functional_runs_in_training_only() -> None:
+    logits, _ = packed()
+    custom = FunctionalConfig("tests.unit.core.test_custom:tsallis", given=(("q", 2.0),))
+    for padded in (False, True):
+        trained = outputs(logits.clone(), padded=padded, functional=custom)
+        torch.testing.assert_close(trained["aent_entropy"], tsallis(logits, 2.0))
+        old = outputs(logits.clone(), padded=padded, functional=custom, mode="eval", calculate_entropy=True)
+        torch.testing.assert_close(old["entropy"], full_entropy(logits))
+        torch.testing.assert_close(old["log_probs"], trained["log_probs"])

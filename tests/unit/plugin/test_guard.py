@@ -6,33 +6,37 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from aent_verl.commands import main
 from aent_verl.plugin import guard
 from aent_verl.plugin.guard import PlugInNotActiveError, check_config
-from tests.config.composing import MICRO_BATCHES, composed
+from tests.config.composing import MICRO_BATCHES, actor_config, composed
 
 STOCK = {"trainer": {"v1": {"trainer_mode": "sync"}}, "data": {}}
-# verl's own entry up to its trainer, without Ray: what `python -m verl.trainer.main_ppo` composes is built or refused.
-COMPOSE = """
-import sys
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-with initialize_config_module("verl.trainer.config", version_base=None):
-    config = compose("ppo_trainer", sys.argv[1:])
-from verl.utils.config import omega_conf_to_dataclass
-omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-from verl.trainer.ppo.v1 import get_trainer_cls
-print("trainer", get_trainer_cls(config.trainer.v1.trainer_mode).__name__)
-OmegaConf.resolve(config)
-get_trainer_cls(config.trainer.v1.trainer_mode)(config=config)
-print("built")
-"""
+
+
+def build(*overrides: str) -> None:
+    """verl's own entry up to its trainer, without Ray: what `python -m verl.trainer.main_ppo` composes."""
+    from hydra import compose, initialize_config_module
+    from verl.trainer.ppo.v1 import get_trainer_cls
+    from verl.utils.config import omega_conf_to_dataclass
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", [*MICRO_BATCHES, *overrides])
+    omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
+    print("trainer", trainer.__name__)
+    OmegaConf.resolve(config)
+    trainer(config=config)
+    print("built")
 
 
 def start(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {"VERL_PLATFORM": "cpu", **os.environ, **environment}
-    arguments = [sys.executable, "-c", COMPOSE, *MICRO_BATCHES, *overrides]
+    code = "import sys; from tests.unit.plugin.test_guard import build; build(*sys.argv[1:])"
+    arguments = [sys.executable, "-c", code, *overrides]
     return subprocess.run(arguments, capture_output=True, text=True, env=variables, check=False, timeout=300)
 
 
@@ -120,24 +124,66 @@ def test_our_trainer_without_a_method_names_the_line() -> None:
         TRAINER_REGISTRY["aent_sync"](config=cfg)
 
 
-def test_the_actors_config_refuses_where_verl_has_not_loaded_the_plug_in() -> None:
-    searched = guard.LINE.split()
-    done = start(*searched, VERL_USE_EXTERNAL_PLUGINS="none")
-    assert done.returncode != 0
-    assert "verl has not loaded aent_verl's plug-in in this process" in done.stderr
-    assert "VERL_USE_EXTERNAL_PLUGINS='none' leaves it out" in done.stderr
+def test_the_actors_config_asks_for_the_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, guard.PLUGIN)
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
+    with pytest.raises(InstantiationException, match="verl has not loaded aent_verl's plug-in in this process"):
+        actor_config(composed(*MICRO_BATCHES))
 
 
-def test_the_actors_config_says_why_the_plug_in_failed(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['aent_verl.platforms.vllm_cpu'] = None  # its import raises\n"
-    )
-    done = start(*guard.LINE.split(), PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    assert done.returncode != 0
-    assert (
-        "aent_verl's plug-in cannot be loaded (ModuleNotFoundError: import of aent_verl.platforms.vllm_cpu"
-        in done.stderr
-    )
+@pytest.mark.parametrize(
+    ("policy", "cure"),
+    [
+        ("none", "VERL_USE_EXTERNAL_PLUGINS='none' leaves it out: add aent_verl to it"),
+        ("other", "VERL_USE_EXTERNAL_PLUGINS='other' leaves it out"),
+        (" Auto", "install aent_verl in this environment, or set VERL_USE_EXTERNAL_MODULES=aent_verl.plugin.entry_poi"),
+        ("other,aent_verl", "install aent_verl in this environment"),
+        (None, "install aent_verl in this environment"),
+    ],
+)
+def test_a_plug_in_that_verl_has_not_loaded(policy: str | None, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, guard.PLUGIN)
+    if policy is None:
+        monkeypatch.delenv("VERL_USE_EXTERNAL_PLUGINS", raising=False)
+    else:
+        monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", policy)
+    with pytest.raises(PlugInNotActiveError, match="verl has not loaded aent_verl's plug-in") as error:
+        guard.require()
+    assert cure in str(error.value)
+
+
+def test_a_plug_in_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard.require()
+    monkeypatch.delitem(sys.modules, guard.PLUGIN)
+    monkeypatch.setitem(sys.modules, "wrapt", None)
+    message = r"plug-in cannot be loaded \(ModuleNotFoundError: import of wrapt"
+    with pytest.raises(PlugInNotActiveError, match=message):
+        guard.require()
+
+
+def test_where_it_is_switched_off_nothing_that_needs_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AENT_VERL_DISABLE", "1")
+    with pytest.raises(PlugInNotActiveError, match=r"AENT_VERL_DISABLE=1 switches aent_verl off, and entropy_control"):
+        guard.require()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "doctor",
+        # Its runs are checked in processes of their own.
+        pytest.param("compare methods=[grpo] seeds=[1]", marks=pytest.mark.slow),
+    ],
+)
+def test_no_command_of_ours_runs_where_it_is_switched_off(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AENT_VERL_DISABLE", "1")
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*command.split(), "experiment=cpu_arithmetic"]) == 1
+    assert "AENT_VERL_DISABLE=1 switches aent_verl off" in " ".join("".join(capfd.readouterr()).split())
 
 
 @pytest.mark.parametrize(
@@ -151,14 +197,46 @@ def test_the_actors_config_says_why_the_plug_in_failed(tmp_path: Path) -> None:
         (["+entropy_control=grpo", "trainer.use_v1=true"], "+entropy_control=grpo"),
     ],
 )
-def test_verls_own_entry_stops_where_hydra_has_not_found_our_configuration(overrides: list[str], message: str) -> None:
-    done = start(*overrides)
+def test_verls_own_entry_stops_where_hydra_has_not_found_our_configuration(
+    overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PlugInNotActiveError) as error:
+        build(*overrides)
+    assert message in str(error.value)
+    assert capsys.readouterr().out == "trainer PPOTrainerSync\n"
+
+
+@pytest.mark.slow
+def test_verls_own_entry_loads_the_guard_by_itself() -> None:
+    done = start("+entropy_control=aent")
     assert "trainer PPOTrainerSync" in done.stdout
     assert done.returncode != 0
     assert "built" not in done.stdout
-    assert message in done.stderr
+    assert "+entropy_control=aent" in done.stderr
 
 
+@pytest.mark.slow
+def test_the_actors_config_refuses_where_verl_has_not_loaded_the_plug_in() -> None:
+    done = start(*guard.LINE.split(), VERL_USE_EXTERNAL_PLUGINS="none")
+    assert done.returncode != 0
+    assert "verl has not loaded aent_verl's plug-in in this process" in done.stderr
+    assert "VERL_USE_EXTERNAL_PLUGINS='none' leaves it out" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_actors_config_says_why_the_plug_in_failed(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['aent_verl.platforms.vllm_cpu'] = None  # its import raises\n"
+    )
+    done = start(*guard.LINE.split(), PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert done.returncode != 0
+    assert (
+        "aent_verl's plug-in cannot be loaded (ModuleNotFoundError: import of aent_verl.platforms.vllm_cpu"
+        in done.stderr
+    )
+
+
+@pytest.mark.slow
 def test_it_can_be_switched_off_and_says_so() -> None:
     done = start(AENT_VERL_DISABLE="1", VERL_PLATFORM="")
     assert "aent_verl is switched off by AENT_VERL_DISABLE" in done.stderr
@@ -166,12 +244,3 @@ def test_it_can_be_switched_off_and_says_so() -> None:
     done = start(*guard.LINE.split(), AENT_VERL_DISABLE="1", VERL_PLATFORM="")
     assert done.returncode != 0
     assert "AENT_VERL_DISABLE=1 switches aent_verl off, and entropy_control asks for it" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["train", "evaluate", "doctor", "compare"])
-def test_no_command_of_ours_runs_where_it_is_switched_off(command: str) -> None:
-    arguments = [sys.executable, "-m", "aent_verl.commands.main", command, "experiment=cpu_arithmetic"]
-    variables = os.environ | {"AENT_VERL_DISABLE": "1"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=variables, check=False, timeout=300)
-    assert done.returncode == 1
-    assert "AENT_VERL_DISABLE=1 switches aent_verl off" in " ".join((done.stdout + done.stderr).split())

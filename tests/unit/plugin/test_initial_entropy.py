@@ -5,8 +5,8 @@ import torch
 
 from aent_verl.core.controllers import AnchoredTargetController, ConstantController
 from aent_verl.methods.axes import AllTokens, Anchored, Linear, LinearDifficulty, PeakTokens
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import BonusConfig, EntropyControlConfig
+from aent_verl.methods.settings import BonusConfig, EntropyControlConfig, FunctionalConfig
+from aent_verl.plugin.minibatch_stats import initial_entropy
 
 ENTROPY = torch.tensor([[1.0, 2.0, 3.0, 9.0], [4.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
@@ -14,7 +14,7 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
 
 def initial(bonus: BonusConfig, accuracy: torch.Tensor | None = None, mode: str = "token-mean") -> float:
     control = EntropyControlConfig("test", FunctionalConfig("full"), bonus)
-    return control.initial_entropy(ENTROPY, MASK, accuracy=accuracy, loss_agg_mode=mode, loss_scale_factor=None)
+    return initial_entropy(control, ENTROPY, MASK, accuracy=accuracy, loss_agg_mode=mode, loss_scale_factor=None)
 
 
 def test_a_controller_that_tracks_it_has_the_mean_over_tokens() -> None:
@@ -50,6 +50,6 @@ def test_without_a_token_in_the_bonus_there_is_nothing_to_hold() -> None:
         bonus = BonusConfig(Anchored(), ConstantController(init=1.0), mask, LinearDifficulty(), "seq-mean-token-mean")
         control = EntropyControlConfig("test", FunctionalConfig("nucleus", top_p=0.8), bonus)
         with pytest.raises(ValueError, match=r"has no initial entropy to hold: of the 4 .*raise .*functional\.top_p"):
-            control.initial_entropy(
-                entropy, MASK, accuracy=torch.ones(3), loss_agg_mode="token-mean", loss_scale_factor=None
+            initial_entropy(
+                control, entropy, MASK, accuracy=torch.ones(3), loss_agg_mode="token-mean", loss_scale_factor=None
             )

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from aent_verl.core.diagnostics import BINS
+from aent_verl.methods.step import StepValues
 from aent_verl.plugin import measurements
 from aent_verl.plugin.measurements import PlugInNotActiveError, of_step
-from aent_verl.plugin.step import StepValues
 
-SENT = StepValues(step=4, total_steps=9, bonus=0.25, advantages=0.5)
+SENT = StepValues(step=4, total_steps=9, bonus_coefficient=0.25, advantages_coefficient=0.5)
 SUMS = {
     "tokens": 8.0,
     "entropy": 2.0,
@@ -35,7 +35,7 @@ METRICS: dict[str, Any] = {
     "actor/aent/highest/bonus": 0.25,
     "actor/aent/lowest/advantages": 0.5,
     "actor/aent/highest/advantages": 0.5,
-    "actor/aent/whole/chosen_tokens": 3.0,
+    "actor/aent/stats/chosen_tokens": 3.0,
     "actor/pg_loss": 3.0,
 }
 
@@ -68,7 +68,7 @@ def test_a_step_without_tokens_has_no_entropy() -> None:
     assert math.isnan(measured["aent/entropy_q50"])
 
 
-@pytest.mark.parametrize("key", [key for key in METRICS if "/aent/" in key and "whole" not in key])
+@pytest.mark.parametrize("key", [key for key in METRICS if "/aent/" in key and "stats" not in key])
 def test_missing_numbers_stop_the_run(key: str) -> None:
     metrics = {k: v for k, v in METRICS.items() if k != key}
     with pytest.raises(PlugInNotActiveError, match="our loss did not run"):
@@ -109,12 +109,12 @@ def batch(**changes: torch.Tensor) -> Any:
 def sums(b: Any) -> dict[str, float]:
     weight = torch.ones_like(b.entropy)
     metrics = measurements.of_micro_batch(
-        b, shaped=0.5 * b.advantages, bonus_weight=weight, bonus_loss=torch.tensor(0.5), step=SENT, whole=_WHOLE
+        b, shaped=0.5 * b.advantages, bonus_weight=weight, bonus_loss=torch.tensor(0.5), step=SENT, stats=STATS
     )
     return {name: metric.aggregate() for name, metric in metrics.items()}
 
 
-_WHOLE = measurements.WholeBatch(report={"largest_change": 2.0})
+STATS = measurements.MiniBatchStats(report={"largest_change": 2.0})
 
 
 def test_the_entropy_of_what_a_truncated_rollout_samples_from() -> None:
@@ -139,7 +139,7 @@ def test_sums_are_over_response_tokens_only() -> None:
     assert found["aent/sum/advantage_log_prob"] == pytest.approx(float((b.advantages * b.log_prob * mask).sum()))
     assert sum(found[f"aent/bin/{i:02d}"] for i in range(BINS)) == 8
     assert found["aent/bonus_loss"] == 0.5
-    assert found["aent/whole/largest_change"] == 2.0
+    assert found["aent/stats/largest_change"] == 2.0
     assert found["aent/lowest/advantages"] == found["aent/highest/advantages"] == 0.5
 
 
@@ -165,7 +165,7 @@ def test_a_healthy_step_of_any_number_of_updates_is_accepted(updates: int) -> No
     from verl.utils.py_functional import append_to_dict
 
     for coefficient in (0.1, 0.002, 1 / 3, 0.7):
-        sent = StepValues(step=1, total_steps=2, bonus=coefficient, advantages=1 - coefficient)
+        sent = StepValues(step=1, total_steps=2, bonus_coefficient=coefficient, advantages_coefficient=1 - coefficient)
         collected: dict[str, Any] = {}
         for _ in range(updates):
             ranks = [
@@ -175,7 +175,7 @@ def test_a_healthy_step_of_any_number_of_updates_is_accepted(updates: int) -> No
                     bonus_weight=torch.ones(3, 5),
                     bonus_loss=torch.tensor(0.5),
                     step=sent,
-                    whole=measurements.WholeBatch(),
+                    stats=measurements.MiniBatchStats(),
                 )
                 for _ in range(2)
             ]

@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aent_verl.plugin.step import CHOSEN, StepValues, whole_batch
+from aent_verl.methods.step import StepValues
+from aent_verl.plugin.micro_batch import CHOSEN, minibatch_stats
 from tests import preset_harness as harness
 from tests import reference_presets
 from tests.preset_harness import Sequence, shipped
 
 pytestmark = pytest.mark.usefixtures("single_rank_group")
 
-OFF = StepValues(step=3, total_steps=10, bonus=0.0)
+OFF = StepValues(step=3, total_steps=10, bonus_coefficient=0.0)
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def test_a_token_without_a_finite_entropy_change_leaves_steers_other_weights_alo
     for name, sequences in (("broken", broken), ("out", out)):
         config = harness.config("steer", **no_clip)
         data = harness.to_verl(sequences, OFF, whole=batch)
-        harness.run_pre_pass(config, sequences, data)
+        harness.run_stats_pass(config, sequences, data)
         found[name] = harness.run_loss(config, sequences, data)
-    one, other = (found[name].metrics[0]["aent/whole/largest_change"].values[0] for name in ("broken", "out"))
+    one, other = (found[name].metrics[0]["aent/stats/largest_change"].values[0] for name in ("broken", "out"))
     assert one == other > 0
     assert math.isfinite(found["broken"].loss) == (advantage == 1.0)
     for a, b in zip(found["broken"].gradients[1:], found["out"].gradients[1:], strict=True):
@@ -75,8 +76,8 @@ def test_a_token_that_is_not_finite_leaves_the_choice_among_the_others_alone(pre
     found = []
     for each in (batch, out):
         data = harness.to_verl(each, OFF)
-        harness.run_pre_pass(shipped(preset), each, data)
-        found.append((whole_batch(data).report, [row.tolist() for row in data[CHOSEN].unbind()]))
+        harness.run_stats_pass(shipped(preset), each, data)
+        found.append((minibatch_stats(data).report, [row.tolist() for row in data[CHOSEN].unbind()]))
     assert found[0] == found[1]
     assert found[0][0]["chosen_tokens"] > 0
 

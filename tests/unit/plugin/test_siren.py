@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from aent_verl.plugin.micro_batch import MicroBatch
-from aent_verl.plugin.step import StepValues
+from aent_verl.methods.step import StepValues
+from aent_verl.plugin.micro_batch import VerlMicroBatch
+from aent_verl.plugin.minibatch_stats import initial_entropy
 from tests import preset_harness as harness
 from tests.preset_harness import Sequence
 
@@ -70,15 +71,20 @@ def sequences(responses: list[list[int]], accuracy: list[float] | None = None) -
 
 def anchor_of(config: Any, batch: list[Sequence]) -> float:
     data = harness.to_verl(batch, None)
-    seen = MicroBatch.of(harness.model_output(config, data, torch.cat([s.logits for s in batch])), data)
-    found: float = config.entropy_control.initial_entropy(
-        seen.entropy, seen.mask, accuracy=seen.accuracy, loss_agg_mode="token-mean", loss_scale_factor=None
+    seen = VerlMicroBatch.of(harness.model_output(config, data, torch.cat([s.logits for s in batch])), data)
+    found: float = initial_entropy(
+        config.entropy_control,
+        seen.entropy,
+        seen.mask,
+        accuracy=seen.accuracy,
+        loss_agg_mode="token-mean",
+        loss_scale_factor=None,
     )
     return found
 
 
 def run(config: Any, batch: list[Sequence], anchor: float, parts: list[list[int]] | None = None) -> Any:
-    step = StepValues(step=2, total_steps=10, bonus=COEFFICIENT, initial_entropy=anchor)
+    step = StepValues(step=2, total_steps=10, bonus_coefficient=COEFFICIENT, initial_entropy=anchor)
     return harness.run(config, batch, step, parts)
 
 
@@ -110,7 +116,7 @@ def test_the_gradient_is_the_chain_rules() -> None:
         tilt = 0.01 * torch.arange(harness.VOCABULARY, dtype=torch.float64)
         tilted.append(replace(s, logits=s.logits + tilt))
     outcome = run(config, tilted, 0.5)
-    average = outcome.metrics[0]["aent/whole/bonus_aggregate"].values[0]
+    average = outcome.metrics[0]["aent/stats/bonus_aggregate"].values[0]
     checked = 0
     for i, s in enumerate(tilted):
         for row in range(len(s.logits) - 1):
@@ -124,7 +130,7 @@ def test_the_gradient_is_the_chain_rules() -> None:
                     logits = s.logits.clone()
                     logits[row, v] += sign * 1e-5
                     batch = [replace(s, logits=logits) if j == i else other for j, other in enumerate(tilted)]
-                    found = run(config, batch, 0.5).metrics[0]["aent/whole/bonus_aggregate"].values[0]
+                    found = run(config, batch, 0.5).metrics[0]["aent/stats/bonus_aggregate"].values[0]
                     shifted.append(found)
                 moved = (shifted[0] - shifted[1]) / 2e-5
                 expected = 2 * COEFFICIENT * (average - 0.5) * moved

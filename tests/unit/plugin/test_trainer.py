@@ -12,8 +12,7 @@ from aent_verl.core.controllers import (
     StageController,
 )
 from aent_verl.methods.axes import Linear, PositiveReweight
-from aent_verl.methods.functional import FunctionalConfig
-from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig
+from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.plugin.trainer import EntropyControlTrainerSync, PlugInNotActiveError, check_reports
 from aent_verl.runs.worker_reports import banner
 

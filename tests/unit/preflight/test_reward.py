@@ -201,7 +201,7 @@ def test_a_method_that_needs_accuracies_needs_a_reward_that_has_them(settings, t
     score_with(settings, tmp_path, f"return {right}")
     assert "3 of 3 rows" in check_reward(settings)[0]
     OmegaConf.update(settings, f"entropy_control.{axis}.name", choice)
-    with pytest.raises(PreflightError, match=r"score=10\.0 of a sample is no accuracy"):
+    with pytest.raises(PreflightError, match=r"score=10\.0 of a sample is not an accuracy"):
         check_reward(settings)
     score_with(settings, tmp_path, f"return {{'score': {right}, 'acc': {right} > 0}}")
     assert "3 of 3 rows" in check_reward(settings)[0]

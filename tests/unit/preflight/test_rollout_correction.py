@@ -8,13 +8,13 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
-from aent_verl.plugin import policy_losses
+from aent_verl.plugin import losses
 from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.rollout_correction import BY_HAND, BYPASS_LOSS, KEY, LOG_PROBS, POLICY_LOSS
 from tests.config.composing import MICRO_BATCHES, actor_config
 from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
-policy_losses.register()
+losses.register()
 
 check = rollout_correction.check
 BYPASS = f"{KEY}.bypass_mode=true"
@@ -97,7 +97,7 @@ def loss_of(mode, actor, weights=None):
     generator = torch.Generator().manual_seed(0)
     old, new = (-torch.rand(2, 5, generator=generator) for _ in range(2))
     advantages = torch.tensor([[1.0], [-0.5]]).expand(2, 5)
-    actor.chosen_tokens[policy_losses.CHOSEN] = torch.zeros(2, 5, dtype=torch.bool)
+    actor.chosen_tokens = torch.zeros(2, 5, dtype=torch.bool)
     mask = torch.ones(2, 5, dtype=torch.bool)
     loss, _ = get_policy_loss_fn(mode)(
         old_log_prob=old, log_prob=new, advantages=advantages, response_mask=mask, config=actor,

@@ -185,7 +185,7 @@ def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.utime(file, (1, 1))
     before = fingerprint(str(file))
     read = []
-    monkeypatch.setattr(protocol, "_read_content", lambda path: read.append(path) or "f" * 64)
+    monkeypatch.setattr(protocol, "file_sha256", lambda path: read.append(path) or "f" * 64)
     assert fingerprint(str(file)) == before
     assert read == []
     os.utime(file, (2, 2))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aent_verl.runs.metrics import REWARD
+from aent_verl.runs.metrics import REWARD, read_metrics
 from aent_verl.runs.run import by_method, load_run, load_runs
-from aent_verl.runs.sources import read_metrics
 
 
 def log(path: Path, steps: int = 3, name: str = REWARD) -> Path:

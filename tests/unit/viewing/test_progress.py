@@ -9,7 +9,7 @@ from rich.console import Console
 
 from aent_verl.runs.worker_reports import banner
 from aent_verl.viewing import progress
-from aent_verl.viewing.progress import ProgressDisplay
+from aent_verl.viewing.progress import CountDisplay, Display, TrainingDisplay
 
 REPORT = {
     "rank": 0,
@@ -57,7 +57,7 @@ class Bench:
         self.file = Terminal() if terminal else io.StringIO()
         environment = {"TERM": "xterm"} if environment is None else environment
         self.console = Console(file=self.file, width=120, height=30, _environ=environment)
-        self.display = ProgressDisplay(
+        self.display = TrainingDisplay(
             self.console,
             total,
             folder / "metrics.jsonl",
@@ -100,15 +100,15 @@ def test_plain_lines(tmp_path, clock):
     assert bench.shown().splitlines() == [
         "starting Ray, workers and vLLM (about two minutes on a laptop) ...",
         BANNER,
-        " step reward valid.     entropy   full  coefficient tokens s/step    left",
-        " 0/40      -  0.125           -      -            -      -      -       -",
-        " 1/40  0.250      -  high 0.700  0.900    0.01000 →    5.2   10.0    6:30",
-        " 2/40  0.250      -       0.500  0.900    0.02000 ↑    5.2   10.0    6:20",
-        " 3/40  0.250      -   low 0.300  0.900  5.000e-04 ↓    5.2   10.0    6:10",
-        " 4/40  0.250      -       0.500  0.900  5.000e-04 →    5.2   10.0    6:00",
-        "40/40  0.250  0.500       0.500  0.900    0.01000 ↑    5.2   10.0    0:00",
+        " step reward valid.     entropy   full  coefficient tokens s/step        left",
+        " 0/40      -  0.125           -      -            -      -      -           -",
+        " 1/40  0.250      -  high 0.700  0.900    0.01000 →    5.2   10.0  6 min 30 s",
+        " 2/40  0.250      -       0.500  0.900    0.02000 ↑    5.2   10.0  6 min 20 s",
+        " 3/40  0.250      -   low 0.300  0.900  5.000e-04 ↓    5.2   10.0  6 min 10 s",
+        " 4/40  0.250      -       0.500  0.900  5.000e-04 →    5.2   10.0       6 min",
+        "40/40  0.250  0.500       0.500  0.900    0.01000 ↑    5.2   10.0         0 s",
         "finished: step 40 of 40, validation accuracy 0.125 (step 0) -> 0.500 (step 40), "
-        "entropy 0.700 (step 1) -> 0.500 (step 40) nats, coefficient 0.01000, time 0:00",
+        "entropy 0.700 (step 1) -> 0.500 (step 40) nats, coefficient 0.01000, time 0 s",
     ]
 
 
@@ -127,7 +127,7 @@ def test_missing_and_null_metrics_are_shown_as_such(tmp_path, clock):
     with bench.display:
         bench.write((1, nothing))
     assert bench.shown().splitlines()[2].split() == ["1/40", "nan", "nan", "nan", "-", "-", "-", "nan", "-"]
-    assert bench.shown().splitlines()[-1] == "finished: step 1 of 40, time 0:00"
+    assert bench.shown().splitlines()[-1] == "finished: step 1 of 40, time 0 s"
     assert not (tmp_path / "train.log").exists()
 
 
@@ -145,7 +145,7 @@ def test_time_left_is_the_median_of_the_recent_steps(tmp_path, clock):
     with bench.display:
         bench.write(*(training(step, **{"timing_s/step": 1000.0}) for step in range(1, 8)))
         bench.write(*(training(step, **{"timing_s/step": 2.0}) for step in range(8, 14)))
-    assert bench.shown().splitlines()[-2].split()[-1] == "0:40"
+    assert bench.shown().splitlines()[-2].endswith("  40 s")
 
 
 def test_time_left_counts_what_lies_between_the_steps_but_not_the_start(tmp_path, clock):
@@ -159,19 +159,19 @@ def test_time_left_counts_what_lies_between_the_steps_but_not_the_start(tmp_path
         bench.wait_for("2/11")
         clock.now += 30
         bench.write(training(3))
-    assert [line.split()[-1] for line in bench.shown().splitlines()[2:5]] == ["1:40", "3:00", "4:00"]
-    assert bench.shown().endswith("time 3:00\n")
+    assert [line[-12:].strip() for line in bench.shown().splitlines()[2:5]] == ["1 min 40 s", "3 min", "4 min"]
+    assert bench.shown().endswith("time 3 min\n")
 
 
 def test_time_left_counts_down_within_a_step(tmp_path, clock):
     bench = Bench(tmp_path, total=2, terminal=True)
     with bench.display:
         bench.write(training(1, **{"timing_s/step": 3700.0}))
-        bench.wait_for("0:00 so far, 1:01:40 left")
+        bench.wait_for("0 s so far, 1 h 2 min left")
         clock.now += 70
-        bench.wait_for("1:10 so far, 1:00:30 left")
+        bench.wait_for("1 min 10 s so far, 1 h left")
         clock.now += 7000
-        bench.wait_for("1:57:50 so far, 0:00 left")
+        bench.wait_for("1 h 58 min so far, 0 s left")
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
@@ -194,20 +194,20 @@ def test_a_log_with_forced_colours_is_no_terminal(tmp_path):
 def test_arrows_are_ascii_where_the_encoding_is(tmp_path):
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
-    with ProgressDisplay(console, 3, tmp_path / "metrics.jsonl", tmp_path / "r", tmp_path / "log", poll_seconds=0.01):
+    with TrainingDisplay(console, 3, tmp_path / "metrics.jsonl", tmp_path / "r", tmp_path / "log", poll_seconds=0.01):
         Bench.write(Bench(tmp_path), training(1), training(2, 0.02), training(3))
-    assert [line.split()[-4] for line in raw.getvalue().decode("ascii").splitlines()[2:5]] == ["=", "^", "v"]
+    assert [line[50] for line in raw.getvalue().decode("ascii").splitlines()[2:5]] == ["=", "^", "v"]
 
 
 def test_live_table(tmp_path, clock):
     bench = Bench(tmp_path, terminal=True)
     with bench.display:
-        bench.wait_for("starting Ray, workers and vLLM (about two minutes on a laptop)  0:00")
+        bench.wait_for("starting Ray, workers and vLLM (about two minutes on a laptop)  0 s")
         bench.report()
         bench.wait_for(BANNER)
-        bench.wait_for("workers are up: validation before training, first step  0:00")
+        bench.wait_for("workers are up: validation before training, first step  0 s")
         bench.write((0, {"val-core/x/acc/mean@4": 0.125}))
-        bench.wait_for("first training step  0:00")
+        bench.wait_for("first training step  0 s")
         bench.write(*(training(step, step / 100) for step in range(1, 13)))
         bench.wait_for("validation accuracy 0.125 (step 0)")
         bench.wait_for("step 12 of 40")
@@ -216,7 +216,7 @@ def test_live_table(tmp_path, clock):
     assert [row.count("↑") for row in rows] == [1] * 8
     assert "5/40" in rows[0]
     assert "12/40" in rows[-1]
-    assert "0:00 so far, 4:40 left" in last_frame
+    assert "0 s so far, 4 min 40 s left" in last_frame
     assert "finished: step 12 of 40" in last_frame
     assert last_frame.count("\x1b[?25h") == 1, "the cursor is shown again"
 
@@ -271,7 +271,7 @@ def test_a_run_that_dies_before_its_first_step(tmp_path, clock):
     bench = Bench(tmp_path)
     with pytest.raises(RuntimeError), bench.display:
         raise RuntimeError
-    assert bench.shown().splitlines()[-1] == "stopped by RuntimeError: no step finished, time 0:00"
+    assert bench.shown().splitlines()[-1] == "stopped by RuntimeError: no step finished, time 0 s"
 
 
 def test_steps_written_just_before_the_end_are_shown(tmp_path):
@@ -327,3 +327,67 @@ def test_it_looks_only_as_often_as_it_is_told(tmp_path):
     with bench.display:
         time.sleep(0.3)
     assert 2 <= len(looks) <= (time.monotonic() - start) / 0.05 + 1
+
+
+def test_a_count_says_a_line_a_tenth_and_the_time_left(clock):
+    file = io.StringIO()
+    with CountDisplay(Console(file=file, width=120), 40, "responses") as display:
+        for _ in range(8):
+            clock.now += 10
+            display.advance()
+    assert file.getvalue().splitlines() == ["4 of 40 responses, 6 min left", "8 of 40 responses, 5 min 20 s left"]
+
+
+def test_a_count_has_a_bar_on_a_terminal(clock):
+    file = Terminal()
+    with CountDisplay(Console(file=file, width=120, _environ={"TERM": "xterm"}), 4, "responses") as display:
+        clock.now += 30
+        display.advance()
+        display.refresh()
+    assert "0 of 4 responses, 0 s so far" in file.getvalue()
+    last_frame = file.getvalue().rpartition("\x1b[2K")[2]
+    assert "1 of 4 responses, 1 min 30 s left, 30 s so far" in last_frame
+    assert last_frame.count("\x1b[?25h") == 1, "the cursor is shown again"
+
+
+class Beating(Display):
+    """Something to draw, and a heartbeat."""
+
+    said = "alive"
+
+    def render(self):
+        return "drawn"
+
+    def heartbeat(self):
+        return self.said
+
+
+def test_the_heartbeat_comes_after_long_silence_only_and_not_on_a_terminal(clock):
+    file = io.StringIO()
+    with Beating(Console(file=file)) as display:
+        for step in (200, 200, 200, 200):
+            clock.now += step
+            display.refresh()
+        display.say("news")
+        clock.now += 299
+        display.refresh()
+        display.said = ""
+        clock.now += 299
+        display.refresh()
+    assert file.getvalue().splitlines() == ["alive", "alive", "news"]
+    terminal = Terminal()
+    with Beating(Console(file=terminal, _environ={"TERM": "xterm"})) as display:
+        clock.now += 1000
+        display.refresh()
+    assert "alive" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_else_is_printed_goes_above_only_where_it_goes_to_the_same_place(monkeypatch, shared):
+    ours, others = Terminal(), Terminal()
+    monkeypatch.setattr("sys.stdout", ours if shared else others)
+    with Beating(Console(file=ours, _environ={"TERM": "xterm"})):
+        print("a warning")
+        # Drawn again under it.
+        assert ("drawn" in ours.getvalue().partition("a warning")[2]) == shared
+    assert ("a warning" in ours.getvalue(), "a warning" in others.getvalue()) == (shared, not shared)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from aent_verl.comparison.grid.plan import Cell
-from aent_verl.comparison.grid.scheduler import Schedule
+from aent_verl.comparison.grid.plan import GridRun
+from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.launch.processes import Handle, LocalProcess
 from tests.unit.comparison.grid.trainer import STEPS
 
@@ -16,7 +16,7 @@ def start(arguments: list[str], log: Path) -> Handle:
     return LocalProcess(["-m", "tests.unit.comparison.grid.trainer", *arguments[1:]], log)
 
 
-def cell(
+def grid_run(
     results: Path,
     method: str,
     seed: int,
@@ -25,7 +25,7 @@ def cell(
     pause: int = 1,
     steps: int = STEPS,
     extra: tuple[str, ...] = (),
-) -> Cell:
+) -> GridRun:
     folder = results / "runs" / f"{method}_seed{seed}"
     overrides = (
         f"entropy_control={method}",
@@ -48,15 +48,17 @@ def cell(
         "data": {"train_batch_size": pause, "seed": seed},
         "entropy_control": {"method": method},
     }
-    return Cell(method, seed, folder, overrides, ("n=2",) if evaluated else None, OmegaConf.create(config))
+    return GridRun(method, seed, folder, overrides, ("n=2",) if evaluated else None, OmegaConf.create(config))
 
 
-def schedule(grid: list[Cell], *, parallel: int = 1, stall_seconds: float = 0) -> Schedule:
-    return Schedule(grid, start, parallel=parallel, stall_seconds=stall_seconds)
+def scheduler(grid: list[GridRun], *, parallel: int = 1, stall_seconds: float = 0) -> Scheduler:
+    return Scheduler(grid, start, parallel=parallel, stall_seconds=stall_seconds, poll_seconds=0.02)
+
+
+def small_grid(results: Path) -> list[GridRun]:
+    """Three runs, of which one is another seed's."""
+    return [grid_run(results, method, seed, evaluated=True) for method, seed in (("grpo", 1), ("aent", 1), ("aent", 2))]
 
 
 if __name__ == "__main__":
-    results = Path(sys.argv[1])
-    schedule([cell(results, m, s, evaluated=True, pause=20) for s in (1, 2) for m in ("grpo", "aent")]).run(
-        lambda _: None
-    )
+    scheduler(small_grid(Path(sys.argv[1]))).run(lambda _: None)

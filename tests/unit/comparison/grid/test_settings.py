@@ -126,7 +126,7 @@ def test_what_is_not_a_setting_is_refused_with_what_is(argument: str, says: str)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("typo: 1\n", "has typo; allowed"), ("- 1\n", "expected keys"), ("a: [", "YAML")]
+    ("text", "says"), [("typo: 1\n", "has typo; allowed"), ("- 1\n", "give keys of"), ("a: [", "YAML")]
 )
 def test_a_grid_file_that_is_none(tmp_path: Path, text: str, says: str):
     file = tmp_path / "grid.yaml"

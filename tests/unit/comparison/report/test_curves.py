@@ -17,7 +17,6 @@ from aent_verl.comparison.report.curves import (
 from aent_verl.comparison.report.groups import group_runs
 from aent_verl.runs.metrics import REWARD
 from aent_verl.runs.run import Run
-from aent_verl.viewing.charts import Chart, Line, y_limits
 from tests.unit.comparison.report.synthetic import AENT, make_runs
 
 
@@ -188,28 +187,3 @@ def test_weights_are_drawn_only_where_they_are_used(tmp_path):
     plain = run([1.0, 1.0], key="aent/advantages_coefficient")
     chart = charts_of([plain, par])["advantages_weight"]
     assert [line.place for line in chart.lines] == [1]
-
-
-def test_wide_intervals_leave_the_lines_their_room():
-    x = np.arange(3)
-    mean = np.array([0.0, 1.0, 2.0])
-    wide = Chart("c", "c", "x", [Line(0, x, mean, mean - 100, mean + 100)])
-    low, high = y_limits(wide)
-    assert (low, high) == pytest.approx((-1 - 0.2, 3 + 0.2))
-    narrow = Chart("c", "c", "x", [Line(0, x, mean, mean - 0.1, mean + 0.1)])
-    assert y_limits(narrow) == pytest.approx((-0.1 - 0.11, 2.1 + 0.11))
-    flat = Chart("c", "c", "x", [Line(0, x, np.zeros(3))])
-    low, high = y_limits(flat)
-    assert low < 0 < high
-
-
-def test_many_methods_have_keys_of_their_own():
-    from aent_verl.viewing import palette
-
-    keys = {(str(palette.LIGHT.colour(p)), str(palette.dash(p)), palette.marker(p)) for p in range(18)}
-    assert len(keys) == 18
-    without_colour = {(str(palette.dash(p)), palette.marker(p)) for p in range(18)}
-    assert len(without_colour) == 18
-    without_markers = {(palette.LIGHT.colour(p), str(palette.dash(p))) for p in range(18)}
-    assert len(without_markers) == 18
-    assert len({palette.LIGHT.colour(p) for p in range(7)}) == 7

@@ -120,9 +120,9 @@ def percentile_over_seeds(ours, theirs, reps=400, seed=0):
 
 
 def problems_as_runs_bootstrap(ours, theirs, reps=500, seed=0):
-    """What rliable does with problems as tasks, for a difference of means: the runs of each problem drawn apart.
+    """The stratified bootstrap of Agarwal et al. 2021 with problems as tasks, for a difference of means.
 
-    One experiment, [S, P] each; compared with rliable itself in the tests.
+    The runs of each problem are drawn apart. One experiment, [S, P] each.
     """
     rng = np.random.default_rng(seed)
     drawn = []

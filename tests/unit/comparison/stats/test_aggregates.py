@@ -1,4 +1,4 @@
-"""Aggregates: rliable's point estimates, our intervals."""
+"""Aggregates: the point estimates of Agarwal et al. 2021, our intervals."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,26 @@ from scipy import stats
 from aent_verl.comparison.stats import aggregates
 from tests.unit.comparison.stats.simulation import REFERENCE, covered, replace, simulate
 
+HERE = "these problems"
+
 
 def draws():
     rng = np.random.default_rng(0)
     return rng.integers(9, size=(5, 40)) / 8, rng.integers(9, size=(4, 40)) / 8
 
 
-def test_point_estimates_are_those_of_rliable():
-    library, metrics = pytest.importorskip("rliable.library"), pytest.importorskip("rliable.metrics")
-    ours, theirs = draws()
-    assert aggregates.mean(ours).value == pytest.approx(metrics.aggregate_mean(ours))
-    assert aggregates.interquartile_mean(ours).value == pytest.approx(metrics.aggregate_iqm(ours))
-    improvement = aggregates.probability_of_improvement(ours, theirs).value
-    assert improvement == pytest.approx(metrics.probability_of_improvement(ours, theirs))
-    thresholds = np.linspace(0, 1, 9)
-    profile, _, _ = aggregates.performance_profile(ours, thresholds)
-    np.testing.assert_allclose(profile, library.score_distributions(ours, thresholds))
+def test_point_estimates_by_hand():
+    scores = np.array([[0, 100, 1, 2], [2, 3, 0, 9.0]])
+    assert aggregates.mean(scores, target=HERE).value == 117 / 8
+    # Of 0 0 1 2 2 3 9 100, and of 0 1 2 4 7 50, from which floor(6 / 4) leave at either end.
+    assert aggregates.interquartile_mean(scores, target=HERE).value == 2
+    assert aggregates.interquartile_mean(np.array([[0, 50, 2], [4, 7, 1.0]]), target=HERE).value == 3.5
+    profile, _, _ = aggregates.performance_profile(scores, np.array([-1, 0, 2, 3.5, 100]), target=HERE)
+    assert profile.tolist() == [1, 6 / 8, 3 / 8, 2 / 8, 0]
+    # 0 and 1 against .5, .5, 0 win 0 + 0 + .5 + 1 + 1 + 1 of 6; .5 twice against .5, 0, 1 wins 2 (.5 + 1 + 0) of 6.
+    ours, theirs = np.array([[0, 0.5], [1, 0.5]]), np.array([[0.5, 0.5], [0.5, 0], [0, 1]])
+    assert aggregates.probability_of_improvement(ours, theirs, target=HERE).value == pytest.approx(6.5 / 12)
+    assert aggregates.probability_of_improvement(theirs, ours, target=HERE).value == pytest.approx(5.5 / 12)
 
 
 def test_the_mean_on_these_problems_is_a_t_interval_over_seeds():

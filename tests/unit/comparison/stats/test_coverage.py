@@ -12,7 +12,6 @@ from scipy import stats
 
 from aent_verl.comparison.stats.cross_checks import paired_bootstrap, wilcoxon_over_problems
 from aent_verl.comparison.stats.crossed import Variance
-from aent_verl.comparison.stats.rliable_intervals import rliable_probability_of_improvement
 from aent_verl.comparison.stats.verdict import verdicts
 from benchmarks.statistics import without_difference
 from tests.unit.comparison.stats.simulation import (
@@ -197,22 +196,11 @@ def test_a_percentile_bootstrap_over_few_seeds_is_too_sure(seeds, at_most):
     assert share < at_most, share
 
 
-def test_rliables_bootstrap_with_problems_as_tasks_is_far_too_sure():
+def test_the_stratified_bootstrap_with_problems_as_tasks_is_far_too_sure():
     made = simulate(SETTINGS["large seed effect"], 150, seed=1)
     intervals = [problems_as_runs_bootstrap(ours, theirs) for ours, theirs in zip(*made.scores, strict=True)]
     low, high = np.array(intervals).T
     assert covered(low, high, made.these_problems[0] - made.these_problems[1]) < 0.6
-
-
-@pytest.mark.slow
-def test_rliables_own_interval_of_improvement_is_too_sure():
-    pytest.importorskip("rliable")
-    made = simulate(replace(REFERENCE, effects=(0.0, 0.0), problem_sd=0.0), 200, seed=1)
-    found = [
-        rliable_probability_of_improvement(ours, theirs, reps=300) for ours, theirs in zip(*made.scores, strict=True)
-    ]
-    share = covered(np.array([each.low for each in found]), np.array([each.high for each in found]), 0.5)
-    assert share < 0.8, share
 
 
 def test_the_two_level_bootstrap_is_no_substitute_for_a_t_quantile():

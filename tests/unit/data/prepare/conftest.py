@@ -50,3 +50,13 @@ def findings(folder, name, split="train"):
     """What was found -> (how many, left out)."""
     found = entry(folder, name)["splits"][split]["findings"]
     return {one["what"]: (one["count"], one["left_out"]) for one in found}
+
+
+def sums(count, start=0):
+    return [
+        {"problem": f"What is $1 + {number}$?", "answer": str(1 + number)} for number in range(start, start + count)
+    ]
+
+
+def mine(folder, rows=None, name="mine.jsonl"):
+    return write_jsonl(folder / name, sums(20) if rows is None else rows)

@@ -29,6 +29,13 @@ def test_json_lines_arrays_and_parquet_give_the_same_rows(tmp_path):
         assert read(path) == GOOD
 
 
+def test_json_values_are_taken_as_written_from_a_file_of_any_name(tmp_path):
+    # `datasets` would make a date and a float of the first two, mind the third, and take the brackets for a pattern.
+    rows = [{"problem": "p", "answer": answer} for answer in ("2024-01-01", 10**30, 27.0, None, "x")]
+    assert read(write_jsonl(tmp_path / "mine[1].jsonl", rows)) == rows
+    assert read(write_jsonl(tmp_path / "mine.jsonl", [*rows, {"problem": "q"}]))[-1] == {"problem": "q", "answer": None}
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -99,14 +106,13 @@ def test_a_failing_hub_says_what_was_tried_and_how_to_do_without(tmp_path, monke
     message = str(caught.value)
     table = TABLE["olympiadbench"]
     for part in (
-        table.repository,
+        *table.hub.split("@"),
         "config OE_TO_maths_en_COMP, split train",
-        table.revision,
         "https://mirror.example",
         "ConnectionError: Couldn't reach the Hub",
         "HF_ENDPOINT=",
         "HF_HUB_OFFLINE=1",
-        f"hf download {table.repository} --repo-type dataset",
+        f"hf download {table.hub.partition('@')[0]} --repo-type dataset",
         "aent-verl prepare olympiadbench --from",
     ):
         assert part in message

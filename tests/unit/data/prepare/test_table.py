@@ -1,17 +1,17 @@
 import json
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 
+from aent_verl.data.prepare import checks
 from aent_verl.data.prepare.rows import INSTRUCTION
-from aent_verl.data.prepare.table import TABLE
+from aent_verl.data.prepare.table import TABLE, after_hashes, automatic, boxed, whole
 from aent_verl.data.tasks.math_reward import compute_score
 from tests.unit.data.prepare.conftest import entry, findings, prepare, write_jsonl, write_parquet
 from tests.unit.data.prepare.native import DAPO_AFTER, DAPO_BEFORE, ROWS, TRUTHS
-
-NAMES = list(TABLE)
 
 
 def written(folder, name, split):
@@ -19,7 +19,7 @@ def written(folder, name, split):
 
 
 def check_rows(folder, name):
-    assert set(ROWS[name]) == set(TABLE[name].splits)
+    assert set(ROWS[name]) == set(TABLE[name].rows)
     for split, truths in TRUTHS[name].items():
         rows = written(folder, name, split)
         assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": one} for one in truths]
@@ -40,47 +40,35 @@ def test_there_is_a_miniature_of_every_data_set():
     assert set(ROWS) == set(TRUTHS) == set(TABLE)
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_parquet], ids=["jsonl", "parquet"])
-@pytest.mark.parametrize("name", NAMES)
-def test_each_set_is_made_from_local_files_as_published(tmp_path, no_hub, name, write):
-    suffix = write.__name__.removeprefix("write_")
-    files = [f"{split}={write(tmp_path / f'{split}.{suffix}', rows)}" for split, rows in ROWS[name].items()]
-    prepare(name, "--from", *files, "--output", tmp_path / "out")
-    check_rows(tmp_path / "out", name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_set_is_made_from_a_folder_that_datasets_saved(tmp_path, no_hub, name):
-    splits = {TABLE[name].splits[split]: datasets.Dataset.from_list(rows) for split, rows in ROWS[name].items()}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    prepare(name, "--from", tmp_path / "saved", "--output", tmp_path / "out")
-    check_rows(tmp_path / "out", name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_set_is_asked_from_the_hub_by_repository_config_split_and_revision(tmp_path, monkeypatch, name):
-    table, asked = TABLE[name], []
-    back = {hub_split: split for split, hub_split in table.splits.items()}
+@pytest.mark.parametrize("name", TABLE)
+def test_each_set_is_the_same_from_files_as_published_a_saved_folder_and_the_hub(tmp_path, no_hub, monkeypatch, name):
+    def made(folder):
+        return {split: (tmp_path / folder / f"{name}-{split}.parquet").read_bytes() for split in ROWS[name]}
 
     def load_dataset(repository, config, *, split, revision):
-        asked.append((repository, config, split, revision))
-        return datasets.Dataset.from_list(ROWS[name][back[split]])
+        asked.add((repository, config, split, revision))
+        return published[split]
 
-    class Info:
-        sha = "newest"
+    table, asked = TABLE[name], set()
+    lines = [f"{split}={write_jsonl(tmp_path / f'{split}.jsonl', rows)}" for split, rows in ROWS[name].items()]
+    prepare(name, "--from", *lines, "--output", tmp_path / "lines")
+    check_rows(tmp_path / "lines", name)
+    monkeypatch.setattr(checks, "unscorable", lambda truths: {})  # once is enough
 
+    parquet = [f"{split}={write_parquet(tmp_path / f'{split}.parquet', rows)}" for split, rows in ROWS[name].items()]
+    prepare(name, "--from", *parquet, "--output", tmp_path / "parquet")
+    published = {table.hub_split or split: datasets.Dataset.from_list(rows) for split, rows in ROWS[name].items()}
+    datasets.DatasetDict(published).save_to_disk(tmp_path / "saved")
+    prepare(name, "--from", tmp_path / "saved", "--output", tmp_path / "folder")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repository, timeout: Info)
-    prepare(name, "--output", tmp_path)
-    check_rows(tmp_path, name)
-    revision = table.revision or "newest"
-    expected = {(table.repository, table.config, split, revision) for split in table.splits.values()}
-    assert set(asked) == expected
-    assert entry(tmp_path, name)["request"]["source"] == {
-        "hub": table.repository,
-        "config": table.config,
-        "revision": revision,
-    }
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="newest"))
+    prepare(name, "--output", tmp_path / "hub")
+    assert made("lines") == made("parquet") == made("folder") == made("hub")
+
+    repository, _, revision = table.hub.partition("@")
+    source = {"hub": repository, "config": table.config, "revision": revision or "newest"}
+    assert entry(tmp_path / "hub", name)["request"]["source"] == source
+    assert asked == {(repository, table.config, split, source["revision"]) for split in published}
 
 
 def test_a_folder_with_one_split_goes_by_the_name_of_the_split(tmp_path, no_hub):
@@ -136,8 +124,68 @@ def test_another_number_of_rows_than_published_is_noted(tmp_path, no_hub):
 
 def test_the_list_names_every_set_with_rows_repository_and_licence():
     listing = prepare("--list")
-    for table in TABLE.values():
-        assert f"{table.name}: {table.about}" in listing
-        assert table.repository in listing
+    for name, table in TABLE.items():
+        assert f"{name}: {table.about}" in listing
+        assert table.hub.partition("@")[0] in listing
         assert table.license in listing
     assert "train 7,500, test 5,000" in listing
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"So $x = \boxed{5}$.", "5"),
+        (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
+        (
+            r"\boxed{\left\{\frac{a}{\sqrt{b}}, 2^{3^{4}}\right\}} and so on",
+            r"\left\{\frac{a}{\sqrt{b}}, 2^{3^{4}}\right\}",
+        ),
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\fbox{3}", "3"),
+        (r"\boxed 7$", "7"),
+        (r"\boxed   {8}", "8"),
+        (r"\boxed{\text{a } \} b}", r"\text{a } \} b"),
+        (r"\boxed{$9$}", "9"),
+        (r"\boxedness{4}", ""),
+        (r"\boxed{1", ""),
+        ("no box", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_last_box_is_taken_with_its_inner_braces(text, answer):
+    assert boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (" 5 ", "5"),
+        (5, "5"),
+        (27.0, "27"),
+        (0.5, "0.5"),
+        (float("nan"), ""),
+        (None, ""),
+        (["$\\frac{1}{2}$"], "\\frac{1}{2}"),
+        (["1", "2"], "1, 2"),
+        ("$x$", "x"),
+        ("$$x$$", "x"),
+        ("\\(x\\)", "x"),
+        ("\\[x\\]", "x"),
+        ("$x$ and $y$", "$x$ and $y$"),
+        ("$", "$"),
+    ],
+)
+def test_a_bare_answer_loses_only_its_wrapping(value, answer):
+    assert whole(value) == answer
+
+
+def test_gsm8k_answers_stand_after_the_last_hashes():
+    assert after_hashes("#### 1\nmore\n#### 1,234 ") == "1234"
+    assert after_hashes("no hashes, 5") == ""
+
+
+def test_automatic_sees_how_an_answer_is_written():
+    assert automatic("so \\boxed{5}") == "5"
+    assert automatic("so\n#### 6") == "6"
+    assert automatic("7") == "7"

@@ -1,0 +1,42 @@
+"""What a training step tells every method: the driver's values, and the statistics of the mini-batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """One step, one value: every rank, micro-batch and epoch of a training step uses these.
+
+    Attributes:
+        step: the training step, counted from 1.
+        total_steps: how many steps the run has.
+        bonus_coefficient: coefficient of the entropy bonus.
+        advantages_coefficient: coefficient of the advantage shaping (PAR's mu).
+        initial_entropy: measured before the first update, nats; None if nothing needs it.
+        entropy_mean: mean of the entropies of all steps so far, nats; None before the first.
+    """
+
+    step: int
+    total_steps: int
+    bonus_coefficient: float
+    advantages_coefficient: float = 1.0
+    initial_entropy: float | None = None
+    entropy_mean: float | None = None
+
+
+@dataclass(frozen=True)
+class MiniBatchStats:
+    """Statistics of one mini-batch over all its micro-batches and ranks, at the weights before its update.
+
+    Attributes:
+        aggregate: the weighted average entropy of the tokens of the mask, nats; None if no token takes part.
+        share: the aggregate of the weights, by which that average and its gradient are divided.
+        largest_change: the largest absolute entropy change of STEER.
+        report: metrics of the mini-batch.
+    """
+
+    aggregate: float | None = None
+    share: float = 1.0
+    largest_change: float | None = None
+    report: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,102 @@
+"""Assumptions about another package's API as small objects that can be checked, one by one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something about verl that our code relies on.
+
+    Attributes:
+        what: the assumption, in words that hold when it holds.
+        check: returns None if it holds, else what was found instead; any exception counts as a violation too.
+        why: what of ours breaks without it.
+    """
+
+    what: str
+    check: Callable[[], str | None]
+    why: str
+
+    def violation(self) -> str | None:
+        """Return None, or one line for the user."""
+        try:
+            found = self.check()
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        return None if found is None else f"expected: {self.what}; found: {found}; needed because {self.why}"
+
+
+def resolve(target: str) -> Any:
+    """Import the object at ``package.module:Class.attribute``."""
+    module, _, path = target.partition(":")
+    found = importlib.import_module(module)
+    for name in path.split(".") if path else ():
+        found = getattr(found, name)
+    return found
+
+
+def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assumption:
+    """A method of verl's that we override has exactly these parameters, or ours would not fit in its place.
+
+    Args:
+        target: the method.
+        parameters: their names, separated by blanks.
+        fragments: what its source does, as for `in_source`.
+        why: what of ours breaks otherwise.
+    """
+    signature = f"({', '.join(parameters.split())})"
+
+    def check() -> str | None:
+        found = f"({', '.join(inspect.signature(resolve(target)).parameters)})"
+        return found if found != signature else _missing(target, fragments)
+
+    return Assumption(f"{target}{signature}" + (f" does {'; '.join(fragments)}" if fragments else ""), check, why)
+
+
+def called(target: str, parameters: str, *, why: str) -> Assumption:
+    """A function that we call has these parameters, separated by blanks, and needs no other."""
+    given = parameters.split()
+
+    def check() -> str | None:
+        signature = inspect.signature(resolve(target))
+        there = signature.parameters.values()
+        catches_all = any(p.kind is p.VAR_KEYWORD for p in there)
+        fits = catches_all or set(given) <= set(signature.parameters)
+        needed = {p.name for p in there if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        return None if fits and needed <= {*given, "self"} else f"{signature}"
+
+    return Assumption(f"{target} can be called with ({', '.join(given)})", check, why)
+
+
+def has_fields(target: str, names: str, *, why: str) -> Assumption:
+    """A dataclass of verl's has these fields, separated by blanks."""
+
+    def check() -> str | None:
+        present = {field.name for field in fields(resolve(target))}
+        missing = [name for name in names.split() if name not in present]
+        return f"no {', '.join(missing)}" if missing else None
+
+    return Assumption(f"dataclass {target} has {', '.join(names.split())}", check, why)
+
+
+def in_source(target: str, *fragments: str, why: str) -> Assumption:
+    """The source of a function holds these fragments in this order; blanks and line ends do not count."""
+    return Assumption(f"{target} does {'; '.join(fragments)}", lambda: _missing(target, fragments), why)
+
+
+def _missing(target: str, fragments: tuple[str, ...]) -> str | None:
+    text = "".join(inspect.getsource(resolve(target)).split()) if fragments else ""
+    position = 0
+    for fragment in fragments:
+        wanted = "".join(fragment.split())
+        position = text.find(wanted, position)
+        if position < 0:
+            return f"no {fragment!r} there" + ("" if wanted not in text else " at its place")
+        position += len(wanted)
+    return None
