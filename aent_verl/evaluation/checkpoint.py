@@ -84,7 +84,7 @@ def _there(folder: Path) -> str:
 
 
 def model_folder(model: Model) -> str:
-    """The folder, or name on the hub, that transformers and vLLM can load; merges a checkpoint if need be.
+    """Return the folder or hub name that transformers and vLLM can load; merge a checkpoint if need be.
 
     verl's merger rounds weights to bfloat16, in which vLLM got them during training, too, unless that ran in fp32.
 

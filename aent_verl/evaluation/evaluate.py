@@ -112,7 +112,7 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
 
 
 async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
-    """All responses to all problems; each is scored as soon as it is there."""
+    """Sample all responses to all problems, and score each as soon as it arrives."""
     from rich.console import Console
 
     from aent_verl.evaluation import generation

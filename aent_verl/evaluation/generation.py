@@ -26,21 +26,21 @@ REWARD_MODULES = ("verl.trainer.ppo.reward", "verl.utils.reward_score")
 
 
 def load_model(cfg: DictConfig) -> HFModelConfig:
-    """The model's config and tokenizer, as verl's workers load them."""
+    """Load the model's config and tokenizer, as verl's workers do."""
     from verl.utils.config import omega_conf_to_dataclass
 
     return omega_conf_to_dataclass(cfg.actor_rollout_ref.model)
 
 
 def context_length(model: HFModelConfig) -> int:
-    """Most tokens of prompt and response together that the model takes."""
+    """Return the most tokens of prompt and response together that the model takes."""
     from verl.workers.rollout.utils import get_max_position_embeddings
 
     return int(get_max_position_embeddings(model.hf_config))
 
 
 def load_rows(cfg: DictConfig, file: str, model: HFModelConfig) -> list[dict[str, Any]]:
-    """Rows of a file with their chat messages under ``raw_prompt``, through verl's data set."""
+    """Read rows of a file, with their chat messages under ``raw_prompt``, through verl's data set."""
     from verl.trainer.ppo.utils import create_rl_dataset
 
     limit = cfg.data.get("val_max_samples", -1)
@@ -51,7 +51,7 @@ def load_rows(cfg: DictConfig, file: str, model: HFModelConfig) -> list[dict[str
 
 
 def prompt_encoder(cfg: DictConfig, model: HFModelConfig) -> Callable[[Sequence[Mapping[str, Any]]], list[int]]:
-    """Turns chat messages into token ids, as verl's agent loops do."""
+    """Return what turns chat messages into token ids, as verl's agent loops do."""
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
     kind = getattr(model.hf_config, "model_type", None)
@@ -66,7 +66,7 @@ def prompt_encoder(cfg: DictConfig, model: HFModelConfig) -> Callable[[Sequence[
 
 
 def reward_loader(cfg: DictConfig) -> Callable[[], Callable[..., Any]]:
-    """Loads the reward function that training would call, in any process."""
+    """Return what loads, in any process, the reward function that training would call."""
     return functools.partial(_load_reward, OmegaConf.to_container(cfg.reward, resolve=True))
 
 
@@ -145,14 +145,14 @@ class Servers:
 
 
 def end_tokens(model: HFModelConfig) -> frozenset[int]:
-    """The tokens at which vLLM ends a response: the tokenizer's and those of the model's generation config."""
+    """Return the tokens at which vLLM ends a response: the tokenizer's and the generation config's."""
     given = getattr(model.generation_config, "eos_token_id", None)
     more = given if isinstance(given, list | tuple) else [given]
     return frozenset(token for token in (model.tokenizer.eos_token_id, *more) if token is not None)
 
 
 def accelerators(needed: int) -> float:
-    """Accelerators of the Ray cluster, logical ones included; waits for a while until there are as many as needed."""
+    """Count the Ray cluster's accelerators, including logical ones; wait a while until there are as many as needed."""
     import ray
 
     deadline = time.monotonic() + RESOURCE_SECONDS

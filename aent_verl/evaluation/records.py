@@ -72,7 +72,7 @@ class Response:
 
 
 def entropy_of(log_probs: Sequence[float]) -> float:
-    r"""Entropy of a response in nats a token: the mean of :math:`-\log p(y_t)` over its tokens; 0 for no tokens.
+    r"""Estimate a response's entropy in nats a token: the mean of :math:`-\log p(y_t)` over its tokens; 0 for none.
 
     ``p`` is the distribution that the token was drawn from: after temperature, top-p and top-k (vLLM's
     ``processed_logprobs``). Given the tokens before it, :math:`-\log p(y_t)` has that distribution's entropy for its
@@ -100,7 +100,7 @@ class Answered:
     responses: Sequence[Response]
 
     def scores_line(self) -> dict[str, Any]:
-        """Its line of ``scores.jsonl``."""
+        """Return its line of ``scores.jsonl``."""
         return {
             "problem": self.problem.id,
             "data_source": self.problem.data_source,
@@ -112,7 +112,7 @@ class Answered:
         }
 
     def responses_line(self) -> dict[str, Any]:
-        """Its line of ``responses.jsonl``."""
+        """Return its line of ``responses.jsonl``."""
         truth = self.problem.ground_truth
         return {
             "problem": self.problem.id,
@@ -123,7 +123,7 @@ class Answered:
 
 
 def distinct(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems without repetitions: some data sets hold each one many times over, for verl to sample it often.
+    """Drop repetitions: some data sets hold each problem many times over, for verl to sample it often.
 
     Raises:
         ValueError: one prompt has two right answers.
@@ -141,7 +141,7 @@ def distinct(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """``evaluation.json`` of a folder; None if there is no complete evaluation in it.
+    """Read ``evaluation.json`` of a folder; None if there is no complete evaluation in it.
 
     Raises:
         ValueError: the file is damaged.

@@ -103,7 +103,7 @@ class Scorer:
             self._idle.put(worker)
 
     async def score_async(self, **arguments: Any) -> Scored:
-        """`score`, for event loops."""
+        """Call `score` from an event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: self.score(**arguments))
 
 

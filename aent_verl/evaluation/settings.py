@@ -70,20 +70,20 @@ class Sampling:
 
 
 def long_form(overrides: Sequence[str]) -> list[str]:
-    """Hydra overrides with the short keys written out; all others as they are."""
+    """Write out the short keys among Hydra overrides; leave all others as they are."""
     parts = (override.partition("=") for override in overrides)
     return [f"{SHORT_KEYS.get(key, key)}{equals}{value}" for key, equals, value in parts]
 
 
 def short_form(message: str) -> str:
-    """A message that names verl's settings, with the keys that users type for them."""
+    """Replace verl's settings in a message by the keys that users type for them."""
     for short, long in SHORT_KEYS.items():
         message = re.sub(rf"(?<![\w.]){re.escape(long)}(?![\w.])", short, message)
     return message
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
-    """The keys of Hydra overrides, without signs and packages."""
+    """Return the keys of Hydra overrides, without signs and packages."""
     return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
-from aent_verl.evaluation.records import Answered, Response
+from aent_verl.evaluation.records import Answered
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,7 @@ ALL = "all"
 
 
 def summarize(answered: Sequence[Answered]) -> dict[str, dict[str, Any]]:
-    """Statistics of each data source, in the order of the data, and of all problems under "all".
+    """Compute statistics of each data source, in the order of the data, and of all problems under "all".
 
     ``pass@k`` and ``calibration_error`` are None where a score is neither 0 nor 1; ``maj@n`` and ``calibration_error``
     where the reward function says of no response what it answered. ``response_tokens`` and ``truncated`` are means over
@@ -56,12 +57,12 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
     """Name what a reader of the numbers must know about them."""
     responses = [response for one in answered for response in one.responses]
     found = []
-    failed = [response for response in responses if response.error is not None]
+    failed = Counter(response.error for response in responses if response.error is not None)
     if failed:
-        causes = sorted({str(response.error) for response in failed}, key=lambda text: -_count(failed, text))
+        causes = sorted(failed.items(), key=lambda cause: (-cause[1], cause[0]))
         found.append(
-            f"{len(failed)} of {len(responses)} responses have no score and count as 0: "
-            + "; ".join(f"{_count(failed, text)} x {text:.200}" for text in causes[:3])
+            f"{failed.total()} of {len(responses)} responses have no score and count as 0: "
+            + "; ".join(f"{count} x {text:.200}" for text, count in causes[:3])
             + (f"; {len(causes) - 3} other causes" if len(causes) > 3 else "")
         )
     scores = {response.score for response in responses}
@@ -84,12 +85,8 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
     return found
 
 
-def _count(failed: Sequence[Response], error: str) -> int:
-    return sum(response.error == error for response in failed)
-
-
 def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
-    """The summary for a terminal: a row for each data source, and one for all if there are several."""
+    """Lay out the summary for a terminal: a row for each data source, and one for all if there are several."""
     from rich.table import Table
 
     shown = {name: row for name, row in summary.items() if name != ALL or len(summary) > 2}

@@ -75,7 +75,7 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
 
 
 def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
-    """Problems of rows from verl's data set.
+    """Turn rows of verl's data set into problems.
 
     Raises:
         ValueError: a prompt that is not plain text.
@@ -164,7 +164,7 @@ def _record(
     by_file: dict[str, list[Problem]],
     sampling: settings.Sampling,
 ) -> dict[str, Any]:
-    """What this evaluation is about, and what distinguishes it from another one."""
+    """Record what this evaluation is about, and what distinguishes it from another one."""
     folder = Path(cfg.actor_rollout_ref.model.path)
     function = cfg.reward.custom_reward_function
     script = str(function.path or "").removeprefix("file://")

@@ -37,16 +37,13 @@ class CommandLine:
         return self.source == OURS[0]
 
     def value(self, key: str) -> str | None:
-        """The value that the overrides give ``key``; None if they do not set it."""
-        found = None
-        for override in self.overrides:
-            name, equals, value = override.partition("=")
-            if equals and name.lstrip("+") == key:
-                found = value
-        return found
+        """Return the value that the overrides give ``key``; None if they do not set it."""
+        parts = (override.partition("=") for override in self.overrides)
+        found = [value for name, equals, value in parts if equals and name.lstrip("+") == key]
+        return found[-1] if found else None
 
     def lacks(self) -> tuple[str, ...]:
-        """Overrides without which verl's own entry would train without entropy control."""
+        """Find the overrides without which verl's own entry would train without entropy control."""
         if self.is_ours:
             return ()
         path = [] if OURS[0] in (self.value("hydra.searchpath") or "") else [SEARCH_PATH]

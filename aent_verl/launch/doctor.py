@@ -118,7 +118,7 @@ def _check_versions() -> Iterator[str]:
 
 
 def first_version(*names: str) -> str | None:
-    """Version of the first of these distributions that is installed."""
+    """Return the version of the first of these distributions that is installed."""
     for name in names:
         try:
             version = importlib.metadata.version(name)

@@ -53,14 +53,14 @@ class RayJob:
         return self._ended
 
     def _output(self) -> str:
-        """What the job printed, which is lost if its node is gone."""
+        """Fetch what the job printed, which is lost if its node is gone."""
         try:
             return self._client.get_job_logs(self.name)
         except (ConnectionError, RuntimeError, OSError) as error:
             return f"the output of job {self.name} cannot be fetched: {error}\n"
 
     def _status(self) -> JobStatus | None:
-        """The job's status; None while the cluster does not answer, which it may do for a while."""
+        """Return the job's status; None while the cluster does not answer, which may last a while."""
         try:
             status = self._client.get_job_status(self.name)
         except (ConnectionError, RuntimeError, OSError):

@@ -46,7 +46,7 @@ def train(cfg: DictConfig, terminal: TextIO) -> None:
 
 
 def resume_folder(cfg: DictConfig) -> Path | None:
-    """The checkpoint folder ``global_step_N`` that verl will resume from, or None for a fresh start.
+    """Find the checkpoint folder ``global_step_N`` that verl will resume from; None for a fresh start.
 
     Raises:
         LaunchError: the folder to resume from is not there, or verl's tracker is damaged.
@@ -148,7 +148,7 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
 
 
 def display(cfg: DictConfig, terminal: TextIO) -> TrainingDisplay:
-    """The progress display of this run."""
+    """Make the progress display of this run."""
     from rich.console import Console
 
     from aent_verl.runs import worker_reports

@@ -155,7 +155,7 @@ def _filter_groups(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _clip_ratio(cfg: DictConfig) -> Iterator[Finding]:
-    """``clip_ratio`` stands in for the other two where they are null, which verl's own YAML file never lets them be."""
+    """Check ``clip_ratio``, which counts only where the other two are null, as in no YAML file of verl's."""
     key = f"{ACTOR}.clip_ratio"
     ratio, given, ends = value(cfg, key), changed(cfg, ACTOR), (f"{key}_low", f"{key}_high")
     used = {end: found for end in ends if (found := value(cfg, end)) not in (None, ratio)}

@@ -125,7 +125,7 @@ def read_files(cfg: DictConfig, key: str) -> Files:
 
 
 def named_files(cfg: DictConfig, key: str) -> list[str]:
-    """The files at ``key``, which is one name or a list of names.
+    """Return the files at ``key``, which is one name or a list of names.
 
     Raises:
         PreflightError: none is named.
@@ -240,7 +240,7 @@ class File:
             self._require(name, self.scan.lacking[name], "a value in every row", "Fill it in, or drop the column")
 
     def _check_records(self) -> None:
-        """Reward and extra information are indexed as records, by validation even where no reward reads them."""
+        """Check reward and extra information, which validation indexes as records even where no reward reads them."""
         if REWARD in self.columns:
             hint = "Store a record, not its JSON text or the bare answer"
             self._require(
@@ -292,7 +292,7 @@ class File:
 
 
 def use_of_truths(cfg: DictConfig) -> str:
-    """Who uses the ground truths of this config's data: ``NEEDED``, ``PASSED_ON`` or ``UNREAD``."""
+    """Tell who uses the ground truths of this config's data: ``NEEDED``, ``PASSED_ON`` or ``UNREAD``."""
     if cfg.reward.reward_manager.source != "register":
         return UNREAD  # by verl, that is; the manager may read anything
     if OmegaConf.select(cfg, "reward.custom_reward_function.path"):
@@ -336,7 +336,7 @@ def _check_batch(cfg: DictConfig, rows: int) -> list[Warning]:
 
 
 def _single_fetches(cfg: DictConfig) -> str:
-    """The setting that makes verl's v1 trainers fetch prompts one by one, whatever ``data.gen_batch_size`` is."""
+    """Find what makes verl's v1 trainers fetch prompts one by one, whatever ``data.gen_batch_size`` is."""
     mode = str(OmegaConf.select(cfg, "trainer.v1.trainer_mode"))
     if mode.removeprefix("aent_") != "sync":
         return f"trainer.v1.trainer_mode={mode}"

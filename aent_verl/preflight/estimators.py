@@ -30,7 +30,7 @@ class Trial:
     scores: Tensor
 
     def mean(self, score: float) -> float:
-        """Mean advantage of the response tokens of rows with this score."""
+        """Return the mean advantage of the response tokens of rows with this score."""
         tokens = self.mask.bool() & (self.scores == score).unsqueeze(-1)
         return float(self.advantages[tokens].mean())
 
@@ -40,7 +40,7 @@ class Trial:
 
 
 def parameters(name: str) -> Collection[str]:
-    """Names of the estimator's parameters; those that compare the samples of one prompt have an ``index``.
+    """Name the estimator's parameters; those that compare the samples of one prompt have an ``index``.
 
     Raises:
         ValueError: verl's registry has no estimator of that name.
@@ -109,7 +109,7 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
 
 
 def fault(cfg: DictConfig, name: str, *, values: bool) -> str | None:
-    """Why the estimator cannot be used with a v1 trainer; None if it can."""
+    """Explain why the estimator cannot be used with a v1 trainer; None if it can."""
     try:
         tried = trial(cfg, name, values=values)
     except Exception as error:

@@ -51,16 +51,16 @@ class Setting:
     value: Any
 
     def error(self, problem: str, hint: str, expected: str | None = None) -> PreflightError:
-        """A finding that stops the run; for the arguments see `PreflightError`."""
+        """Make a finding that stops the run; for the arguments see `PreflightError`."""
         return PreflightError(self.key, self.value, problem, expected=expected, hint=hint)
 
     def warning(self, problem: str, hint: str, expected: str | None = None) -> PreflightWarning:
-        """A finding that does not."""
+        """Make a finding that does not."""
         return PreflightWarning(self.key, self.value, problem, expected=expected, hint=hint)
 
 
 def at(cfg: DictConfig, key: str) -> Setting:
-    """The setting at a dotted key of the config."""
+    """Look up the setting at a dotted key of the config."""
     return Setting(key, schema.value(cfg, key))
 
 

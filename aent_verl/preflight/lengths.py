@@ -61,7 +61,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def longest(cfg: DictConfig) -> int:
-    """Tokens of the longest sequence, prompt and response."""
+    """Count the tokens of the longest sequence, prompt and response."""
     rollout = cfg.actor_rollout_ref.rollout
     return int(rollout.prompt_length + rollout.response_length)
 
@@ -72,19 +72,19 @@ def _lengths(cfg: DictConfig) -> str:
 
 
 def ulysses(cfg: DictConfig, key: str) -> int:
-    """Devices that share a sequence in the engine of the actor, reference or critic at ``key``."""
+    """Count the devices that share a sequence in the engine of the actor, reference or critic at ``key``."""
     # verl copies the deprecated key into the engine's settings for the actor and the reference, not for the critic.
     blocks = (f"{key}.fsdp",) if key == CRITIC else (f"{key}.fsdp_config", key)
     return max(int(value(cfg, f"{block}.ulysses_sequence_parallel_size") or 1) for block in blocks)
 
 
 def ranks(cfg: DictConfig, key: str) -> int:
-    """Data-parallel ranks of that engine, at least 1."""
+    """Count the data-parallel ranks of that engine, at least 1."""
     return max(1, int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes) // ulysses(cfg, key))
 
 
 def rows(cfg: DictConfig) -> tuple[int, int]:
-    """Responses of a step, and those with the rows that verl adds until whole mini-batches come out."""
+    """Count the responses of a step, without and with the rows that verl adds to fill the last mini-batch."""
     n = cfg.actor_rollout_ref.rollout.n
     multiple = math.lcm(ranks(cfg, ACTOR), cfg.actor_rollout_ref.actor.ppo_mini_batch_size * n)
     if has_critic(cfg):
@@ -252,7 +252,7 @@ def _scheduler(cfg: DictConfig, context: int | None) -> Iterator[Finding]:
 
 
 def max_positions(cfg: DictConfig) -> int | None:
-    """Positions of the model, if its folder is on this machine and says so; loading its config runs no code."""
+    """Count the model's positions, if its folder is on this machine and says so; loading its config runs no code."""
     model = cfg.actor_rollout_ref.model
     folder = model.get("hf_config_path") or model.path
     if not isinstance(folder, str) or not os.path.isfile(os.path.join(folder, "config.json")):

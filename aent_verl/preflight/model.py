@@ -81,7 +81,7 @@ def check_path(path: Any) -> None:
 
 
 def _load(cfg: DictConfig) -> Any:
-    """Model config as verl makes it, which loads tokenizer, processor and the model's config as the workers will."""
+    """Make the model config as verl does, which loads tokenizer, processor and model config as the workers will."""
     from verl.utils.config import omega_conf_to_dataclass
 
     model = at(cfg, KEY)
@@ -125,7 +125,7 @@ class Template:
         self.vocabulary = getattr(text_config, "vocab_size", None)
 
     def encode(self, prompt: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of chat messages, up to where the assistant begins."""
+        """Turn chat messages into token ids, up to where the assistant begins."""
         from verl.utils.tokenizer import normalize_token_ids
 
         settings = {str(name): value for name, value in (self.cfg.data.get("apply_chat_template_kwargs") or {}).items()}
@@ -180,7 +180,7 @@ class Template:
         )
 
     def check_lengths(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> int:
-        """Longest prompt in tokens; verl would cut the beginning off a longer one, and only log it."""
+        """Return the longest prompt in tokens; verl would cut the beginning off a longer one, and only log it."""
         limit = at(self.cfg, "data.max_prompt_length")
         lengths = [len(self.encode(prompt)) for prompt in prompts]
         filtered = self.cfg.data.get("filter_overlong_prompts", False)
@@ -198,7 +198,7 @@ class Template:
 
 
 def _user_texts(prompt: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Text of the last user message, in parts where pictures stand between them."""
+    """Return the text of the last user message, in parts if there are pictures between them."""
     contents = [message["content"] for message in prompt if message["role"] == "user"]
     last = contents[-1] if contents else None
     if not isinstance(last, list):
@@ -207,18 +207,18 @@ def _user_texts(prompt: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of the ids, special tokens included."""
+    """Decode ids, including special tokens."""
     # Where a tokenizer asks for it, the clean-up would remove blanks, and more in some versions.
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids of the text alone, nothing before or after it."""
+    """Encode the text alone, with nothing before or after it."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def normalise(tokenizer: Any, text: str) -> str:
-    """Text as the tokenizer's own normalizer leaves it; its added tokens within the text stay as they are."""
+    """Apply the tokenizer's own normalizer to a text, except to added tokens within it."""
     if hasattr(tokenizer, "backend_tokenizer"):
         own = tokenizer.backend_tokenizer.normalizer
         change = own.normalize_str if own else str

@@ -59,12 +59,12 @@ class Choice:
 
 
 def registry(target: str) -> Names:
-    """Names in a registry of verl's, a mapping at ``module:path``."""
+    """Take the names in a registry of verl's, a mapping at ``module:path``."""
     return lambda cfg: [str(getattr(name, "value", name)) for name in resolve(target)]
 
 
 def compared(target: str, *names: str) -> Names:
-    """Strings that a function of verl's compares a variable or attribute with, or looks for in it.
+    """Take the strings that a function of verl's compares a variable or attribute with, or looks for in it.
 
     A branch that only raises is not a choice.
     """
@@ -73,7 +73,7 @@ def compared(target: str, *names: str) -> Names:
 
 @functools.cache
 def compared_strings(function: Any, *names: str) -> set[str]:
-    """What `compared` gives, for a function or class."""
+    """Collect what `compared` takes, for a function or class."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     refused = {
         id(branch.test)
@@ -97,14 +97,14 @@ def _last_name(node: ast.AST) -> str | None:
 
 
 def _strings(node: ast.AST) -> Iterator[str]:
-    """The strings of a constant, or of a literal collection of them."""
+    """Yield the strings of a constant, or of a literal collection of them."""
     for each in node.elts if isinstance(node, ast.List | ast.Tuple | ast.Set) else [node]:
         if isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield each.value
 
 
 def literal(target: str) -> Names:
-    """Strings of a ``typing.Literal``, unions of them included."""
+    """Take the strings of a ``typing.Literal``, including unions of them."""
 
     def strings(hint: Any) -> list[str]:
         return [hint] if isinstance(hint, str) else [text for each in get_args(hint) for text in strings(each)]
@@ -162,7 +162,7 @@ def _fsdp(cfg: DictConfig) -> bool:
 
 
 def _vllm(name: str, target: str, *usual: str, training: bool = False) -> dict[str, Choice]:
-    """A setting that vLLM reads; verl's usual values are not worth the seconds that an import of vLLM takes."""
+    """Make the choice for a setting that vLLM reads; for verl's usual values the slow import of vLLM is spared."""
     key = f"{ROLLOUT}.{name}"
 
     def is_read(cfg: DictConfig) -> bool:

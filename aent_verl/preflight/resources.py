@@ -105,7 +105,7 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
 
 
 def gpus(cfg: DictConfig) -> int:
-    """Accelerators of all resource pools together."""
+    """Count the accelerators of all resource pools together."""
     pools = [cfg.trainer]
     if cfg.reward.reward_model.enable_resource_pool:
         pools.append(cfg.reward.reward_model)
@@ -113,7 +113,7 @@ def gpus(cfg: DictConfig) -> int:
 
 
 def cpu_slots(cfg: DictConfig) -> int:
-    """CPU slots that a run holds, and one to start the actors that hold none.
+    """Count the CPU slots that a run holds, and one to start the actors that hold none.
 
     Held: verl's placement bundles, and TransferQueue's controller and storage units.
     """
@@ -173,7 +173,7 @@ def _check_accelerators(cfg: DictConfig) -> str:
 
 
 def processes(cfg: DictConfig) -> int:
-    """Processes that a run on one machine starts.
+    """Count the processes that a run on one machine starts.
 
     Five are the driver, Ray's own daemons, task runner, coefficients' actor and TransferQueue's controller; a rollout
     engine takes two, vLLM's server and its engine.
@@ -184,14 +184,14 @@ def processes(cfg: DictConfig) -> int:
 
 
 def replicas(cfg: DictConfig) -> tuple[int, int]:
-    """Rollout engines for which there are accelerators, and accelerators that each takes."""
+    """Count the rollout engines for which there are accelerators, and the accelerators that each takes."""
     rollout = cfg.actor_rollout_ref.rollout
     each = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
     return int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes) // each, int(each)
 
 
 def memory_estimate(cfg: DictConfig) -> dict[str, float]:
-    """GiB that a run on one CPU machine takes, by what takes it.
+    """Estimate the GiB that a run on one CPU machine takes, by what takes it.
 
     - each process `PROCESS_GIB`;
     - the actor's weights, gradients and two Adam moments, in fp32, shared among its ranks;
@@ -217,7 +217,7 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
 
 def weight_gib(path: str) -> float:
-    """Size of a model folder's weights when loaded in fp32, in GiB; 0 for a model on the hub."""
+    """Return the size of a model folder's weights when loaded in fp32, in GiB; 0 for a model on the hub."""
     found = (glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in ("*.safetensors", "*.bin"))
     files = next(filter(None, found), [])
     if not files:
@@ -228,7 +228,7 @@ def weight_gib(path: str) -> float:
 
 
 def available_gib() -> float:
-    """Free memory of this machine, or of the container that we run in if that is less, in GiB."""
+    """Return the free memory of this machine, or of our container if that is less, in GiB."""
     import psutil
 
     free = [psutil.virtual_memory().available]

@@ -96,7 +96,7 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
 
 
 def _groups(sample: Sample, *, custom: bool) -> dict[str, Rows]:
-    """Rows with a ground truth that is a text, by data source and file, each under its name for messages."""
+    """Group rows whose ground truth is a text by data source and file, each under its name for messages."""
     groups: dict[tuple[str, str], Rows] = {}
     for file, rows in sample.files.items():
         for row in rows:
@@ -109,7 +109,7 @@ def _groups(sample: Sample, *, custom: bool) -> dict[str, Rows]:
 
 
 def _truth(row: Mapping[str, Any]) -> str | None:
-    """The ground truth as the text of an answer, where it is one."""
+    """Return the ground truth as the text of an answer; None if it is not one."""
     truth = (row.get("reward_model") or {}).get("ground_truth")
     if isinstance(truth, Mapping):
         truth = truth.get("target")
@@ -121,7 +121,7 @@ def _truth(row: Mapping[str, Any]) -> str | None:
 
 
 def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
-    """The function that verl would call."""
+    """Load the function that verl would call."""
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import get_default_compute_score
 
@@ -233,7 +233,7 @@ class Judge:
 
 
 def _wrong(truth: str) -> str:
-    """An answer of the same kind that is clearly not ``truth``."""
+    """Make an answer of the same kind that is clearly not ``truth``."""
     try:
         number = float(truth.replace(",", ""))
     except ValueError:

@@ -58,7 +58,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _values(cfg: DictConfig) -> Iterator[Finding]:
-    """What verl itself would refuse at the first step; a threshold of null silently switches the weights off."""
+    """Find what verl itself would refuse at the first step; a threshold of null silently switches the weights off."""
     import torch
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 
@@ -135,7 +135,7 @@ def _bypass(cfg: DictConfig, loss_mode: str) -> Iterator[Finding]:
 
 
 def _bypass_loss(cfg: DictConfig) -> Iterator[Finding]:
-    """The loss takes its settings from the policy loss's own copy; where there is none, from a class's defaults."""
+    """Check the loss that takes its settings from the policy loss's own copy, or else from a class's defaults."""
     from verl.trainer.config import RolloutCorrectionConfig
 
     copy = OmegaConf.select(cfg, f"{POLICY_LOSS}.rollout_correction")

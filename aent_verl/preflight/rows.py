@@ -23,19 +23,16 @@ import pyarrow.compute as pc
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
-# Rows of a JSON file that say which columns and types to expect.
+# Rows of a JSON file that say which columns and types to expect, and how much of it is read at a time.
 _TYPED_BY = 64
-_CHUNK_ROWS = 20_000
-_BLOCK_BYTES = 8 << 20
+_CHUNK_ROWS, _BLOCK_BYTES = 20_000, 8 << 20
 # A JSON array is parsed whole, in Python, in over a second for 64 MiB; of a larger one only so much is read.
 _ARRAY_BYTES = 16 << 20
 _BEGINNING = 4 << 20
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 # What is looked at more closely in each file: rows at its beginning, rows with most text, rows of each data source.
-SAMPLE = 64
-LONGEST = 8
-PER_SOURCE = 3
-MOST_SOURCES = 64
+SAMPLE, LONGEST = 64, 8
+PER_SOURCE, MOST_SOURCES = 3, 64
 _NAMED = 5
 # Names that verl's reward loop reads; no setting changes them.
 SOURCE, REWARD, TRUTH = "data_source", "reward_model", "ground_truth"
@@ -46,7 +43,7 @@ Rows = list[dict[str, Any]]
 
 
 def columns(path: str) -> set[str]:
-    """Names of the file's columns; of a JSON file those of its first rows."""
+    """Name the file's columns; of a JSON file those of its first rows."""
     if path.endswith(".parquet"):
         return set(pq.read_schema(path).names)
     return set().union(*itertools.islice(_json_rows(path), _TYPED_BY))
@@ -58,7 +55,7 @@ def read_in_part(path: str) -> bool:
 
 
 def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[pa.RecordBatch]:
-    """Batches of rows, with those of the columns ``names`` that the file has.
+    """Yield batches of rows, with those of the columns ``names`` that the file has.
 
     Where a file holds values of several types in one place, for which Arrow has no type, columns come as `_plain`
     leaves them.
@@ -76,7 +73,7 @@ def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[p
 
 
 def take(path: str, names: Sequence[str], numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """Rows by their numbers, as verl will see them, with those of the columns ``names`` that the file has."""
+    """Read rows by their numbers, as verl will see them, with those of the columns ``names`` that the file has."""
     wanted = sorted(set(numbers))
     return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, wanted)
 
@@ -135,7 +132,7 @@ def _json_tables(path: str, names: Sequence[str], *, fast: bool) -> Iterator[pa.
 
 
 def _arrow_batches(path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of JSON lines in the types of the first rows, anything else in them left out."""
+    """Yield batches of JSON lines in the types of the first rows, without anything else in them."""
     first = list(itertools.islice(_json_rows(path), _TYPED_BY))
     present = [name for name in names if any(name in row for row in first)]
     schema = pa.Table.from_pylist([{name: row.get(name) for name in present} for row in first]).schema
@@ -164,7 +161,7 @@ def _is_array(path: str) -> bool:
 
 
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, or one array of objects, see `read_in_part`."""
+    """Yield the rows of JSON lines, or of one array of objects, see `read_in_part`."""
     # verl's reader takes a byte-order mark, too.
     with open(path, encoding="utf-8-sig") as file:
         if read_in_part(path):
@@ -178,7 +175,7 @@ def _json_rows(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _first_items(text: str) -> Iterator[Any]:
-    """Items of the JSON array whose beginning this is; the last one, which may be cut off, is left out."""
+    """Yield items of the JSON array whose beginning this is, except the last one, which may be cut off."""
     decoder, position = json.JSONDecoder(), text.index("[") + 1
     while True:
         try:
@@ -189,13 +186,13 @@ def _first_items(text: str) -> Iterator[Any]:
 
 
 def plain_table(rows: Rows, names: Sequence[str]) -> pa.Table:
-    """Columns of rows, whatever types are in one place, as `_plain` leaves them."""
+    """Turn rows into columns, whatever types are in one place, as `_plain` leaves them."""
     present = [name for name in names if any(name in row for row in rows)]
     return pa.table({name: pa.array(_plain([row.get(name) for row in rows])) for name in present})
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:
-    """A column with each value, message content and ground truth as text, and null where it has another form."""
+    """Turn each value, message content and ground truth of a column into text, and other forms into null."""
     form = next((type(value) for value in values if isinstance(value, Mapping | list)), None)
     if form is list:
         return [[_record(item) for item in value] if isinstance(value, list) else None for value in values]
@@ -347,7 +344,7 @@ def is_empty(array: pa.Array) -> pa.Array:
 
 
 def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
-    """Bytes of all text within each value, `[N] -> [N]`."""
+    """Count the bytes of all text within each value, `[N] -> [N]`."""
     if _is_text(array.type):
         return np.asarray(pc.fill_null(pc.binary_length(array), 0), dtype=np.int64)
     if _is_list(array.type):
@@ -359,7 +356,7 @@ def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
 
 
 def _longest(known: list[tuple[int, int]], sizes: np.ndarray[Any, Any], start: int) -> list[tuple[int, int]]:
-    """The rows with most text of those known, each as (-size, number), and of a batch that begins at row ``start``."""
+    """Find the rows with most text, as (-size, number), of those known and of a batch that begins at row ``start``."""
     floor = -known[-1][0] if len(known) == LONGEST else -1
     candidates = (sizes > floor).nonzero()[0]
     best = candidates[(-sizes[candidates]).argsort(kind="stable")[:LONGEST]]
@@ -388,7 +385,7 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def _field(array: pa.Array, name: str) -> pa.Array:
-    """A field of records; nulls where they do not have it."""
+    """Take a field of records; nulls if they do not have it."""
     known = pa.types.is_struct(array.type) and array.type.get_field_index(name) >= 0
     return pc.struct_field(array, name) if known else pa.nulls(len(array))
 

@@ -58,7 +58,7 @@ def _dropped(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _greedy(cfg: DictConfig) -> Iterator[Finding]:
-    """Values that leave nothing to sample, or that the engine refuses."""
+    """Find values that leave nothing to sample, or that the engine refuses."""
     for name, right, off, expected in (
         ("temperature", lambda x: x > 0, 1.0, "> 0"),
         ("top_k", lambda x: x >= -1 and x != 1, -1, "-1 or >= 2"),
@@ -100,7 +100,7 @@ def _truncated(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _wrong_ratio(cfg: DictConfig) -> str | None:
-    """Why the rollout's log-probs, which are of the truncated distribution, must not be used; None where they may."""
+    """Explain why the rollout's log-probs, of the truncated distribution, must not be used; None if they may."""
     if _mode(cfg).value == "raw_logprobs":
         return None
     if value(cfg, f"{CORRECTION}.bypass_mode"):
@@ -134,7 +134,7 @@ def _of_method(cfg: DictConfig, key: str) -> str:
 
 
 def _mode(cfg: DictConfig) -> Setting:
-    """What vLLM's log-probs are of; its own default where verl gives none."""
+    """Return the setting of what vLLM's log-probs are of, with vLLM's default if verl gives none."""
     given = at(cfg, f"{ENGINE}.logprobs_mode")
     found = given if given.value else at(cfg, f"{ROLLOUT}.logprobs_mode")
     return replace(found, value=found.value or "raw_logprobs")

@@ -17,7 +17,7 @@ _ABSENT = object()
 
 @functools.cache
 def verl_folder() -> str:
-    """Where verl is installed, found without importing it."""
+    """Find where verl is installed without importing it."""
     spec = importlib.util.find_spec("verl")
     assert spec is not None
     assert spec.origin is not None
@@ -26,7 +26,7 @@ def verl_folder() -> str:
 
 @functools.cache
 def verl_file(name: str) -> DictConfig:
-    """A file of verl's config folder, or at an absolute path; do not change what you get."""
+    """Load a file of verl's config folder, or at an absolute path; do not change what you get."""
     loaded = OmegaConf.load(os.path.join(verl_folder(), "trainer", "config", name))
     assert isinstance(loaded, DictConfig)
     return loaded
@@ -40,7 +40,7 @@ def stock(cfg: DictConfig) -> DictConfig:
 
 
 def node(cfg: DictConfig, key: str) -> Any:
-    """The node at a dotted key, interpolations and mappings as they are; a private object if there is none."""
+    """Return the node at a dotted key, unresolved; a private object if there is none."""
     found: Any = cfg
     # Not `name in cfg`, which resolves interpolations: slow, and false where one cannot be resolved.
     for name in key.split("."):
@@ -61,7 +61,7 @@ def has(cfg: DictConfig, key: str) -> bool:
 
 
 def value(cfg: DictConfig, key: str) -> Any:
-    """The value at a dotted key with interpolations resolved, as plain Python; None if there is none."""
+    """Return the value at a dotted key with interpolations resolved, as plain Python; None if there is none."""
     found = OmegaConf.select(cfg, key, default=None)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
@@ -75,7 +75,7 @@ def is_default(cfg: DictConfig, key: str) -> bool:
 
 
 def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
-    """Settings at or below ``key`` that differ from verl's defaults, with their values.
+    """Find settings at or below ``key`` that differ from verl's defaults, with their values.
 
     A default that refers to another key follows ``cfg``: what verl derives from other settings counts as unchanged.
     """
@@ -86,7 +86,7 @@ def changed(cfg: DictConfig, key: str) -> dict[str, Any]:
 
 
 def _default(cfg: DictConfig, key: str) -> Any:
-    """The default that verl has for a key, resolved within this config."""
+    """Resolve verl's default for a key within this config."""
     default = node(stock(cfg), key)
     if default is _ABSENT:
         return default
@@ -97,7 +97,7 @@ def _default(cfg: DictConfig, key: str) -> Any:
 
 
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of everything that is not a mapping, and of empty mappings, without ``_target_``."""
+    """Yield dotted keys of everything that is not a mapping, and of empty mappings, without ``_target_``."""
     for name in map(str, cfg):
         inner: Any = cfg._get_node(name)
         key = f"{prefix}{name}"
@@ -108,7 +108,7 @@ def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def override(key: str, given: Any, *, exists: bool = True) -> str:
-    """What to type for a setting, in Hydra's grammar."""
+    """Write a setting as an override in Hydra's grammar."""
     text = {None: "null", True: "true", False: "false"}[given] if given is None or isinstance(given, bool) else given
     return f"{'' if exists else '+'}{key}={text}"
 

@@ -37,7 +37,7 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
 
 
 def control_of(cfg: DictConfig) -> EntropyControlConfig:
-    """The entropy control that the workers will run.
+    """Build the entropy control that the workers will run.
 
     Raises:
         ValueError: an illegal setting, or one under which our code would not run.
@@ -65,7 +65,7 @@ def _validate(cfg: DictConfig) -> str:
 
 
 def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
-    """Settings, including verl's defaults, that lose work."""
+    """Find settings, including verl's defaults, that lose work."""
     loggers, save = at(cfg, "trainer.logger"), at(cfg, "trainer.save_freq")
     if OmegaConf.select(cfg, "run.progress") and "file" not in loggers.value:
         yield loggers.warning(

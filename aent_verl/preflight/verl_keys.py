@@ -48,7 +48,7 @@ _CRITIC_BUDGET = "the critic's micro-batches are always packed, in training too,
 
 
 def _model(model: str, without_rank: str, entry: Callable[..., Unread]) -> dict[str, Unread]:
-    """Entries for a model's block; some of Megatron's LoRA settings have another name with FSDP."""
+    """Make the entries for a model's block; some of Megatron's LoRA settings have another name with FSDP."""
     only_megatron = (
         *("type", "dropout", "dropout_position", "lora_A_init_method", "lora_B_init_method", "a2a_experimental"),
         *("dtype", "freeze_vision_model", "freeze_vision_projection", "freeze_language_model"),
@@ -149,7 +149,7 @@ UNREAD: dict[str, Unread] = {
 
 
 def _other(block: str, instead: str, *names: str) -> dict[str, str]:
-    """The same names in another block."""
+    """Map names in a block to the same names in another."""
     return {f"{block}.{name}": f"{instead}.{name}" for name in names}
 
 

@@ -21,6 +21,11 @@ def test_overrides_of_ours(typed: str, overrides: tuple[str, ...]) -> None:
     assert line.completed() == line
 
 
+def test_the_last_value_of_a_key_counts() -> None:
+    line = parse(["a=1", "+a=2", "b"])
+    assert (line.value("a"), line.value("b")) == ("2", None)
+
+
 @pytest.mark.parametrize(
     "typed",
     [

@@ -91,7 +91,7 @@ def test_prompts_that_are_too_long(settings, tmp_path):
     settings.data.filter_overlong_prompts = True
     check_model(settings)
     settings.data.max_prompt_length = 8
-    with pytest.raises(PreflightError, match="20 of the 20 prompts"):
+    with pytest.raises(PreflightError, match="20 of 20 prompts"):
         check_model(settings)
     settings.data.truncation = "left"
     check_model(settings)
@@ -108,7 +108,7 @@ def test_a_template_that_changes_a_character(settings, tmp_path):
     settings.actor_rollout_ref.model.custom_chat_template = "{{ messages[0]['content'] | replace('e\u0301', 'e') }}"
     settings.data.train_files = write(tmp_path / "train.parquet", [row("cafe\u0301"), *ROWS])
     with pytest.raises(
-        PreflightError, match=r"its chat template turns the user message 'How many is café\?' into 'How many is cafe\?'"
+        PreflightError, match=r"its chat template turns .*'How many is caf.+\?' into 'How many is cafe\?'"
     ) as error:
         check_model(settings)
     assert "U+00E9 (LATIN SMALL LETTER E WITH ACUTE) at position 15, in " in str(error.value)
@@ -151,5 +151,5 @@ def test_text_between_pictures(settings):
     parts = [{"type": "image"}, {"type": "text", "text": "How many \u2126?"}, {"type": "text", "text": "Say."}]
     assert template.check_text([{"role": "user", "content": parts}]) == []
     template.template = "{{ messages[0]['content'][1]['text'] }}"
-    with pytest.raises(PreflightError, match=r"user message 'Say\.'; U\+0053"):
+    with pytest.raises(PreflightError, match=r"user message 'Say\.' into .*; U\+0053"):
         template.check_text([{"role": "user", "content": parts}])

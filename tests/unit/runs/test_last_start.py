@@ -12,7 +12,7 @@ from aent_verl.launch.environment import LaunchError
 from aent_verl.runs import last_start
 from aent_verl.runs.checkpoints import TRACKER
 from tests.config.composing import MICRO_BATCHES, composed
-from tests.unit.launch.test_train import CONTROL, checkpoint
+from tests.unit.launch.test_training import CONTROL, checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from aent_verl.commands import doctor as command
 from aent_verl.launch import command_line, doctor, environment
 from aent_verl.plugin import guard
 from aent_verl.verl_api import versions
+from tests.unit.preflight.finding import config
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def main_ppo(overrides):
     """The same run as verl's own command."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    cfg = command_line.parse(overrides).compose()
+    cfg = config(*overrides)
     keys = [
         item.key_or_group
         for item in OverridesParser.create().parse_overrides(overrides)
