@@ -17,8 +17,6 @@ from hydra.core.plugins import Plugins
 
 _files: dict[tuple[str, ...], bytes] = {}
 _composed: dict[tuple[Any, ...], bytes] = {}
-# What a config may be made of without a folder's files.
-_LASTING = ("pkg://", "structured://")
 
 
 def install() -> None:
@@ -42,14 +40,14 @@ def install() -> None:
 
     @functools.wraps(compose)
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> Any:
-        given = repr((args, sorted(kwargs.items())))
         places = [element.path for element in self.get_search_path().get_path()]
-        if "file:" in given or any(place is None or not place.startswith(_LASTING) for place in places):
-            return compose(self, *args, **kwargs)
-        key = (given, tuple(places), os.getcwd(), version.getbase())
-        if key not in _composed:
-            _composed[key] = pickle.dumps(compose(self, *args, **kwargs))
-        return pickle.loads(_composed[key])
+        key = (repr((args, sorted(kwargs.items()))), tuple(places), os.getcwd(), version.getbase())
+        if key in _composed:
+            return pickle.loads(_composed[key])
+        config = compose(self, *args, **kwargs)
+        if all(place.schema != "file" for place in config.hydra.runtime.config_sources):
+            _composed[key] = pickle.dumps(config)
+        return config
 
     source.load_config = load_config
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import psutil
 
+# Ray's workers are nice by default, and would wait for whatever else runs on a busy machine.
+ENVIRONMENT = {"CI": "true", "RAY_worker_niceness": "0"}
+
 
 def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         arguments,
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
-        env=os.environ | {"CI": "true"} | environment,
+        env=os.environ | ENVIRONMENT | environment,
         start_new_session=True,
         cwd=log.parent,
     )
@@ -33,10 +36,16 @@ def finish(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the driver and everything it started, and wait until Ray's processes have seen that it is gone."""
-    # Ray puts its processes into groups of their own, but they stay in the driver's session.
-    for pid in psutil.pids():
+    # Ray puts its processes into groups of their own, but they stay in the driver's session; so does each run of a
+    # comparison in one of its own. The driver first: it must not see the others die.
+    sessions = {process.pid}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(ProcessLookupError):
+                sessions.add(os.getsid(child.pid))
+    for pid in sorted(psutil.pids(), key=lambda pid: pid != process.pid):
         with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == process.pid:
+            if os.getsid(pid) in sessions:
                 os.kill(pid, signal.SIGKILL)
     process.wait()
     time.sleep(5)

@@ -1,40 +1,20 @@
 """`aent-verl evaluate` on the CPU: real FSDP shards, real vLLM, against transformers' own sampling."""
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aent_verl.runs.problems import ProblemScores, read_evaluation, read_responses
+from tests.e2e.conftest import PROBLEMS, RANKS, SAMPLES, STEPS, TEMPERATURE, TOP_P, Grid
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
-SECONDS = 420
-SAMPLES = 16
-PROBLEMS = 32
-# Not 1: log-probabilities before temperature and top-p, which are the wrong ones, are here 30 standard errors away.
-TEMPERATURE, TOP_P = 0.7, 0.9
 LONGEST = 8
-
-# What one rank of verl's FSDP2 trainer leaves: its shard of every weight.
-SAVE_SHARD = """
-import os, sys, torch, torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM
-dist.init_process_group("gloo")
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-fully_shard(model, mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)))
-torch.save(model.state_dict(), f"{sys.argv[2]}/model_world_size_2_rank_{dist.get_rank()}.pt")
-dist.destroy_process_group()
-"""
 
 
 @dataclass(frozen=True)
@@ -44,56 +24,21 @@ class Evaluated:
     scores: ProblemScores
     summary: dict[str, Any]
     terminal: str
+    actor: Path
     run: Path
     expected: dict[str, float]
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from aent_verl.data.tasks import arithmetic
-
-    folder = tmp_path_factory.mktemp("task") / "arithmetic"
-    arithmetic.prepare(str(folder), train_size=8, validation_size=PROBLEMS, warm_start_max_steps=300)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with one checkpoint of two ranks and the settings that it was trained with."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    run = tmp_path_factory.mktemp("runs") / "run"
-    actor = run / "checkpoints" / "global_step_3" / "actor"
-    for part in (AutoConfig, AutoTokenizer):
-        part.from_pretrained(task / "model").save_pretrained(actor / "huggingface")
-    generation_config = (task / "model" / "generation_config.json").read_text()
-    (actor / "huggingface" / "generation_config.json").write_text(generation_config)
-    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 2}))
-    (run / "save.py").write_text(SAVE_SHARD)
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(run / "save.py")]
-    subprocess.run([sys.executable, *command, str(task / "model"), str(actor)], check=True, timeout=200)
-    settings = {
-        "data": {
-            "val_files": str(task / "validation.parquet"),
-            "max_prompt_length": 64,
-            "max_response_length": LONGEST,
-        },
-        "reward": {"custom_reward_function": {"path": "pkg://aent_verl.data.tasks.reward", "name": "compute_score"}},
-    }
-    (run / "config.yaml").write_text(json.dumps(settings))
-    return run
-
-
-def sample(task: Path, samples: int) -> dict[str, float]:
+def sample(task: Path, merged: Path, samples: int) -> dict[str, float]:
     """Accuracy, entropy of the distribution sampled from, and length, by transformers and the exact entropies."""
     import pyarrow.parquet as pq
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from aent_verl.data.tasks.reward import compute_score
     from aent_verl.data.tasks.warm_start import prompt_ids
 
-    model, tokenizer = (kind.from_pretrained(task / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(task / "model")
+    model.generation_config = GenerationConfig.from_pretrained(task / "model")
     rows = pq.read_table(task / "validation.parquet").to_pylist()
     torch.manual_seed(0)
     hits, entropy, tokens = 0.0, 0.0, 0
@@ -118,31 +63,28 @@ def sample(task: Path, samples: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(task: Path, run: Path) -> Evaluated:
-    # A cluster of its own, whatever else runs here; the path is short because sockets lie in it.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray:
-        command = [
-            "-m",
-            "aent_verl.commands.evaluate",
-            f"model={run}/checkpoints/global_step_3",
-            "platform=cpu",
-            f"n={SAMPLES}",
-        ]
-        done = subprocess.run(
-            [sys.executable, *command, f"temperature={TEMPERATURE}", f"top_p={TOP_P}", "scorers=1"],
-            env=os.environ | {"CI": "true", "RAY_TMPDIR": ray},
-            cwd=run,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-        )
-    log = run / "evaluation" / "evaluation.log"
-    assert done.returncode == 0, done.stdout + (log.read_text()[-6000:] if log.is_file() else "")
-    scores = read_evaluation(run)
+def evaluated(task: Path, grid: Grid) -> Evaluated:
+    scores = read_evaluation(grid.aent)
     assert scores is not None
-    summary = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    return Evaluated(scores, summary, done.stdout, run, sample(task, 64))
+    summary = json.loads((grid.aent / "evaluation" / "evaluation.json").read_text())
+    terminal = (grid.aent / "evaluate.console.log").read_text()
+    actor = grid.aent / "checkpoints" / f"global_step_{STEPS}" / "actor"
+    return Evaluated(scores, summary, terminal, actor, grid.aent, sample(task, actor / "huggingface_merged", 64))
+
+
+def test_the_checkpoint_is_its_ranks_shards_put_together(evaluated: Evaluated, task: Path) -> None:
+    from safetensors.torch import load_file
+
+    shards = [
+        torch.load(evaluated.actor / f"model_world_size_{RANKS}_rank_{rank}.pt", weights_only=False)
+        for rank in range(RANKS)
+    ]
+    merged = load_file(evaluated.actor / "huggingface_merged" / "model.safetensors")
+    started = load_file(task / "model" / "model.safetensors")
+    for name, whole in merged.items():
+        parts = torch.cat([shard[name].to_local() for shard in shards])
+        torch.testing.assert_close(whole, parts[: len(whole)].to(whole.dtype), rtol=0, atol=0)
+    assert any(not torch.equal(merged[name], weight) for name, weight in started.items() if name in merged)
 
 
 def test_accuracy_is_that_of_transformers_within_noise(evaluated: Evaluated) -> None:
@@ -185,9 +127,7 @@ def test_scores_belong_to_the_texts_beside_them(evaluated: Evaluated) -> None:
             assert score == float(text.strip() == one.ground_truth), (text, one.ground_truth)
 
 
-def test_the_checkpoint_was_put_together_and_evaluated_as_its_run_says(evaluated: Evaluated) -> None:
-    actor = evaluated.run / "checkpoints" / "global_step_3" / "actor"
-    assert (actor / "huggingface_merged" / "model.safetensors").is_file()
+def test_it_was_evaluated_as_its_run_says(evaluated: Evaluated) -> None:
     assert "as in " in evaluated.terminal
     assert "reward.custom_reward_function" in evaluated.terminal
     assert evaluated.summary["sampling"]["max_tokens"] == LONGEST

@@ -11,8 +11,9 @@ import pytest
 from aent_verl.runs import metrics
 from aent_verl.runs import token_records as tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
+from tests.e2e.stack import ENVIRONMENT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 SECONDS = 600
 EVERY = {
@@ -32,15 +33,8 @@ SHAPES = {"par_stage", "par_epoch", "par_entropy", "steer", "entropy_adv"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that used preset after preset, one step each."""
-    from aent_verl.data.tasks import arithmetic
-
-    task = tmp_path_factory.mktemp("task") / "arithmetic"
-    # Right about four times in ten: a model that is hardly ever right, or nearly always, has batches without any
-    # advantage, and then GRPO has no gradient and `clip_cov` nothing to choose from.
-    warm = arithmetic.prepare(str(task), train_size=64, validation_size=64, warm_start_loss=1.4)["warm_start"]
-    assert 0.3 < warm["accuracy"] < 0.6
     folder = tmp_path_factory.mktemp("family") / "run"
     arguments = [
         "experiment=cpu_arithmetic",
@@ -62,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.family", *arguments],
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(root)},
         cwd=folder.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

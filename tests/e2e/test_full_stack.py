@@ -1,133 +1,40 @@
 """The whole pipeline on the CPU: two FSDP2 ranks, vLLM rollouts, a SIGKILL, a resume, and verl's own entry point.
 
-One start of the stack takes one to two minutes, so that the runs are shared by all tests of this module.
+One start of the stack takes about a minute: the killed and resumed run is the second of the comparison in conftest.py.
 """
 
-import json
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 
-from aent_verl.core.controllers import BandController, ControllerState, EntropyGuidedController
+from aent_verl.core.controllers import ControllerState
 from aent_verl.platforms import weight_sockets
 from aent_verl.plugin import saved_state
-from aent_verl.runs import metrics
-from aent_verl.runs import token_records as tokens
+from aent_verl.runs import metrics, token_records
+from aent_verl.runs.protocol import SEED_KEYS
+from tests.e2e.conftest import AENT, BAND, CONTROLLERS, RANKS, START_SECONDS, STEPS, Grid, overrides
 from tests.e2e.stack import finish, kill, start
 
-pytestmark = pytest.mark.slow
-
-START_SECONDS = 420
-RANKS = 2
-KILL_AFTER_STEP = 3
-CONTROLLER = {"init": 0.01, "low": 4.0, "high": 5.0, "lr": 0.001, "warmup_steps": 2, "min": 0.0, "max": 0.1}
-GUIDED = {"init": 0.5, "target": 2.0, "step_size": 0.125, "smoothing": 0.25}
-OVERRIDES = [
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "trainer.test_freq=2",
-    "trainer.save_freq=2",
-    "trainer.total_epochs=100",
-    *(f"entropy_control.bonus.controller.{key}={value}" for key, value in CONTROLLER.items()),
-    # AEnt and PAR at once: two controllers, two states.
-    "entropy_control/advantages=positive_reweight",
-    "entropy_control/advantages_controller=entropy_guided",
-    *(f"entropy_control.advantages.controller.{key}={value}" for key, value in GUIDED.items()),
-    "entropy_control.token_dump=2",
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 
-@dataclass(frozen=True)
-class Runs:
-    """What the runs of this module left behind."""
-
-    killed: dict[int, dict[str, float]]
-    resumed: dict[int, dict[str, float]]
-    saved: dict[str, ControllerState]
-    final: dict[str, ControllerState]
-    reports: list[dict[str, Any]]
-    terminal: str
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small task whose model has hardly been warm-started: its entropy is far from its band."""
-    from aent_verl.data.tasks import arithmetic
-
-    folder = tmp_path_factory.mktemp("task") / "arithmetic"
-    arithmetic.prepare(str(folder), train_size=64, validation_size=8, warm_start_max_steps=40, warm_start_loss=1e-6)
-    return str(folder)
-
-
-def command(cache: str, folder: Path, *overrides: str) -> list[str]:
+def command(task: Path, folder: Path, *more: str) -> list[str]:
+    """What the comparison called to train this run."""
     return [
-        sys.executable,
-        "-m",
-        "aent_verl.commands.train",
-        "experiment=cpu_arithmetic",
-        f"run.dir={folder}",
-        "run.task=null",
-        f"data.train_files={cache}/train.parquet",
-        f"data.val_files={cache}/validation.parquet",
-        f"actor_rollout_ref.model.path={cache}/model",
-        f"trainer.n_gpus_per_node={RANKS}",
-        *OVERRIDES,
-        *overrides,
+        *(sys.executable, "-m", "aent_verl.commands.train", *overrides(task), *AENT),
+        *(f"{key}=1" for key in SEED_KEYS),
+        *(f"run.dir={folder}", f"trainer.experiment_name={folder.name}"),
+        *(f"trainer.validation_data_dir={folder}/validation", *more),
     ]
-
-
-@pytest.fixture(scope="module")
-def runs(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("run")
-    checkpoints = folder / "checkpoints"
-    process = start(command(cache, folder, "trainer.total_training_steps=40"), folder / "killed.out")
-    tail = metrics.MetricsTail(folder / metrics.METRICS_FILE)
-    deadline = time.monotonic() + START_SECONDS
-    try:
-        while not any(step >= KILL_AFTER_STEP for step, _ in tail.read_new()):
-            assert process.poll() is None, (folder / "killed.out").read_text(errors="replace")[-6000:]
-            assert time.monotonic() < deadline, "no third step in time: " + (folder / "train.log").read_text()[-6000:]
-            time.sleep(0.05)
-    finally:
-        kill(process)
-    killed = metrics.read_run(folder)
-    step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
-    assert step == 2
-    saved = saved_states(checkpoints / "global_step_2")
-
-    resumed_process = start(command(cache, folder, "trainer.total_training_steps=4"), folder / "resumed.out")
-    terminal = finish(resumed_process, folder / "resumed.out", START_SECONDS)
-    (folder / "metrics.1.jsonl").rename(folder / "killed.jsonl")
-    return Runs(
-        killed=killed,
-        resumed=metrics.read_run(folder),
-        saved=saved,
-        final=saved_states(checkpoints / "global_step_4"),
-        reports=json.loads((checkpoints / "entropy_control_report.json").read_text()),
-        terminal=terminal,
-        folder=folder,
-    )
-
-
-def saved_states(folder: Path) -> dict[str, ControllerState]:
-    content = json.loads((folder / saved_state.NAME).read_text())
-    assert content["bonus"]["controller"] == "band"
-    assert content["advantages"]["controller"] == "entropy_guided"
-    return {axis: ControllerState.from_dict(content[axis]["state"]) for axis in ("bonus", "advantages")}
 
 
 def training(steps: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
     return {step: data for step, data in steps.items() if "aent/entropy" in data}
 
 
-CONTROLLERS = {"bonus": BandController(**CONTROLLER), "advantages": EntropyGuidedController(**GUIDED)}
 INITIAL = {axis: controller.initial_state() for axis, controller in CONTROLLERS.items()}
 
 
@@ -147,63 +54,63 @@ def assert_replay(steps: dict[int, dict[str, float]], states: dict[str, Controll
     return states
 
 
-def test_weights_reach_vllm_through_sockets_of_this_run(runs: Runs) -> None:
+def test_weights_reach_vllm_through_sockets_of_this_run(grid: Grid) -> None:
     """Two runs on one machine have the same Ray job id: without the mark they would take each other's."""
-    log = (runs.folder / "train.log").read_text(errors="replace")
-    assert f"weights go through ipc:///tmp/rl-colocate-zmq-01000000-{weight_sockets.mark_of(runs.folder)}-" in log
+    log = (grid.aent / "train.log").read_text(errors="replace")
+    assert f"weights go through ipc:///tmp/rl-colocate-zmq-01000000-{weight_sockets.mark_of(grid.aent)}-" in log
 
 
-def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(runs: Runs) -> None:
+def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(grid: Grid) -> None:
     """Validation ran before, between and after these steps: it did not move the controller."""
-    assert sorted(training(runs.killed))[:3] == [1, 2, 3]
-    assert_replay(runs.killed, INITIAL)
-    moved = [data["aent/coefficient"] for data in training(runs.killed).values()]
-    assert moved[0] == moved[1] == CONTROLLER["init"]
+    assert sorted(training(grid.killed))[:3] == [1, 2, 3]
+    assert_replay(grid.killed, INITIAL)
+    moved = [data["aent/coefficient"] for data in training(grid.killed).values()]
+    assert moved[0] == moved[1] == BAND["init"]
     assert moved[2] > moved[1]
 
 
-def test_killed_and_resumed_goes_on_as_if_never_killed(runs: Runs) -> None:
-    assert runs.saved == assert_replay({step: runs.killed[step] for step in (1, 2)}, INITIAL)
-    assert sorted(training(runs.resumed)) == [3, 4]
+def test_killed_and_resumed_goes_on_as_if_never_killed(grid: Grid) -> None:
+    assert grid.saved == assert_replay({step: grid.killed[step] for step in (1, 2)}, INITIAL)
+    assert sorted(training(grid.resumed)) == [3, 4]
     for key, axis in (("aent/coefficient", "bonus"), ("aent/advantages_coefficient", "advantages")):
-        assert runs.resumed[3][key] == runs.killed[3][key] == runs.saved[axis].coefficient
+        assert grid.resumed[3][key] == grid.killed[3][key] == grid.saved[axis].coefficient
     # The diagnostic's state came back, too: the change is that from step 2 to step 3.
-    change = runs.resumed[3]["aent/entropy_full"] - runs.killed[2]["aent/entropy_full"]
-    assert runs.resumed[3]["aent/entropy_change"] == pytest.approx(change)
-    assert assert_replay(runs.resumed, runs.saved) == runs.final
+    change = grid.resumed[3]["aent/entropy_full"] - grid.killed[2]["aent/entropy_full"]
+    assert grid.resumed[3]["aent/entropy_change"] == pytest.approx(change)
+    assert assert_replay(grid.resumed, grid.saved) == grid.final
 
 
-def test_every_rank_reports_our_engine_loss_and_settings(runs: Runs) -> None:
-    assert [report["rank"] for report in runs.reports] == list(range(RANKS))
-    for report in runs.reports:
+def test_every_rank_reports_our_engine_loss_and_settings(grid: Grid) -> None:
+    assert [report["rank"] for report in grid.reports] == list(range(RANKS))
+    for report in grid.reports:
         assert report["engine"] == "EntropyControlEngine"
         assert report["loss"] == "entropy_control_loss"
         assert report["controller"] == str(CONTROLLERS["bonus"])
-        assert report["coefficient"] == runs.saved["bonus"].coefficient
-        assert report["advantages_coefficient"] == runs.saved["advantages"].coefficient
+        assert report["coefficient"] == grid.saved["bonus"].coefficient
+        assert report["advantages_coefficient"] == grid.saved["advantages"].coefficient
         assert report["device"] == "cpu"
 
 
-def test_rollout_engine_gets_the_trained_weights(runs: Runs) -> None:
+def test_rollout_engine_gets_the_trained_weights(grid: Grid) -> None:
     """Rollout and trainer probabilities agree after updates; with stale weights they drift apart."""
-    for data in [*training(runs.killed).values(), *training(runs.resumed).values()]:
+    for data in [*training(grid.killed).values(), *training(grid.resumed).values()]:
         assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
 
 
-def test_metrics_are_all_there_and_sane(runs: Runs) -> None:
-    for data in training(runs.killed).values():
+def test_metrics_are_all_there_and_sane(grid: Grid) -> None:
+    for data in training(grid.killed).values():
         assert 0 < data["aent/entropy"] <= data["aent/entropy_full"] + 1e-6
         assert 0 <= data["aent/removed_mass"] < 0.5
         assert data["aent/bonus_loss"] == pytest.approx(-data["aent/coefficient"] * data["aent/entropy"], rel=0.2)
         assert data["aent/nonfinite_steps"] == 0
         assert data["aent/coefficient_at_bound"] == 0
-        assert data["aent/band_side"] == -1 or data["aent/entropy"] >= CONTROLLER["low"]
+        assert data["aent/band_side"] == -1 or data["aent/entropy"] >= BAND["low"]
         assert "actor/entropy" in data
         assert not [key for key in data if key.startswith("actor/aent")]
 
 
-def test_tokens_of_the_first_samples_are_dumped_whatever_rank_had_them(runs: Runs) -> None:
-    records = tokens.read_records(runs.folder)
+def test_tokens_of_the_first_samples_are_dumped_whatever_rank_had_them(grid: Grid) -> None:
+    records = token_records.read_records(grid.aent)
     assert {(record.step, record.sample) for record in records} >= {(step, s) for step in (1, 2, 3, 4) for s in (0, 1)}
     for record in records:
         assert record.sample < 2
@@ -212,57 +119,46 @@ def test_tokens_of_the_first_samples_are_dumped_whatever_rank_had_them(runs: Run
         assert set(record.bonus_weight) == {1.0}
         assert record.score in (0.0, 1.0)
         # mu is what multiplies positive advantages.
-        steps = runs.killed if record.step < 3 else runs.resumed
+        steps = grid.killed if record.step < 3 else grid.resumed
         mu = steps[record.step]["aent/advantages_coefficient"]
         for advantage, weight in zip(record.advantage, record.policy_weight, strict=True):
             assert weight == (None if advantage == 0 else pytest.approx(mu if advantage > 0 else 1.0))
 
 
-def test_terminal_shows_checks_banner_steps_and_results(runs: Runs) -> None:
+def test_terminal_shows_checks_banner_steps_and_results(grid: Grid) -> None:
+    terminal = (grid.aent / "train.console.log").read_text()
     for part in ("checked: reward", "entropy control active on 2 rank(s)", "4/4", "plot.png"):
-        assert part in runs.terminal, runs.terminal
-    assert "Traceback" not in runs.terminal
-    # The only setting that differs from the killed start.
-    assert "started with other settings; now trainer.total_training_steps=4 (was 40). For" in runs.terminal
-    assert (runs.folder / "plot.png").stat().st_size > 10_000
-    assert list((runs.folder / "tensorboard").glob("events*"))
+        assert part in terminal, terminal
+    assert "Traceback" not in terminal
+    assert (grid.aent / "plot.png").stat().st_size > 10_000
+    assert list((grid.aent / "tensorboard").glob("events*"))
 
 
-def test_finished_run_is_not_started_again(runs: Runs, cache: str) -> None:
-    arguments = command(cache, runs.folder, "trainer.total_training_steps=4")
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True, cwd=runs.folder)
+def test_finished_run_is_not_started_again(grid: Grid, task: Path) -> None:
+    arguments = command(task, grid.aent, "trainer.max_actor_ckpt_to_keep=3")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True, cwd=grid.aent)
+    # The only setting that differs from the run's.
+    assert "started with other settings; now trainer.max_actor_ckpt_to_keep=3 (was 2). For" in done.stdout
     assert "this run is complete: step 4 of 4" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "has no entropy_control.json"),
-        ("{", "cannot be read"),
-        ('{"version": 99}', "upgrade aent_verl"),
-    ],
-    ids=["missing", "corrupt", "future"],
-)
-def test_resume_without_a_usable_state_stops_before_ray_and_names_the_way_out(
-    runs: Runs, cache: str, content: str | None, message: str
-) -> None:
-    path = runs.folder / "checkpoints" / "global_step_4" / saved_state.NAME
+def test_resume_without_a_state_stops_before_ray_and_names_the_way_out(grid: Grid, task: Path) -> None:
+    """States that cannot be used for other reasons: tests/unit/plugin/test_state_file.py."""
+    path = grid.aent / "checkpoints" / f"global_step_{STEPS}" / saved_state.NAME
     original = path.read_text()
     try:
         path.unlink()
-        if content is not None:
-            path.write_text(content)
-        arguments = command(cache, runs.folder, "trainer.total_training_steps=6")
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False, cwd=runs.folder)
+        arguments = command(task, grid.aent, "trainer.total_training_steps=6")
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False, cwd=grid.aent)
     finally:
         path.write_text(original)
     assert done.returncode == 1
-    assert message in done.stderr
+    assert "has no entropy_control.json" in done.stderr
     assert "entropy_control.restart_controller=true" in done.stderr
 
 
 @pytest.fixture(scope="module")
-def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
+def own_script(task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
     """``python -m verl.trainer.main_ppo`` with our trainer and presets, as in users' own scripts.
 
     One rank, GRPO with a LoRA adapter and a KL penalty.
@@ -270,8 +166,10 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     from aent_verl.platforms import cpu
 
     folder = tmp_path_factory.mktemp("own_script")
-    # This model is hardly ever right, and without a difference in a group there is nothing to learn.
-    (folder / "score.py").write_text("def compute_score(solution_str, **_):\n    return len(solution_str) % 2\n")
+    # Of the answers of a group hardly ever all are right or all wrong by this: without a difference nothing is learnt.
+    (folder / "score.py").write_text(
+        "def compute_score(solution_str, **_):\n    return sum(solution_str.encode()) % 2\n"
+    )
     with initialize_config_module("aent_verl._config", version_base="1.3"):
         cfg = compose("aent_trainer", overrides=["experiment=cpu_arithmetic"])
     arguments = [
@@ -282,9 +180,9 @@ def own_script(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int
         "+entropy_control=grpo",
         "+platform=cpu",
         "algorithm.adv_estimator=grpo",
-        f"data.train_files={cache}/train.parquet",
-        f"data.val_files={cache}/validation.parquet",
-        f"actor_rollout_ref.model.path={cache}/model",
+        f"data.train_files={task}/train.parquet",
+        f"data.val_files={task}/validation.parquet",
+        f"actor_rollout_ref.model.path={task}/model",
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.max_model_len=128",
