@@ -20,12 +20,14 @@ STOCK = {"trainer": {"v1": {"trainer_mode": "sync"}}, "data": {}}
 def build(*overrides: str) -> None:
     """verl's own entry up to its trainer, without Ray: what `python -m verl.trainer.main_ppo` composes."""
     from hydra import compose, initialize_config_module
-    from verl.trainer.ppo.v1 import get_trainer_cls
     from verl.utils.config import omega_conf_to_dataclass
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", [*MICRO_BATCHES, *overrides])
     omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    # Only now: it resolves the platform, which without our plug-in may be an unknown one.
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
     trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
     print("trainer", trainer.__name__)
     OmegaConf.resolve(config)
