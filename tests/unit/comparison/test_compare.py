@@ -140,13 +140,15 @@ def test_runs_side_by_side_would_share_gpus_without_a_cluster(
     error = capsys.readouterr().err
     assert "parallel=2 with launcher=local: all runs would use the same GPUs" in error
     assert "launcher=ray" in error
-    # In a cluster each run gets its own, and what comes next is the check of the grid.
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
 
+    # One at a time, or in a cluster, each gets its own; what comes next is the check of the grid.
     def check(grid: object) -> None:
         raise ValueError("so far so good")
 
     monkeypatch.setattr(plan, "check", check)
+    assert compare(*asked, "parallel=1") == 1
+    assert capsys.readouterr().err == "error: so far so good\n"
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     assert compare(*asked) == 1
     assert capsys.readouterr().err == "error: so far so good\n"
 

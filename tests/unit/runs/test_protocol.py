@@ -1,10 +1,12 @@
 """What has to be equal before runs are compared."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+from aent_verl import _util
 from aent_verl.runs import protocol
 from aent_verl.runs.protocol import (
     SEED_KEYS,
@@ -204,3 +206,9 @@ def test_a_model_folder_tells_which_file_is_which(tmp_path: Path):
             (tmp_path / name / file).write_text(content)
     hashes = [fingerprint(str(tmp_path / name)).split()[1] for name in ("one", "two", "three")]
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_all_of_a_file_counts(tmp_path: Path):
+    content = bytes(1 << 20) + b"end"
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert _util.file_sha256(tmp_path / "model.safetensors") == hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ import pytest
 
 from aent_verl.runs.metrics import REWARD, read_metrics
 from aent_verl.runs.run import by_method, load_run, load_runs
+from tests.unit.comparison.report.synthetic import GRPO, make_runs
 
 
 def log(path: Path, steps: int = 3, name: str = REWARD) -> Path:
@@ -243,3 +244,9 @@ def test_a_config_that_tells_no_seed_or_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("data: {seed: [")
     with pytest.raises(ValueError, match=r"config\.yaml is no readable YAML"):
         load_run(tmp_path)
+
+
+def test_what_is_said_about_a_run_comes_before_what_is_written_there(tmp_path):
+    (made,) = make_runs(tmp_path, (GRPO,), seeds=1)
+    run = load_run(made.path, method="mine", seed=7)
+    assert (run.method, run.seed) == ("mine", 7)

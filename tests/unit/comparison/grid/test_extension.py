@@ -105,6 +105,8 @@ def test_what_goes_by_the_length_of_the_run_is_refused_before_any_run_is_changed
 
 def test_epochs_that_must_hold_the_steps_may_grow_with_them(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1, extra=("trainer.total_epochs=2",))]).run(lambda _: None)
+    with pytest.raises(ValueError, match="other settings"):
+        scheduler([grid_run(tmp_path, "grpo", 1, extra=("trainer.total_epochs=4",))])
     scheduler([grid_run(tmp_path, "grpo", 1, steps=LONGER, extra=("trainer.total_epochs=4",))]).run(lambda _: None)
     assert max(load_run(tmp_path / "runs" / "grpo_seed1").metrics) == LONGER
 
