@@ -13,7 +13,7 @@ from aent_verl.viewing import tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
 from tests.e2e.stack import ENVIRONMENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 SECONDS = 600
 EVERY = {
