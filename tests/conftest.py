@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,23 @@ from tests import hydra_cache
 hydra_cache.install()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``--dist loadgroup`` a file stays on one worker, and all files that start clusters on the same one."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+# They start Ray clusters, which would take each other's cores and memory, and share a session's runs.
+CLUSTER = {f"tests/e2e/test_{name}.py" for name in ("compare", "evaluate", "family", "full_stack", "jobs")}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under ``--dist loadfile`` a file stays on one worker, as always, and all files of `CLUSTER` on the same one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "cluster" if file in CLUSTER else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

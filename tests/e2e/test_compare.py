@@ -8,7 +8,7 @@ from aent_verl.runs.metrics import read_run
 from aent_verl.runs.run import Run, load_run
 from tests.e2e.conftest import PROBLEMS, SAMPLES, STEPS, Grid
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from aent_verl.runs.problems import ProblemScores, read_evaluation, read_responses
 from tests.e2e.conftest import PROBLEMS, RANKS, SAMPLES, STEPS, TEMPERATURE, TOP_P, Grid
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 LONGEST = 8
 

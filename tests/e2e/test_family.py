@@ -13,7 +13,7 @@ from aent_verl.runs import token_records as tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
 from tests.e2e.stack import ENVIRONMENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 SECONDS = 600
 EVERY = {

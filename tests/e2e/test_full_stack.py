@@ -18,7 +18,7 @@ from aent_verl.runs.protocol import SEED_KEYS
 from tests.e2e.conftest import AENT, BAND, CONTROLLERS, RANKS, START_SECONDS, STEPS, Grid, overrides
 from tests.e2e.stack import finish, kill, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 
 def command(task: Path, folder: Path, *more: str) -> list[str]:

@@ -17,7 +17,7 @@ from aent_verl.launch.ray_jobs import RayJobs
 from tests.unit.comparison.grid.grid import grid_run
 from tests.unit.comparison.grid.test_scheduler import starts
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
