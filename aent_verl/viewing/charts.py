@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A band, which has both ends, or a target or bound, which is one value; at None its place is no line's."""
+    """A band, which has both ends, or a target or bound, which is one value; with place None it belongs to no line."""
 
     place: int | None
     low: float

@@ -1,4 +1,4 @@
-"""How right the methods are after training, and what can be said about the difference to the baseline."""
+"""How accurate the methods are after training, and what can be said about the difference from the baseline."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -96,7 +96,7 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
     several = groups.baseline is not None and len(groups.methods) > 1
     if scored and several and (groups.baseline not in scored or len(scored) < 2):
         notes.append(
-            f"Scores of single problems are stored of {', '.join(scored)} only, so methods are compared by their final "
+            f"Scores of single problems exist for {', '.join(scored)} only, so methods are compared by their final "
             "validation: aent-verl evaluate the others."
         )
         scored = {}
@@ -207,7 +207,7 @@ def _over_problems(
         notes.append(f"{problems} problems are too few to stand for others like them: there are no intervals.")
     without = [run.name for run in groups.all if run.scores is None]
     if without:
-        notes.append(f"No scores of single problems are stored of {first_few(without)}: left out of the accuracy.")
+        notes.append(f"No scores of single problems exist for {first_few(without)}: left out of the accuracy.")
     if any(method.pass_at_k is None for method in methods.values()):
         notes.append("No pass@k where scores are other than 0 and 1: it asks whether a response is right.")
     origin = next(iter(aligned.values()))[0].origin

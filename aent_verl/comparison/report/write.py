@@ -244,7 +244,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Reduce to what JSON has."""
+    """Reduce to JSON's types."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

@@ -85,7 +85,7 @@ def verdicts(
     target: Target = "problems like these",
     confidence: float = 0.95,
 ) -> dict[str, Verdict]:
-    """The verdict on every method but the baseline.
+    """Return the verdict on every method but the baseline.
 
     Args:
         scores: ``[S, P]`` or ``[S, P, n]`` by method, the same problems in the same order; higher is better. The
@@ -141,7 +141,7 @@ def _compare(
     if single:
         return (
             f"one seed of {' and of '.join(single)}: nothing can be claimed about {method} against {baseline}; another "
-            "seed might turn it round. Train at least 3 seeds of each, better 5"
+            "seed might reverse it. Train at least 3 seeds of each, better 5"
         )
     if target == "problems like these" and ours.shape[1] < MIN_PROBLEMS:
         return (

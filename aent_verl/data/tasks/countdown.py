@@ -59,7 +59,7 @@ def prepare(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Build the data and the warm-started model once; later calls with the same settings return at once.
+    """Build the data and the warm-started model once; later calls with the same settings return immediately.
 
     Args:
         cache: Folder for `train.parquet`, `validation.parquet`, `test.parquet`, `model/`, the manifest and what was
