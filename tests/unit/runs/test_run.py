@@ -242,7 +242,7 @@ def test_a_config_that_tells_no_seed_or_nothing(tmp_path: Path):
     with pytest.raises(ValueError, match="its seed is not written there"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text("data: {seed: [")
-    with pytest.raises(ValueError, match=r"config\.yaml is no readable YAML"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not readable YAML"):
         load_run(tmp_path)
 
 

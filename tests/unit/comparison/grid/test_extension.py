@@ -78,7 +78,7 @@ def test_the_commits_and_versions_of_all_parts_are_kept(tmp_path: Path, monkeypa
 
 def test_fewer_steps_are_refused(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1, steps=LONGER)]).run(lambda _: None)
-    says = f"has {LONGER} training steps, asked for are {STEPS}: it can only get more"
+    says = f"has {LONGER} training steps, but {STEPS} are asked for: the number can only increase"
     with pytest.raises(ValueError, match=f"^trainer.total_training_steps={STEPS}: .* {says}"):
         scheduler([grid_run(tmp_path, "grpo", 1)])
 
@@ -95,7 +95,7 @@ def test_what_goes_by_the_length_of_the_run_is_refused_before_any_run_is_changed
         ("actor_rollout_ref.actor.optim.warmup_style", "cosine", None),
         ("actor_rollout_ref.actor.optim.lr_warmup_steps_ratio", 0.1, 0.0),
     ):
-        with pytest.raises(ValueError, match=rf"{re.escape(key)}={value} goes by the length"):
+        with pytest.raises(ValueError, match=rf"{re.escape(key)}={value} depends on the length"):
             scheduler([first, set_in(last, key, value)])
         assert record(first.folder)["state"] == "complete"
         assert (first.folder / "evaluation").is_dir()

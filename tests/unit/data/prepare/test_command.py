@@ -176,10 +176,10 @@ def test_a_split_of_which_nothing_is_left_is_an_error_with_the_reasons(tmp_path)
     [
         (["--output", "x"], "name what to prepare"),
         (["math"], "--output is missing"),
-        (["mathh", "--output", "x"], "'mathh' is no data set and no file: did you mean math"),
+        (["mathh", "--output", "x"], "'mathh' is neither a data set nor a file: did you mean math"),
         (["math", "gsm8k", "--from", "a.jsonl", "--output", "x"], "--from is for one data set at a time, not 2"),
         (["math", "--size", "3", "--output", "x"], "--size is for reasoning-gym:NAME only"),
-        (["math", "--split", "train", "--output", "x"], "--split is for a file of your own only"),
+        (["math", "--split", "train", "--output", "x"], "--split is for your own file only"),
         (["a.jsonl", "--from", "b.jsonl", "--output", "x"], "--from is for a public data set only"),
         (["reasoning-gym:chain_sum", "--limit", "3", "--output", "x"], "--limit is for a public data set or a file"),
         (["math", "--limit", "0", "--output", "x"], "--limit 0: must be at least 1"),
