@@ -5,7 +5,7 @@ tied at ``t``, some ``r``, each of them with the weight ``share = r / n`` (`entr
 thus stand for the kept set, and no mask or index tensor outlives a chunk. The division by a positive temperature keeps
 the order, so the boundary is one of the logits as they come.
 
-*The k-th smallest on the CPU.* A pass that compares a chunk with one value a row and counts, while the chunk stays in
+*The k-th smallest on the CPU.* A pass that compares a chunk with one value per row and counts, while the chunk stays in
 the cache, takes a small part of the time of any search that branches on data or scatters (docs/performance.md has the
 figures of ``kthvalue``, numpy's ``partition``, histograms, ``topk`` and ``sort``). So large rows are searched by
 counting: a bracket on order-preserving integer keys of the logits' own dtype (16 bits for half types), opened by a

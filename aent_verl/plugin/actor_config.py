@@ -140,7 +140,7 @@ def _check_policy_loss(
             f"{key}={mode!r} is not allowed with an advantage shaping that is a weight: a weight on the advantage is "
             f"then not a weight on the loss; use one of {', '.join(HOMOGENEOUS_LOSSES)}"
         )
-    # One update a step, at the weights of its old log-probs, makes every ratio 1. A mini-batch may be larger than the
+    # One update per step, at the weights of its old log-probs, makes every ratio 1. A mini-batch may be larger than the
     # step's batch: verl fills it with empty rows if it packs by tokens.
     batch, mini_batch = verl_settings.get("train_batch_size"), settings.get("ppo_mini_batch_size")
     if batch is None or mini_batch is None or mini_batch < batch:
@@ -148,7 +148,7 @@ def _check_policy_loss(
     if settings.get("ppo_epochs", 1) != 1 or verl_settings.get("bypass_mode"):
         return
     why = (
-        "with one mini-batch and one epoch a step is strictly on-policy, and {}; "
+        "with one mini-batch and one epoch, a step is strictly on-policy, and {}; "
         f"set {ACTOR}.ppo_mini_batch_size below data.train_batch_size={batch}"
     )
     if mode == KL_COV:

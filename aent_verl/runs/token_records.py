@@ -1,4 +1,4 @@
-"""The token dump: JSON lines, one response a line, in files ``step_*.jsonl``.
+"""The token dump: JSON lines, one response per line, in files ``step_*.jsonl``.
 
 JSON has no NaN and no infinity. A number that is not finite is one of the strings ``"NaN"``, ``"Infinity"`` and
 ``"-Infinity"``, so every line is strictly valid JSON, and null is left for a number that does not exist.

@@ -38,7 +38,7 @@ class MethodAccuracy:
         by_source: mean@n by data source.
         response_tokens: mean tokens of a response.
         truncated: share of responses cut off at the longest allowed.
-        entropy: nats a token: of all tokens of the responses.
+        entropy: nats per token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
         checks: other tests against the baseline; None with fewer than two seeds of either.
     """
@@ -68,7 +68,7 @@ class Accuracy:
         target: what the intervals are about.
         verdicts: by method; empty where nothing can be compared.
         notes: what was left out and why, in sentences.
-        samples: n responses a problem; None where only the mean of a validation is known.
+        samples: n responses per problem; None where only the mean of a validation is known.
         problems: how many; None likewise.
         methods: by method; empty likewise.
         thresholds: of the profiles; empty likewise.

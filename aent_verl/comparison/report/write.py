@@ -59,7 +59,7 @@ def write_report(
 
     Args:
         runs: finished runs, in any order.
-        folder: made if need be; files of an earlier report in it are replaced.
+        folder: made if missing; files of an earlier report in it are replaced.
         baseline: the method that the others are compared with.
         title: heading of the page.
         allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.

@@ -1,4 +1,4 @@
-r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits a program.
+r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits per program.
 
 Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
 follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy. One token

@@ -61,7 +61,7 @@ def prepare(
         seed: Decides questions, weights and order.
 
     Returns:
-        Paths "train", "validation", "model", and "warm_start": "accuracy", "entropy" (nats a token) and
+        Paths "train", "validation", "model", and "warm_start": "accuracy", "entropy" (nats per token) and
         "response_tokens" on validation questions at temperature 1, "prompt_tokens_max", "steps", "loss".
 
     Raises:
@@ -82,7 +82,7 @@ def prepare(
     )
     print(
         f"arithmetic task: warm start answers {measured['accuracy']:.0%} of sampled validation questions, "
-        f"entropy {measured['entropy']:.2f} nats a token",
+        f"entropy {measured['entropy']:.2f} nats per token",
         flush=True,
     )
     return {**paths, "warm_start": measured}

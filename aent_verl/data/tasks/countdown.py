@@ -86,7 +86,7 @@ def prepare(
 
     Returns:
         Paths "train", "validation", "test", "model", and "warm_start": "accuracy", "solved" (share with a right answer
-        among 16), "entropy" (nats a token) and "response_tokens" on validation problems at temperature 1,
+        among 16), "entropy" (nats per token) and "response_tokens" on validation problems at temperature 1,
         "prompt_tokens_max", "steps", "loss".
 
     Raises:
@@ -110,7 +110,7 @@ def prepare(
     )
     print(
         f"countdown task: warm start solves {measured['accuracy']:.0%} of sampled validation problems "
-        f"({measured['solved']:.0%} in {SAMPLES} attempts), entropy {measured['entropy']:.2f} nats a token",
+        f"({measured['solved']:.0%} in {SAMPLES} attempts), entropy {measured['entropy']:.2f} nats per token",
         flush=True,
     )
     return {**paths, "warm_start": measured}
