@@ -57,7 +57,7 @@ def test_no_step_names_the_files(tmp_path):
         read_run(tmp_path)
 
 
-def test_null_is_nan_and_what_is_no_number_is_left_out(tmp_path):
+def test_null_is_nan_and_what_is_not_a_number_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "data": {"a": null, "b": "x", "c": [1], "d": 3}}\n')
     data = read_run(tmp_path)[1]
     assert math.isnan(data.pop("a"))

@@ -95,7 +95,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path):
         (lambda path: log(path / "m.jsonl", name="loss"), ValueError, "verl did not train there"),
     ],
 )
-def test_what_is_no_run_is_named(tmp_path: Path, make, error: type[Exception], says: str):
+def test_what_is_not_a_run_is_named(tmp_path: Path, make, error: type[Exception], says: str):
     with pytest.raises(error, match=says):
         load_run(make(tmp_path), method="a", seed=1)
 
@@ -217,7 +217,7 @@ def test_runs_made_elsewhere_have_no_state(tmp_path: Path):
         load_runs([tmp_path / "missing"])
 
 
-def test_a_config_beside_the_only_log_is_that_logs(tmp_path: Path):
+def test_a_config_next_to_the_only_log_is_that_logs(tmp_path: Path):
     file = log(tmp_path / "grpo_1.jsonl")
     log(tmp_path / "metrics.1.jsonl")
     (tmp_path / "config.yaml").write_text("trainer: {total_training_steps: 3}\n")

@@ -179,7 +179,7 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
     assert seen == [1, 2, 3]
 
 
-def test_writing_goes_on_after_a_killed_run(tmp_path, caplog):
+def test_writing_continues_after_a_killed_run(tmp_path, caplog):
     path = tmp_path / "step_1.jsonl"
     path.write_text(f"{record().to_json()}\n{record(sample=1).to_json()[:50]}")
     write_records(path, [record(sample=2)])

@@ -1,4 +1,4 @@
-"""A comparison that is trained longer: what goes on, what stays, and what is refused."""
+"""A comparison that is trained longer: what resumes, what stays, and what is refused."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def set_in(run: GridRun, key: str, value: object) -> GridRun:
     return replace(run, config=config)
 
 
-def test_a_finished_grid_goes_on_and_is_what_it_would_have_been(tmp_path: Path):
+def test_a_finished_grid_resumes_and_is_what_it_would_have_been(tmp_path: Path):
     for steps in (STEPS, LONGER):
         assert not scheduler(grid(tmp_path / "longer", steps), parallel=2).run(lambda _: None)
     assert not scheduler(grid(tmp_path / "whole", LONGER), parallel=2).run(lambda _: None)
@@ -52,7 +52,7 @@ def test_a_finished_grid_goes_on_and_is_what_it_would_have_been(tmp_path: Path):
     assert report(tmp_path / "longer") == report(tmp_path / "whole")
 
 
-def test_it_goes_on_only_once(tmp_path: Path):
+def test_it_resumes_only_once(tmp_path: Path):
     for steps in (STEPS, LONGER, LONGER):
         scheduler([grid_run(tmp_path, "grpo", 1, evaluated=True, steps=steps)]).run(lambda _: None)
     assert starts(tmp_path / "runs" / "grpo_seed1") == {"train": 2, "evaluate": 2}
@@ -111,7 +111,7 @@ def test_epochs_that_must_hold_the_steps_may_grow_with_them(tmp_path: Path):
     assert max(load_run(tmp_path / "runs" / "grpo_seed1").metrics) == LONGER
 
 
-def test_a_warm_up_of_so_many_steps_is_no_share_of_the_run(tmp_path: Path):
+def test_a_warm_up_of_so_many_steps_is_not_a_share_of_the_run(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1)]).run(lambda _: None)
     optimizer = "actor_rollout_ref.actor.optim."
     longer = set_in(grid_run(tmp_path, "grpo", 1, steps=LONGER), f"{optimizer}lr_warmup_steps_ratio", 0.1)

@@ -198,7 +198,7 @@ def test_then_data_sources_count_the_same_and_that_is_said(tmp_path):
     assert accuracy.metric in accuracy.verdicts["aent"].sentence
 
 
-def test_a_seed_whose_last_validation_is_no_number_is_not_left_out(tmp_path):
+def test_a_seed_whose_last_validation_is_not_a_number_is_not_left_out(tmp_path):
     runs = make_runs(tmp_path, (GRPO, AENT, Method("entreg", 0.5)), seeds=3, evaluate=False)
     (broken,) = [run for run in runs if run.name == "aent seed 2"]
     broken.metrics[40]["val-core/digits/acc/mean@4"] = math.nan

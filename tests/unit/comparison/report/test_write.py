@@ -98,7 +98,7 @@ def test_every_estimate_of_the_table_is_in_the_json_and_on_the_page(whole):
     assert f"{cost['steps']:,}" in page.rows("aent")[3]
 
 
-def test_pictures_lie_beside_the_page(whole):
+def test_pictures_lie_next_to_the_page(whole):
     _, numbers, folder = whole
     pictures = {file.stem for file in (folder / "out" / "figures").iterdir()}
     assert pictures == {*numbers["charts"], "differences"}
