@@ -25,7 +25,7 @@ resume from their last checkpoint; with a higher trainer.total_training_steps, a
 
 Its own keys; all others go to every run, as with aent-verl train:
   methods=[...]        presets; or "methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']"
-  seeds=[...]          one run per method for each; at least three, five are better                    [1,2,3]
+  seeds=[...]          one run per method for each; at least three, better five                        [1,2,3]
   baseline=METHOD      what the others are compared with                                               grpo
   results=FOLDER       all runs and the report                                     outputs/compare/<experiment>
   evaluation.KEY=...   settings of aent-verl evaluate for the final models, such as evaluation.data=test.parquet

@@ -12,7 +12,7 @@ from aent_verl.commands import plot, prepare, tokens
 # Commands that parse their own arguments.
 SUMMARIES = {
     "train": "train with Hydra overrides; aent-verl train --help",
-    "compare": "train and evaluate methods x seeds, and report what the results support; compare --help",
+    "compare": "train, evaluate and compare methods x seeds; compare --help",
     "doctor": "check versions, plug-in, settings, data, model, reward and machines; doctor --help",
     "evaluate": "sample, score and summarise a model's answers; evaluate --help",
 }

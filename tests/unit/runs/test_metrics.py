@@ -41,7 +41,7 @@ def test_each_file_of_a_killed_and_resumed_run_may_end_early(tmp_path):
 )
 def test_a_corrupt_line_before_the_last_names_file_and_line(tmp_path, bad):
     (tmp_path / "metrics.jsonl").write_text(line(1, a=1) + bad + "\n" + line(3, a=1))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3 .*remove that line"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3 .*remove the line"):
         read_run(tmp_path)
 
 

@@ -239,7 +239,7 @@ def test_a_run_that_was_killed_is_not_finished_whoever_made_it(tmp_path: Path, s
 def test_a_config_that_tells_no_seed_or_nothing(tmp_path: Path):
     log(tmp_path / "metrics.jsonl")
     (tmp_path / "config.yaml").write_text("entropy_control: {method: aent}\ndata: {seed: '${x.y}'}\n")
-    with pytest.raises(ValueError, match="its seed is not written there"):
+    with pytest.raises(ValueError, match="its seed is not recorded there"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text("data: {seed: [")
     with pytest.raises(ValueError, match=r"config\.yaml is not readable YAML"):
