@@ -181,7 +181,7 @@ def test_a_split_of_which_nothing_is_left_is_an_error_with_the_reasons(tmp_path)
         (["math", "--size", "3", "--output", "x"], "--size is for reasoning-gym:NAME only"),
         (["math", "--split", "train", "--output", "x"], "--split is for your own file only"),
         (["a.jsonl", "--from", "b.jsonl", "--output", "x"], "--from is for a public data set only"),
-        (["reasoning-gym:chain_sum", "--limit", "3", "--output", "x"], "--limit is for a public data set or your own file"),
+        (["reasoning-gym:chain_sum", "--limit", "3", "--output", "x"], "--limit is for a public data set or your own"),
         (["math", "--limit", "0", "--output", "x"], "--limit 0: must be at least 1"),
         (["math", "--max-prompt-length", "9", "--output", "x"], "name the model's --tokenizer"),
         (["math", "--from", "{file}", "--output", "x"], "math has train and test; say which, as in train="),
