@@ -1,4 +1,4 @@
-"""One evaluation: check, sample through verl's vLLM servers, score, sum up and keep."""
+"""One evaluation: check, sample through verl's vLLM servers, score, summarise and keep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCORERS = 16
 
 
 def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal: TextIO) -> None:
-    """Check everything, then sample, score, sum up and write.
+    """Check everything, then sample, score, summarise and write.
 
     Args:
         cfg: the composed config; changed.
@@ -91,7 +91,7 @@ def _inherit(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
 
 
 def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
-    """Whether this very evaluation is in the output folder already.
+    """Return whether this very evaluation is in the output folder already.
 
     Raises:
         PreflightError: another one is.

@@ -47,7 +47,7 @@ class Sampling:
     """How responses are drawn.
 
     Attributes:
-        n: responses a problem.
+        n: responses per problem.
         temperature: 0 takes the likeliest token.
         top_p: share of the probability that is sampled from, largest first.
         top_k: number of tokens that are sampled from; -1 for all.
@@ -171,7 +171,7 @@ def check_scoring(cfg: DictConfig) -> None:
 
 
 def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
-    """Name settings that are legal and do less than one may expect."""
+    """Name settings that are valid and do less than expected."""
     found = []
     if sampling.greedy and sampling.n > 1:
         found.append(

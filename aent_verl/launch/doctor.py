@@ -20,7 +20,7 @@ from aent_verl.launch.compose import make_paths_absolute
 from aent_verl.plugin.guard import BLOCK
 from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
 
-# Without any overrides on a machine that has no accelerator, this is what a newcomer runs.
+# What a newcomer runs: without any overrides, on a machine that has no accelerator.
 DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
 TRAINER_MODE = "aent_sync"
 REMOTE_TIMEOUT_SECONDS = 180
@@ -28,7 +28,7 @@ REMOTE_TIMEOUT_SECONDS = 180
 
 @dataclass(frozen=True)
 class Machines:
-    """Machines that are assumed instead of looked at.
+    """Machines that are assumed instead of inspected.
 
     Attributes:
         gpus: accelerators of each node.

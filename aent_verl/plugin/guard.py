@@ -113,7 +113,7 @@ def check_config(config: Any, *, ours: bool = False) -> None:
 
 @functools.cache
 def _verls_blocks() -> frozenset[str]:
-    """Top-level blocks of verl's config."""
+    """Return the top-level blocks of verl's config."""
     file = importlib.resources.files("verl.trainer.config") / "_generated_ppo_trainer.yaml"
     return frozenset(map(str, OmegaConf.create(file.read_text(encoding="utf-8"))))
 
@@ -126,7 +126,7 @@ def _not_ours(value: Any, config: Any) -> str:
             "trainer.v1.trainer_mode to the preset, which sets aent_sync, and trainer.use_v1 at true"
         )
     word = isinstance(value, str)
-    what = "is the bare word and not a method's settings" if word else "names no method"
+    what = "is a bare word and not a method's settings" if word else "names no method"
     line = LINE.replace("=aent", f"={value}") if word else LINE
     return (
         f"{BLOCK}={_short(value)} {what}, because Hydra has not found our configuration or was given no preset: the "

@@ -70,7 +70,7 @@ def read(
     Raises:
         StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
             that is not what this run's bonus is tied to. The message names the file and the option that starts the
-            controllers afresh.
+            controllers at their initial state.
     """
     path = Path(folder) / NAME
     content = _content(path)
@@ -83,7 +83,7 @@ def read(
         change = EntropyChange.from_dict(content["entropy_change"]) if "entropy_change" in content else EntropyChange()
         for axis, controller in controllers.items():
             if axis == "advantages" and content["version"] == 1:
-                # Which knew the bonus only.
+                # Version 1 knew only the bonus.
                 saved, state = control.controller_names[axis], ControllerState(1.0, step=states["bonus"].step)
             else:
                 saved, state = content[axis]["controller"], ControllerState.from_dict(content[axis]["state"])
@@ -113,7 +113,7 @@ def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, an
     """Refuse an initial entropy that was averaged differently: the two do not compare."""
     if initial is None:
         raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
-    again = f"to measure it again before the next step and start the controllers afresh, add {RESTART}"
+    again = f"to measure it again before the next step and restart the controllers, add {RESTART}"
     if content["version"] < 3:
         raise StateFileError(
             f"{path} has version {content['version']} and holds the initial entropy {initial:g} of an aent_verl that "

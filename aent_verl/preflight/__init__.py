@@ -29,7 +29,7 @@ from aent_verl.preflight.findings import PreflightError, Row, attempt, say
 __all__ = ["PreflightError", "Row", "attempt", "check_api", "check_evaluation", "check_run", "check_settings", "say"]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
-# In the order in which they speak of a key: those that know most of it first.
+# In the order in which they report on a key: those that know most about it first.
 TRAINING: dict[str, Check] = {
     "algorithm": algorithm.check,
     "sampling": sampling.check,
@@ -53,7 +53,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
 
 
 def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row]:
-    """Yield rows of all checks; of a key that several have something to say about, those of the first."""
+    """Yield rows of all checks; where several report on a key, those of the first."""
     said: set[str | None] = set()
     for name, check in checks.items():
         rows = [row for row in attempt(name, partial(check, cfg)) if row.key is None or row.key not in said]

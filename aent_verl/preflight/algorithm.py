@@ -1,4 +1,4 @@
-"""Settings of the algorithm that verl 0.9.1's v1 trainers drop, or compute in a way one would not expect."""
+"""Settings of the algorithm that verl 0.9.1's v1 trainers drop, or compute in an unexpected way."""
 
 from __future__ import annotations
 

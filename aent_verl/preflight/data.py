@@ -38,7 +38,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to look at closely, by file; both empty where the data cannot be looked at.
+    """Rows to look at closely, by file; both empty where the data cannot be read.
 
     Of each file the first, those with most text, and a few of each data source, in the file's order.
     """
@@ -63,9 +63,9 @@ class Files:
 
     Attributes:
         sample: rows to look at closely, by file.
-        count: all rows that were looked at; None where a file is not on this machine.
+        count: all rows that were read; None where a file is not on this machine.
         content: what every row has, in words.
-        warnings: what some rows lack that the run can do without, and files of which only a part was looked at.
+        warnings: what some rows lack that the run can do without, and files of which only a part was read.
         whole: whether those rows are all.
     """
 

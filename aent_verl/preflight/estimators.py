@@ -35,7 +35,7 @@ class Trial:
         return float(self.advantages[tokens].mean())
 
     def same_as(self, other: Trial) -> bool:
-        """Whether both give the same advantages but for rounding and the epsilons of a division."""
+        """Return whether both give the same advantages but for rounding and the epsilons of a division."""
         return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
 
 

@@ -68,7 +68,7 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     """Score known-right and known-wrong answers to a few rows, at least one of each data source in each file.
 
     Returns:
-        One line on what was checked, or on why nothing was.
+        One line on what was checked, or why nothing was.
 
     Raises:
         PreflightError: the function cannot be loaded, fails, or does not score right above wrong.
@@ -140,7 +140,7 @@ def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
 
 
 def _needs_accuracy(cfg: DictConfig) -> bool:
-    """Whether the method weighs samples by the accuracy of their group."""
+    """Return whether the method weighs samples by the accuracy of their group."""
     from aent_verl.methods.axes import ADVANTAGES, SAMPLE_WEIGHTS
 
     weight = OmegaConf.select(cfg, "entropy_control.bonus.sample_weight.name", default="uniform")

@@ -50,7 +50,7 @@ def columns(path: str) -> set[str]:
 
 
 def read_in_part(path: str) -> bool:
-    """Whether only the beginning of this file is read: of a large JSON array, which cannot be read in pieces."""
+    """Return whether only the beginning is read: of a large JSON array, which cannot be read in pieces."""
     return not path.endswith(".parquet") and os.path.getsize(path) > _ARRAY_BYTES and _is_array(path)
 
 
@@ -102,7 +102,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
 
 
 def _holds_json(schema: pa.Schema) -> bool:
-    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets the decoded values."""
+    """Return whether values of mixed types are stored as JSON, as `datasets` does; verl gets the decoded values."""
     return "arrow.json" in str(schema)
 
 
@@ -276,7 +276,7 @@ def scan(path: str, prompt_key: str, others: Sequence[str]) -> Scan:
 
 
 def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, others: Sequence[str]) -> bool:
-    """Whether the first rows that seem to lack something do: it may stand where the fast way does not look."""
+    """Return whether the first rows that seem to lack something do: the fast way may not look where it is."""
     numbers = {number for rows in found.lacking.values() for number in rows.first}
     if not numbers:
         return True
@@ -309,7 +309,7 @@ def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[s
 
 
 def not_messages(array: pa.Array) -> pa.Array:
-    """Whether each value is something else than messages which all have a role and a content, `[N] -> [N]` bools."""
+    """Mark values other than messages that all have a role and a content, `[N] -> [N]` bools."""
     if not _is_list(array.type) or not pa.types.is_struct(array.type.value_type):
         return _null_or_not(array, False)
     messages = array.flatten()
@@ -324,19 +324,19 @@ def not_messages(array: pa.Array) -> pa.Array:
 
 
 def _null_or_not(array: pa.Array, right: bool) -> pa.Array:
-    """Whether each value is null, or all of them if the array is not of the right type, `[N] -> [N]` bools."""
+    """Mark nulls, or everything if the array is not of the right type, `[N] -> [N]` bools."""
     return array.is_null() if right else pa.array([True] * len(array), pa.bool_())
 
 
 def is_missing(array: pa.Array) -> pa.Array:
-    """Whether each value is null, NaN or a record of nothing but those, `[N] -> [N]` bools."""
+    """Mark values that are null, NaN or a record of nothing but those, `[N] -> [N]` bools."""
     if not pa.types.is_struct(array.type):
         return array.is_null(nan_is_null=pa.types.is_floating(array.type))
     return functools.reduce(pc.and_, map(is_missing, array.flatten()), _null_or_not(array, False))
 
 
 def is_empty(array: pa.Array) -> pa.Array:
-    """Whether each value is a text or a list with nothing in it, `[N] -> [N]` bools."""
+    """Mark texts and lists with nothing in them, `[N] -> [N]` bools."""
     if not _is_text(array.type) and not _is_list(array.type):
         return pa.array([False] * len(array), pa.bool_())
     length = pc.binary_length if _is_text(array.type) else pc.list_value_length

@@ -6,7 +6,7 @@ from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source,
 
 
 def sum_ratio() -> str | None:
-    """Two ranks with two micro-batches, and two mini-batches: the ratio of two SUM metrics is that of all sums."""
+    """Check that the ratio of two SUM metrics over micro-batches, mini-batches and ranks is that of all sums."""
     metric = resolve("verl.utils.metric:Metric")
     # [mini-batch][rank] -> values of the micro-batches
     values: dict[str, list[list[list[float]]]] = {
@@ -26,14 +26,14 @@ def sum_ratio() -> str | None:
 
 
 def extremes() -> str | None:
-    """MIN and MAX are taken over all ranks."""
+    """Check that MIN and MAX are taken over all ranks."""
     metric = resolve("verl.utils.metric:Metric")
     found = tuple(metric.aggregate_dp([metric(kind, 1.0), metric(kind, 2.0)]) for kind in ("min", "max"))
     return None if found == (1.0, 2.0) else repr(found)
 
 
 def non_tensor_data() -> str | None:
-    """What is assigned comes back unwrapped, and a missing key gives the default."""
+    """Check that what is assigned comes back unwrapped, and that a missing key gives the default."""
     tu = resolve("verl.utils.tensordict_utils")
     data = tu.get_tensordict(tensor_dict={}, non_tensor_dict={"coefficient": 0.25})
     found = tuple(tu.get_non_tensor_data(data=data, key=key, default=None) for key in ("coefficient", "other"))
@@ -41,7 +41,7 @@ def non_tensor_data() -> str | None:
 
 
 def engine_rows() -> str | None:
-    """The registry is model type -> backend -> device -> class, with verl's own LM engine where we expect it."""
+    """Check that the registry is model type -> backend -> device -> class, with verl's own LM engine in its place."""
     engines = resolve("verl.workers.engine:EngineRegistry")._engines
     stock = resolve("verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead")
     found = [engines["language_model"][backend]["cuda"] for backend in ("fsdp", "fsdp2")]
@@ -49,27 +49,27 @@ def engine_rows() -> str | None:
 
 
 def trainer_rows() -> str | None:
-    """``TRAINER_REGISTRY`` maps a mode's name to its class."""
+    """Check that ``TRAINER_REGISTRY`` maps a mode's name to its class."""
     registry = resolve("verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY")
     found = registry.get("sync")
     return None if found is resolve("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync") else f"sync -> {found!r}"
 
 
 def policy_loss_rows() -> str | None:
-    """``POLICY_LOSS_REGISTRY`` maps a name to its function."""
+    """Check that ``POLICY_LOSS_REGISTRY`` maps a name to its function."""
     found = resolve("verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY").get("vanilla")
     expected = resolve("verl.trainer.ppo.core_algos:compute_policy_loss_vanilla")
     return None if found is expected else f"vanilla -> {found!r}"
 
 
 def platform_complete() -> str | None:
-    """Our CPU platform has every method that verl asks of one."""
+    """Check that our CPU platform has every method that verl asks of one."""
     missing = resolve("aent_verl.platforms.cpu").platform_class().__abstractmethods__
     return f"also asks for {', '.join(sorted(missing))}" if missing else None
 
 
 def plain_layers() -> str | None:
-    """Workers and TrainingWorker are plain classes that can be subclassed, with verl's seams as class attributes."""
+    """Check that the workers are plain classes that can be subclassed, with verl's seams as class attributes."""
     worker = resolve("verl.workers.engine_workers:ActorRolloutRefWorker")
     training = resolve("verl.workers.engine_workers:TrainingWorker")
     found = worker.actor_worker_cls, worker.ref_worker_cls
@@ -227,7 +227,7 @@ FUSED_HEADS = {
 
 
 def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
-    """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
+    """Check that the fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
     return tuple(
         in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
         for backend, calls in FUSED_HEADS.items()

@@ -42,7 +42,7 @@ def resolve(target: str) -> Any:
 
 
 def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assumption:
-    """A method of verl's that we override has exactly these parameters, or ours would not fit in its place.
+    """Assume that a method of verl's that we override has exactly these parameters, or ours would not fit in its place.
 
     Args:
         target: the method.
@@ -60,7 +60,7 @@ def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assum
 
 
 def called(target: str, parameters: str, *, why: str) -> Assumption:
-    """A function that we call has these parameters, separated by blanks, and needs no other."""
+    """Assume that a function that we call has these parameters, separated by blanks, and needs no other."""
     given = parameters.split()
 
     def check() -> str | None:
@@ -75,7 +75,7 @@ def called(target: str, parameters: str, *, why: str) -> Assumption:
 
 
 def has_fields(target: str, names: str, *, why: str) -> Assumption:
-    """A dataclass of verl's has these fields, separated by blanks."""
+    """Assume that a dataclass of verl's has these fields, separated by blanks."""
 
     def check() -> str | None:
         present = {field.name for field in fields(resolve(target))}
@@ -86,7 +86,7 @@ def has_fields(target: str, names: str, *, why: str) -> Assumption:
 
 
 def in_source(target: str, *fragments: str, why: str) -> Assumption:
-    """The source of a function holds these fragments in this order; blanks and line ends do not count."""
+    """Assume that a function's source holds these fragments in this order; blanks and line ends do not count."""
     return Assumption(f"{target} does {'; '.join(fragments)}", lambda: _missing(target, fragments), why)
 
 

@@ -44,7 +44,7 @@ def test_the_function_that_we_replace_is_the_one_that_we_know(stock):
 
 
 def test_nobody_in_vllm_holds_the_function_under_a_name_of_its_own(stock):
-    """A `from utils import ...` at the top of a module would go on using the original."""
+    """A `from utils import ...` at the top of a module would keep using the original."""
     import vllm
 
     users = set()

@@ -21,7 +21,7 @@ from aent_verl.viewing.charts import Chart, Interval, Line
 
 CONFIDENCE = 0.95
 NOT_RECORDED = "not recorded"
-# Where a run's files went has no part in its numbers, and other folders will serve as well.
+# Where a run's files went does not affect its numbers, and any other folder would serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 

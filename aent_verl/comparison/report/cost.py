@@ -24,7 +24,7 @@ TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One method; None is what was not measured, be it at a single step of a single seed, see `cost_notes`.
+    """One method; None is what was not measured, even if at one step of one seed only, see `cost_notes`.
 
     Attributes:
         seconds: of training in all, mean over seeds.
@@ -103,7 +103,7 @@ def cost_notes(groups: Groups) -> tuple[str, ...]:
 
 
 def spent(run: Run, key: str) -> float | None:
-    """Sum what a run has spent; None if a step does not say."""
+    """Sum what a run has spent; None if a step does not record it."""
     return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
 
 

@@ -59,7 +59,7 @@ def write_report(
 
     Args:
         runs: finished runs, in any order.
-        folder: made if need be; files of an earlier report in it are replaced.
+        folder: made if missing; files of an earlier report in it are replaced.
         baseline: the method that the others are compared with.
         title: heading of the page.
         allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.
@@ -244,7 +244,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Reduce to what JSON has."""
+    """Reduce to JSON's types."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

@@ -41,7 +41,7 @@ class Curve:
 
 
 def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95) -> Curve:
-    """Mean over seeds with a t-interval, over the steps that all seeds have.
+    """Average over seeds, with a t-interval, over the steps that all seeds have.
 
     Means over a changing set of seeds would jump where a seed ends, and a seed that ended early may have failed: such
     steps are dropped and named instead (`Curve.dropped`).
@@ -67,7 +67,7 @@ def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95)
 
 
 def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
-    """Means over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
+    """Average over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
 
     Step 0, before training, stays alone. What was dropped is known of the curve itself, no longer of its bins.
     """
@@ -79,7 +79,7 @@ def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
 
 
 def mean_level(curve: Curve) -> np.ndarray:
-    """Area under each seed's curve (trapezoids) over the range of its steps: its mean height, ``[S]``.
+    """Divide the area under each seed's curve (trapezoids) by the range of its steps: its mean height, ``[S]``.
 
     A curve of one step has that height.
     """
@@ -89,7 +89,7 @@ def mean_level(curve: Curve) -> np.ndarray:
 
 
 def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray | None:
-    """Mean of each seed over the last ``fraction`` of training, at least one step of it, ``[S]``.
+    """Average each seed over the last ``fraction`` of training, at least one step of it, ``[S]``.
 
     None if the curve has no step there, as where a seed turned NaN halfway: what it has is not the end.
 
@@ -108,7 +108,7 @@ def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray 
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and the ``window`` - 1 before it, ``[T]``; NaN where there are fewer: nothing looks ahead.
+    """Average each value with the ``window`` - 1 before it, ``[T]``; NaN where there are fewer: nothing looks ahead.
 
     Raises:
         ValueError: a window below 1 or longer than the curve.
@@ -120,7 +120,7 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def best(curve: Curve, *, window: int = 1) -> float:
-    """Highest value of the seeds' mean, smoothed over ``window`` steps.
+    """Return the highest value of the seeds' mean, smoothed over ``window`` steps.
 
     The highest of many noisy values is above the true height: the shorter the window, the more.
     """
@@ -128,7 +128,7 @@ def best(curve: Curve, *, window: int = 1) -> float:
 
 
 def first_reaching(curve: Curve, level: float, *, window: int = 1, at: np.ndarray | None = None) -> float | None:
-    """Where the seeds' mean, smoothed over ``window`` steps, first reaches ``level``; None if it never does.
+    """Find where the seeds' mean, smoothed over ``window`` steps, first reaches ``level``; None if it never does.
 
     Args:
         curve: of the metric that rises.

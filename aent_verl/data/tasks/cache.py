@@ -1,6 +1,6 @@
 """Build a set of files once: a manifest says what a cache holds, and a killed build leaves no half-done result.
 
-The manifest is also the mark of ownership: files in the way without one belong to somebody else and are never
+The manifest is also the mark of ownership: files in the way without one belong to someone else and are never
 overwritten.
 """
 
@@ -101,7 +101,7 @@ def build_once(
     recipe = json.loads(json.dumps(recipe))
     start = time.monotonic()
     with locked(folder / _LOCK_FILE):
-        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
+        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # left by a killed build
         manifest = _read_manifest(folder / MANIFEST)
         present = [name for name in files if (folder / name).exists()]
         if manifest.get("complete") and manifest.get("recipe") == recipe and len(present) == len(files):
@@ -109,7 +109,7 @@ def build_once(
             return manifest["result"]
         if present and not manifest:
             raise ValueError(
-                f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so this is no cache of ours and nothing "
+                f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so it is not our cache, and nothing "
                 "in it was changed; name another folder, or remove these files"
             )
         result = _build(folder, recipe, files, build)

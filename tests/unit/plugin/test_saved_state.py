@@ -115,7 +115,7 @@ def test_a_coefficient_outside_new_bounds_is_brought_inside_and_told(tmp_path: P
     assert "coefficient" in changes[1]
 
 
-def test_a_file_of_version_1_goes_on(tmp_path: Path) -> None:
+def test_a_file_of_version_1_resumes(tmp_path: Path) -> None:
     """It knew one controller, of the bonus, and fewer fields of its state."""
     old = {"coefficient": 0.25, "step": 7, "entropy": 0.5, "band_side": 0, "at_bound": False, "nonfinite": 0}
     content = {"version": 1, "method": "aent", "functional": str(CONTROL.functional)}

@@ -45,7 +45,7 @@ def test_what_resampling_does():
     assert estimators.trial(cfg, "gae", use_pf_ppo=True).mean(0.0) > 0.9
 
 
-def test_an_estimator_of_somebody_elses_that_ignores_the_scores():
+def test_an_estimator_of_another_package_that_ignores_the_scores():
     @register_adv_est("ignores_scores")
     def ignores_scores(token_level_rewards, response_mask, config, **kwargs):
         return response_mask.float(), response_mask.float()
