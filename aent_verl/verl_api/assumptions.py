@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, overridden, resolve
+from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, leads_to, overridden, resolve
 
 
 def sum_ratio() -> str | None:
@@ -40,40 +40,10 @@ def non_tensor_data() -> str | None:
     return None if found == (0.25, None) else repr(found)
 
 
-def engine_rows() -> str | None:
-    """The registry is model type -> backend -> device -> class, with verl's own LM engine where we expect it."""
-    engines = resolve("verl.workers.engine:EngineRegistry")._engines
-    stock = resolve("verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead")
-    found = [engines["language_model"][backend]["cuda"] for backend in ("fsdp", "fsdp2")]
-    return None if found == [stock, stock] else repr(found)
-
-
-def trainer_rows() -> str | None:
-    """``TRAINER_REGISTRY`` maps a mode's name to its class."""
-    registry = resolve("verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY")
-    found = registry.get("sync")
-    return None if found is resolve("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync") else f"sync -> {found!r}"
-
-
-def policy_loss_rows() -> str | None:
-    """``POLICY_LOSS_REGISTRY`` maps a name to its function."""
-    found = resolve("verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY").get("vanilla")
-    expected = resolve("verl.trainer.ppo.core_algos:compute_policy_loss_vanilla")
-    return None if found is expected else f"vanilla -> {found!r}"
-
-
 def platform_complete() -> str | None:
     """Our CPU platform has every method that verl asks of one."""
     missing = resolve("aent_verl.platforms.cpu").platform_class().__abstractmethods__
     return f"also asks for {', '.join(sorted(missing))}" if missing else None
-
-
-def plain_layers() -> str | None:
-    """Workers and TrainingWorker are plain classes that can be subclassed, with verl's seams as class attributes."""
-    worker = resolve("verl.workers.engine_workers:ActorRolloutRefWorker")
-    training = resolve("verl.workers.engine_workers:TrainingWorker")
-    found = worker.actor_worker_cls, worker.ref_worker_cls
-    return None if found == (training, training) else repr(found)
 
 
 BASE = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
@@ -155,8 +125,10 @@ TRAINER = (
         why="the controller's state is read after it, from the folder of global_steps, if the run was resumed",
     ),
     called("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", why="our trainers are registered with it"),
-    Assumption(
-        "TRAINER_REGISTRY['sync'] is PPOTrainerSync", trainer_rows, "doctor and tests look our trainer up there"
+    leads_to(
+        "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY.sync",
+        "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        why="doctor and tests look our trainer up there",
     ),
     called("verl.trainer.main_ppo:run_ppo", "config task_runner_class", why="`aent-verl train` ends in it"),
     in_source(
@@ -172,7 +144,10 @@ TRAINER = (
 )
 
 WORKER = (
-    Assumption("ActorRolloutRefWorker has actor_worker_cls, ref_worker_cls", plain_layers, "our workers go in there"),
+    *(
+        leads_to(f"{WORKERS}:ActorRolloutRefWorker.{seam}", f"{WORKERS}:TrainingWorker", why="our workers go in there")
+        for seam in ("actor_worker_cls", "ref_worker_cls")
+    ),
     overridden(
         f"{WORKERS}:ActorRolloutRefWorker.init_model",
         "self",
@@ -289,8 +264,11 @@ ENGINE = (
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),
     called("verl.workers.engine:EngineRegistry.register", "model_type backend device", why="we register engines"),
-    Assumption(
-        "EngineRegistry._engines is model type -> backend -> device -> class", engine_rows, "we look rows up there"
+    *(
+        leads_to(
+            f"verl.workers.engine:EngineRegistry._engines.language_model.{backend}.cuda", FSDP, why="we look there"
+        )
+        for backend in ("fsdp", "fsdp2")
     ),
     Assumption("PlatformBase asks for no method that our platform lacks", platform_complete, "it could not be made"),
     called("verl.plugin.platform:PlatformRegistry.register", "platform", why="our CPU platform is registered with it"),
@@ -312,7 +290,11 @@ LOSS = (
         why="shaped advantages go in through the data, and our policy losses find the chosen tokens in the config",
     ),
     called("verl.trainer.ppo.core_algos:register_policy_loss", "name", why="our policy losses are registered with it"),
-    Assumption("POLICY_LOSS_REGISTRY maps a name to its function", policy_loss_rows, "we look for name clashes"),
+    leads_to(
+        "verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY.vanilla",
+        "verl.trainer.ppo.core_algos:compute_policy_loss_vanilla",
+        why="we look for name clashes",
+    ),
     has_fields(
         "verl.workers.config:PolicyLossConfig",
         "loss_mode clip_cov_ratio clip_cov_lb clip_cov_ub kl_cov_ratio ppo_kl_coef",
