@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -120,11 +121,9 @@ def _check_versions() -> Iterator[str]:
 def first_version(*names: str) -> str | None:
     """Return the version of the first of these distributions that is installed."""
     for name in names:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return version if name == names[0] else f"{version} ({name})"
+            return version if name == names[0] else f"{version} ({name})"
     return None
 
 

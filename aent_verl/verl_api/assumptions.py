@@ -50,7 +50,32 @@ BASE = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 WORKERS = "verl.workers.engine_workers"
 FSDP = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
-TRAINER = (
+# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
+FUSED_HEADS = {
+    "torch": (
+        "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
+        "FusedLinearForPPO(impl_backend=",
+        ".forward(hidden_states=hidden_states, vocab_weights=",
+        "input_ids=rolled_labels, temperature=temperature,",
+    ),
+    "triton": (
+        "from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy",
+        "linear_cross_entropy(hidden_states,",
+        'rolled_labels, temperature, "none",',
+    ),
+}
+
+
+def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
+    """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
+    return tuple(
+        in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
+        for backend, calls in FUSED_HEADS.items()
+    )
+
+
+ASSUMPTIONS: tuple[Assumption, ...] = (
+    # The trainer.
     overridden(
         f"{BASE}.__init__",
         "self config",
@@ -141,9 +166,7 @@ TRAINER = (
     called("verl.utils.config:validate_config", "config use_reference_policy use_critic", why="train calls it first"),
     called("verl.utils.config:omega_conf_to_dataclass", "config", why="it builds our actor config from its _target_"),
     in_source("verl.utils.tracking:FileLogger", '"VERL_FILE_LOGGER_PATH"', why="plot and progress read that file"),
-)
-
-WORKER = (
+    # The workers.
     *(
         leads_to(f"{WORKERS}:ActorRolloutRefWorker.{seam}", f"{WORKERS}:TrainingWorker", why="our workers go in there")
         for seam in ("actor_worker_cls", "ref_worker_cls")
@@ -183,33 +206,7 @@ WORKER = (
         "ulysses_sequence_parallel_size fsdp_config",
         why="our actor config extends it and checks these settings",
     ),
-)
-
-# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
-FUSED_HEADS = {
-    "torch": (
-        "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
-        "FusedLinearForPPO(impl_backend=",
-        ".forward(hidden_states=hidden_states, vocab_weights=",
-        "input_ids=rolled_labels, temperature=temperature,",
-    ),
-    "triton": (
-        "from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy",
-        "linear_cross_entropy(hidden_states,",
-        'rolled_labels, temperature, "none",',
-    ),
-}
-
-
-def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
-    """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
-    return tuple(
-        in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
-        for backend, calls in FUSED_HEADS.items()
-    )
-
-
-ENGINE = (
+    # The engine and the platform.
     overridden(
         f"{FSDP}.prepare_model_outputs",
         "self output output_args micro_batch logits_processor_func",
@@ -274,9 +271,7 @@ ENGINE = (
     called("verl.plugin.platform:PlatformRegistry.register", "platform", why="our CPU platform is registered with it"),
     called("verl.plugin.platform:PlatformRegistry.get", "name", why="we look for name clashes"),
     called("verl.plugin.platform:PlatformRegistry.registered_names", "", why="we ask each platform for its devices"),
-)
-
-LOSS = (
+    # The loss.
     called("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", why="our loss wraps it"),
     in_source(
         "verl.workers.utils.losses:ppo_loss", 'model_output.get("entropy", None)', why="verl's entropy term stays off"
@@ -311,15 +306,11 @@ LOSS = (
     Assumption("get_non_tensor_data unwraps a value", non_tensor_data, "the coefficient reaches the loss this way"),
     Assumption("the ratio of two SUM metrics is exact", sum_ratio, "the controller is driven by such a ratio"),
     Assumption("MIN and MAX metrics are taken over all ranks", extremes, "ranks must agree on the coefficient"),
-)
-
-REWARD = (
+    # The checks of data and reward.
     called("verl.trainer.ppo.reward:get_custom_reward_fn", "config", why="preflight tries the reward function"),
     called("verl.utils.reward_score:get_default_compute_score", "reward_name", why="preflight tries verl's rewards"),
     called("verl.utils.tokenizer:normalize_token_ids", "tokenized_output", why="preflight tries the chat template"),
-)
-
-EVALUATION = (
+    # The evaluation.
     in_source(
         f"{BASE}._write_generations",
         *("{global_steps}.jsonl", '"input": inputs', '"output": outputs', '"gts": gts', '"score": scores'),
@@ -347,5 +338,3 @@ EVALUATION = (
         why="evaluate reads data as validation does",
     ),
 )
-
-ASSUMPTIONS: tuple[Assumption, ...] = TRAINER + WORKER + ENGINE + LOSS + REWARD + EVALUATION
