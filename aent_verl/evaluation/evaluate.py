@@ -17,7 +17,7 @@ from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import choose_platform, hand_to_workers, start_ray
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from aent_verl.preflight.findings import Setting
 from aent_verl.runs import provenance
 from aent_verl.runs.run import read_config
@@ -109,7 +109,7 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
 
     from aent_verl.evaluation import generation
 
-    count, each = resources.replicas(cfg)
+    count, each = machines.replicas(cfg)
     found = generation.accelerators(count * each)
     if found < count * each:
         raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from aent_verl._util import file_sha256
 from aent_verl.evaluation import checkpoint, records, settings
 from aent_verl.evaluation.records import Problem
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from aent_verl.preflight.findings import Setting, at
 from aent_verl.preflight.schema import value
 
@@ -104,7 +104,7 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
 def _check_servers(cfg: DictConfig) -> None:
     from aent_verl.evaluation import generation
 
-    count, each = resources.replicas(cfg)
+    count, each = machines.replicas(cfg)
     if count < 1:
         raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
             f"with trainer.nnodes={cfg.trainer.nnodes} that is too few for one server, which takes {each} (tensor, "
@@ -112,7 +112,7 @@ def _check_servers(cfg: DictConfig) -> None:
             f"Set gpus={each}, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
             f"at least {each} on all nodes together",
         )
-    resources.check_executor(cfg)
+    machines.check_executor(cfg)
     loop = at(cfg, "actor_rollout_ref.rollout.agent.default_agent_loop")
     turns = cfg.actor_rollout_ref.rollout.multi_turn.enable
     if loop.value != generation.SINGLE_TURN or turns:

@@ -29,10 +29,7 @@ LINE = "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent"
 # Top-level blocks that Hydra's composing and our commands add to verl's.
 OWN_BLOCKS = ("run", "recommended", "evaluation", "model_engine", "hydra")
 # Every trainer of verl's starts in one of these constructors, whose argument `config` is the whole config.
-TRAINERS = {
-    "verl.trainer.ppo.v1.trainer_base": "PPOTrainer",
-    "verl.trainer.ppo.ray_trainer": "RayPPOTrainer",
-}
+TRAINERS = {"verl.trainer.ppo.v1.trainer_base": "PPOTrainer", "verl.trainer.ppo.ray_trainer": "RayPPOTrainer"}
 
 
 class PlugInNotActiveError(RuntimeError):
