@@ -150,13 +150,9 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not file.is_file() or not all((folder / name).is_file() for name in (SCORES, RESPONSES)):
         return None
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(summary, dict):
-            return summary
-        error: Any = "expected an object"
-    except ValueError as caught:
-        error = caught
-    raise ValueError(f"{file} is not readable JSON ({error}): remove it, or set overwrite=true")
+        return {**json.loads(file.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}): remove it, or set overwrite=true") from None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -324,14 +324,12 @@ def local_accelerator() -> bool:
     from verl.plugin.platform import PlatformRegistry
 
     for name in PlatformRegistry.registered_names():
-        platform_type = PlatformRegistry.get(name)
-        if name == PLATFORM_NAME or platform_type is None:
+        if name == PLATFORM_NAME:
             continue
         # The first check misses CUDA devices where nvidia-smi is not installed; the second may raise without a driver.
-        for check in ("is_platform_available", "is_available"):
-            arguments = {"use_smi_check": True} if check == "is_platform_available" else {}
+        for check, arguments in (("is_platform_available", {"use_smi_check": True}), ("is_available", {})):
             try:
-                if getattr(platform_type(), check)(**arguments):
+                if getattr(PlatformRegistry.get(name)(), check)(**arguments):
                     return True
             except Exception as error:
                 logger.debug("platform %r: %s failed: %r", name, check, error)

@@ -28,7 +28,7 @@ def write(
     control: EntropyControlConfig,
     states: States,
     change: EntropyChange | None = None,
-) -> Path:
+) -> None:
     """Write the states into a checkpoint folder so that a reader sees the whole file or none.
 
     Args:
@@ -36,11 +36,7 @@ def write(
         control: the settings that the states belong to.
         states: what to save, by axis.
         change: the fit of the entropy's change, a diagnostic.
-
-    Returns:
-        The file's path.
     """
-    path = Path(folder) / NAME
     names = control.controller_names
     content = {
         "version": VERSION,
@@ -49,8 +45,7 @@ def write(
         "anchor": control.anchor,
         "entropy_change": (change or EntropyChange()).to_dict(),
     } | {axis: {"controller": names[axis], "state": state.to_dict()} for axis, state in states.items()}
-    write_json(path, content)
-    return path
+    write_json(Path(folder) / NAME, content)
 
 
 def read(

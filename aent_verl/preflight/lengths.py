@@ -51,7 +51,8 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     dynamic, key = cfg.actor_rollout_ref.actor.use_dynamic_bsz, f"{ROLLOUT}.log_prob_use_dynamic_bsz"
     if value(cfg, key) != dynamic:
         yield at(cfg, key).error(
-            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too", f"Remove it, or set it to {dynamic}".lower()
+            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too",
+            f"Set it to {str(dynamic).lower()}, or remove it",
         )
         return
     for done in _passes(cfg):

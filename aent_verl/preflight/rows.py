@@ -7,7 +7,6 @@ their file; blank lines of JSON files do not count.
 from __future__ import annotations
 
 import functools
-import heapq
 import itertools
 import json
 import os
@@ -287,7 +286,7 @@ def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, othe
 
 def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[str]) -> Scan:
     found = Scan()
-    longest: list[tuple[int, int]] = []
+    sizes = [np.zeros(0, dtype=np.int64)]
     for batch in batches:
         prompts, records, sources = (_column(batch, name) for name in (prompt_key, REWARD, SOURCE))
         truths = _field(records, TRUTH)
@@ -302,9 +301,10 @@ def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[s
         for kind, mask in masks.items():
             found.lacking[kind].add(mask, found.count)
         _add_sources(found, sources)
-        longest = _longest(longest, text_sizes(prompts), found.count)
+        sizes.append(text_sizes(prompts))
         found.count += len(batch)
-    found.samples.update(range(min(SAMPLE, found.count)), (number for _, number in longest))
+    longest = (-np.concatenate(sizes)).argsort(kind="stable")[:LONGEST]
+    found.samples.update(range(min(SAMPLE, found.count)), longest.tolist())
     return found
 
 
@@ -353,14 +353,6 @@ def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
     if pa.types.is_struct(array.type):
         return sum((text_sizes(child) for child in array.flatten()), np.zeros(len(array), dtype=np.int64))
     return np.zeros(len(array), dtype=np.int64)
-
-
-def _longest(known: list[tuple[int, int]], sizes: np.ndarray[Any, Any], start: int) -> list[tuple[int, int]]:
-    """Find the rows with most text, as (-size, number), of those known and of a batch that begins at row ``start``."""
-    floor = -known[-1][0] if len(known) == LONGEST else -1
-    candidates = (sizes > floor).nonzero()[0]
-    best = candidates[(-sizes[candidates]).argsort(kind="stable")[:LONGEST]]
-    return heapq.nsmallest(LONGEST, [*known, *((-int(sizes[i]), start + int(i)) for i in best)])
 
 
 def _add_sources(found: Scan, array: pa.Array) -> None:

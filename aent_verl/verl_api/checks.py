@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,11 +33,11 @@ class Assumption:
 
 
 def resolve(target: str) -> Any:
-    """Import the object at ``package.module:Class.attribute``."""
+    """Import the object at ``package.module:Class.attribute``, or at ``package.module:REGISTRY.name``."""
     module, _, path = target.partition(":")
     found = importlib.import_module(module)
     for name in path.split(".") if path else ():
-        found = getattr(found, name)
+        found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     return found
 
 
@@ -83,6 +83,16 @@ def has_fields(target: str, names: str, *, why: str) -> Assumption:
         return f"no {', '.join(missing)}" if missing else None
 
     return Assumption(f"dataclass {target} has {', '.join(names.split())}", check, why)
+
+
+def leads_to(target: str, expected: str, *, why: str) -> Assumption:
+    """An attribute, or the entry of a registry, is the object at another place."""
+
+    def check() -> str | None:
+        found = resolve(target)
+        return None if found is resolve(expected) else repr(found)
+
+    return Assumption(f"{target} is {expected}", check, why)
 
 
 def in_source(target: str, *fragments: str, why: str) -> Assumption:

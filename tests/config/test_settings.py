@@ -77,6 +77,7 @@ ACTOR = "actor_rollout_ref.actor"
         ([f"+{KEY}.gain=1"], rf"{KEY}\.gain is not a known key"),
         (["entropy_control.restart_controller=maybe"], r"entropy_control\.restart_controller='maybe' .*true or false"),
         (["trainer.use_v1=false"], r"trainer\.use_v1=False .*v1 trainers"),
+        (["trainer.v1.trainer_mode=aent_synch"], r"trainer\.v1\.trainer_mode='aent_synch' .*aent_sync"),
         (["trainer.v1.trainer_mode=sync"], r"trainer\.v1\.trainer_mode='sync' .*aent_sync"),
         (["trainer.v1.trainer_mode=colocate_async"], r"trainer\.v1\.trainer_mode='colocate_async' .*aent_sync"),
         (["distillation.enabled=true"], r"distillation\.enabled=True"),
