@@ -73,6 +73,7 @@ class Report:
 
 def build(
     runs: Sequence[Run],
+    *,
     baseline: str,
     title: str,
     allow_different: bool = False,
@@ -80,7 +81,20 @@ def build(
     target: Target = "problems like these",
     failed: Sequence[str] = (),
 ) -> Report:
-    """Compute everything that the page shows; see `aent_verl.comparison.report.write_report`."""
+    """Compute everything that the page shows.
+
+    Args:
+        runs: finished runs, in any order.
+        baseline: the method that the others are compared with.
+        title: heading of the page.
+        allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.
+        commands: that reproduce the comparison.
+        target: what the intervals and verdicts are about, see `aent_verl.comparison.stats.crossed`.
+        failed: about each run that is missing, a sentence without a full stop; the page's notices begin with them.
+
+    Raises:
+        ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
+    """
     groups = group_runs(runs, baseline, allow_different, failed)
     accuracy = judge(groups, check_target(target), CONFIDENCE)
     best, by_method = costs(groups, CONFIDENCE)
