@@ -115,7 +115,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     )
 
 
-def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> ProblemScores:
+def read_validation(file: str | Path) -> ProblemScores:
     """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
@@ -134,7 +134,7 @@ def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> Prob
     problems = sorted(groups)
     return ProblemScores(
         problems=tuple(problems),
-        data_sources=(data_source,) * len(problems),
+        data_sources=(UNKNOWN_SOURCE,) * len(problems),
         scores=np.array([[_score(row) for row in groups[problem]] for problem in problems], dtype=float),
         origin=f"validation at step {file.stem}",
         step=int(file.stem) if file.stem.isdigit() else None,

@@ -12,14 +12,13 @@ from aent_verl.comparison.report.accuracy import Accuracy, judge
 from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
 from aent_verl.comparison.report.groups import Groups, group_runs
 from aent_verl.comparison.report.samples import Problem, choose_samples
-from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, check_target
 from aent_verl.runs.metrics import STEP_SECONDS
 from aent_verl.runs.protocol import unnamed
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, Interval, Line
 
-CONFIDENCE = 0.95
 NOT_RECORDED = "not recorded"
 # Where a run's files went has no part in its numbers, and other folders will serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
@@ -96,8 +95,8 @@ def build(
         ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
     """
     groups = group_runs(runs, baseline, allow_different, failed)
-    accuracy = judge(groups, check_target(target), CONFIDENCE)
-    best, by_method = costs(groups, CONFIDENCE)
+    accuracy = judge(groups, check_target(target))
+    best, by_method = costs(groups)
     return Report(
         title=title,
         groups=groups,
@@ -105,10 +104,10 @@ def build(
         accuracy=accuracy,
         end_of_training={
             method: {
-                "reward": curves.end_of(group, curves.reward, CONFIDENCE),
-                "validation": curves.final_validation(group, CONFIDENCE),
-                "entropy": curves.end_of(group, curves.full_entropy, CONFIDENCE),
-                "response_length": curves.end_of(group, curves.response_length, CONFIDENCE),
+                "reward": curves.end_of(group, curves.reward),
+                "validation": curves.final_validation(group),
+                "entropy": curves.end_of(group, curves.full_entropy),
+                "response_length": curves.end_of(group, curves.response_length),
             }
             for method, group in groups.runs.items()
         },
@@ -116,9 +115,9 @@ def build(
         costs=by_method,
         cost_notes=cost_notes(groups),
         charts={
-            "curves": curves.learning_curves(groups, CONFIDENCE),
+            "curves": curves.learning_curves(groups),
             "samples": [] if accuracy is None else accuracy_charts(groups, accuracy),
-            "cost": cost_charts(groups, CONFIDENCE),
+            "cost": cost_charts(groups),
         },
         samples=choose_samples(groups),
         settings=differing_settings(groups),

@@ -45,9 +45,9 @@ class MethodCost:
     tokens_to_reach: float | None
 
 
-def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, MethodCost]]:
+def costs(groups: Groups) -> tuple[float | None, dict[str, MethodCost]]:
     """Return the baseline's best mean validation accuracy, None without one, and the costs by method."""
-    curves = {m: curve_of(runs, validation_accuracy, confidence) for m, runs in groups.runs.items()}
+    curves = {m: curve_of(runs, validation_accuracy) for m, runs in groups.runs.items()}
     of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
     level = None if of_baseline is None else best(of_baseline)
     found = {}
@@ -65,7 +65,7 @@ def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, Me
     return level, found
 
 
-def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
+def cost_charts(groups: Groups) -> list[Chart]:
     """Chart validation accuracy over tokens and over training time."""
     charts = []
     for name, what, key, units in (
@@ -74,7 +74,7 @@ def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
     ):
         found = []
         for place, runs in enumerate(groups.runs.values()):
-            curve = curve_of(runs, validation_accuracy, confidence)
+            curve = curve_of(runs, validation_accuracy)
             if curve is None:
                 continue
             at = _cumulative(having(runs, validation_accuracy), key, curve.steps)

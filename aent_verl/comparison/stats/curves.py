@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from aent_verl.comparison.stats import CONFIDENCE
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -40,7 +42,7 @@ class Curve:
         )
 
 
-def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95) -> Curve:
+def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = CONFIDENCE) -> Curve:
     """Mean over seeds with a t-interval, over the steps that all seeds have.
 
     Means over a changing set of seeds would jump where a seed ends, and a seed that ended early may have failed: such
@@ -66,7 +68,7 @@ def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95)
     return _with_interval(np.array(steps), values, tuple(sorted(every - shared)), confidence)
 
 
-def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
+def binned(curve: Curve, width: int, *, confidence: float = CONFIDENCE) -> Curve:
     """Means over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
 
     Step 0, before training, stays alone. What was dropped is known of the curve itself, no longer of its bins.

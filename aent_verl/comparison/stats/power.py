@@ -19,7 +19,7 @@ MOST_PROBLEMS = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How to resolve a difference with the wanted power; one of the first two is None, or both.
+    """How to resolve a difference with a chance of `POWER`; one of the first two is None, or both.
 
     Attributes:
         more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
@@ -33,7 +33,7 @@ class Plan:
     seeds_suffice: bool
 
 
-def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
+def plan(found: Difference, *, alpha: float) -> Plan:
     """Seeds to add, or problems, until a two-sided t-test at level ``alpha`` resolves the difference as measured.
 
     More seeds shrink the seed part of the variance only; for problems like these the problem part stays.
@@ -42,7 +42,7 @@ def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
     variance = found.variance
 
     def finds(changed: Variance) -> bool:
-        return power_of(value, changed, found.target, alpha) >= power
+        return power_of(value, changed, found.target, alpha) >= POWER
 
     def with_more(count: float) -> Variance:
         return replace(variance, seeds=tuple(seeds + count for seeds in variance.seeds))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, check_target
 from aent_verl.comparison.stats.differences import Difference, difference, holm
 from aent_verl.comparison.stats.power import MOST_PROBLEMS, MOST_SEEDS, POWER, Plan, plan
@@ -83,7 +83,7 @@ def verdicts(
     *,
     metric: str = "score",
     target: Target = "problems like these",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Verdict]:
     """The verdict on every method but the baseline.
 
