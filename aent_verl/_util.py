@@ -102,6 +102,23 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Read a JSON object from a file; None if there is no file.
+
+    Raises:
+        ValueError: damaged, or no object; the message ends with the remedy.
+    """
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}): {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object: {remedy}")
+    return value
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from aent_verl.comparison.stats.cross_checks import CrossChecks, cross_checks
 from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate
 from aent_verl.comparison.stats.scores import score_matrices, shared_problems
 from aent_verl.comparison.stats.verdict import Verdict, refusal, verdicts
-from aent_verl.evaluation.majority import Majority, calibration_error, majority_vote
+from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.metrics import validation_sources
 from aent_verl.runs.problems import ProblemScores
@@ -188,14 +188,17 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
         given = verdicts(matrices, groups.baseline, metric=metric, target=target)
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
     thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
-    telling = {_reward_of(run.scores) for run in groups.all if run.scores is not None and _tells_answers(run.scores)}
+    stored = [run.scores for run in groups.all if run.scores is not None]
+    telling = {
+        _reward_of(scores) for scores in stored if any(answer is not None for row in scores.answers for answer in row)
+    }
     methods = {
         method: _method_accuracy(
             seeds,
             None if method == groups.baseline else matrices.get(groups.baseline or ""),
             thresholds,
             telling,
-            target=target,
+            target,
         )
         for method, seeds in aligned.items()
     }
@@ -217,7 +220,6 @@ def _method_accuracy(
     baseline: np.ndarray | None,
     thresholds: np.ndarray,
     telling: Collection[str],
-    *,
     target: Target,
 ) -> MethodAccuracy:
     """Compute all numbers of one method.
@@ -257,6 +259,9 @@ def _method_accuracy(
             improvement = aggregates.probability_of_improvement(scores, other, target=target)
         if min(len(scores), len(other)) > 1:
             checks = cross_checks(scores, other)
+    calibration = None
+    if vote is not None and binary:
+        calibration = float(np.mean([*map(calibration_error, vote.share, vote.correct)]))
     return MethodAccuracy(
         seeds=len(seeds),
         mean=average(scores),
@@ -269,7 +274,7 @@ def _method_accuracy(
         response_tokens=_average(seeds, "response_tokens"),
         truncated=_average(seeds, "truncated"),
         entropy=_average(seeds, "entropy", weights="response_tokens"),
-        calibration_error=None if vote is None or not binary else _calibration(vote),
+        calibration_error=calibration,
         checks=checks,
     )
 
@@ -298,16 +303,6 @@ def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray
     return found
 
 
-def _tells_answers(scores: ProblemScores) -> bool:
-    """Return whether the reward function told any answer."""
-    return any(answer is not None for row in scores.answers for answer in row)
-
-
 def _reward_of(scores: ProblemScores) -> str:
     """Return which reward function gave the scores, as far as it is known."""
     return scores.protocol.get("evaluation.reward", "")
-
-
-def _calibration(vote: Majority) -> float:
-    both = zip(vote.share, vote.correct, strict=True)
-    return float(np.mean([calibration_error(share, correct) for share, correct in both]))

@@ -1,6 +1,7 @@
 """What it would take to resolve a difference, if it is really as large as it was measured."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,9 +99,6 @@ def _chi_squared_mean(column: int, degrees: float) -> np.ndarray:
 
 def _fewest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     """Smallest number from ``low`` to ``high`` that is enough, if all above it are; None if not even ``high`` is."""
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    numbers = range(low, high + 1)
+    place = bisect_left(numbers, True, key=enough)
+    return numbers[place] if place < len(numbers) else None

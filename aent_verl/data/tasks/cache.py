@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import locked, require, write_json
+from aent_verl._util import locked, read_json, require, write_json
 from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,6 @@ def build_task(
     """
     require("data", f"the {label} task")
     versions = package_versions("reasoning-gym", "torch", "transformers", "pyarrow", *packages)
-    versions = {"aent-verl": __version__, **versions}
     task = {"task": label.lower(), "recipe": recipe, "settings": settings, "versions": versions}
     identity = json.loads(json.dumps(task))
     folder = Path(cache).expanduser()
@@ -63,7 +62,7 @@ def build_task(
     start = time.monotonic()
     with locked(folder / _LOCK_FILE):
         shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, "remove it and the files next to it") or {}
         present = [name for name in files if (folder / name).exists()]
         if manifest.get("complete") and manifest.get("recipe") == identity and len(present) == len(files):
             print(f"{label} task: using {folder}", flush=True)
@@ -80,8 +79,8 @@ def build_task(
 
 
 def package_versions(*distributions: str) -> dict[str, str]:
-    """Return installed versions by distribution name, for the manifest."""
-    return {name: importlib.metadata.version(name) for name in distributions}
+    """Return installed versions by distribution, this one included, for a manifest."""
+    return {"aent-verl": __version__} | {name: importlib.metadata.version(name) for name in distributions}
 
 
 def _build(
@@ -103,13 +102,3 @@ def _build(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return result
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files next to it") from error
-    return manifest if isinstance(manifest, dict) else {}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aent_verl._util import write_json
+from aent_verl._util import number, whole_number, write_json
 from aent_verl.data.tasks import tiny_model
 from aent_verl.data.tasks.reward import compute_score
 
@@ -81,13 +81,11 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
     """
     bounds = {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}
     for name, bound in bounds.items():
-        if settings[name] < bound:
-            raise ValueError(f"{name}={settings[name]}: must be at least {bound}")
+        whole_number(name, settings[name], lowest=bound)
     for name in ("warm_start_loss", "learning_rate"):
-        if not settings[name] > 0:
-            raise ValueError(f"{name}={settings[name]}: must be above 0")
-    if not 0 <= settings["warm_start_label_smoothing"] < 1:
-        raise ValueError(f"warm_start_label_smoothing={settings['warm_start_label_smoothing']}: must be in [0, 1)")
+        number(name, settings[name], lambda value: value > 0, allowed="above 0")
+    smoothing = "warm_start_label_smoothing"
+    number(smoothing, settings[smoothing], lambda value: 0 <= value < 1, allowed="in [0, 1)")
 
 
 def train(
