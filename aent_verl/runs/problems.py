@@ -96,18 +96,14 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     where = folder / SCORES
     rows = sorted(_rows(where, "problem", "data_source", "scores"), key=lambda row: str(row["problem"]))
     step = step_of(str(summary.get("model")))
-
-    def optional(key: str) -> np.ndarray | None:
-        return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
-
+    optional = ("response_tokens", "truncated", "entropy")
+    stored = [key for key in optional if all(row.get(key) is not None for row in rows)]
     return ProblemScores(
         problems=tuple(row["problem"] for row in rows),
         data_sources=tuple(row["data_source"] for row in rows),
         scores=_matrix(where, rows, "scores"),
         answers=tuple(tuple(row["answers"]) for row in rows) if all(row.get("answers") for row in rows) else (),
-        response_tokens=optional("response_tokens"),
-        truncated=optional("truncated"),
-        entropy=optional("entropy"),
+        **{key: _matrix(where, rows, key) for key in stored},
         origin="evaluation of the final model" if step is None else f"evaluation of the model after step {step}",
         sampling=summary.get("sampling", {}),
         protocol=_protocol(summary),

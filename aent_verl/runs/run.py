@@ -237,24 +237,23 @@ def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str
     """Read the scores of the model after a run's last step, and say why those that are there do not count."""
     if not path.is_dir():
         return None, ()
-    evaluation = read_evaluation(path)
+    evaluation, dumps = read_evaluation(path), validations(path)
     if evaluation is not None:
         if evaluation.step in (None, last_step):
             return evaluation, ()
-        return None, (
-            f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count",
-        )
-    dumps = validations(path)
-    if not dumps:
+        note = f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count"
+    elif not dumps:
         return None, ()
-    if last_step not in dumps:
-        return None, (
+    elif last_step not in dumps:
+        note = (
             f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
-            f"{last_step}, so they do not count",
+            f"{last_step}, so they do not count"
         )
-    try:
-        return read_validation(dumps[last_step]), ()
-    except ValueError as error:
-        # Days of training are not lost for it: the seeds' validation accuracy remains.
-        reason = str(error).removeprefix(f"{dumps[last_step]}: ")
-        return None, (f"the responses of the last validation do not count: {reason}",)
+    else:
+        try:
+            return read_validation(dumps[last_step]), ()
+        except ValueError as error:
+            # Days of training are not lost for it: the seeds' validation accuracy remains.
+            reason = str(error).removeprefix(f"{dumps[last_step]}: ")
+            note = f"the responses of the last validation do not count: {reason}"
+    return None, (note,)

@@ -206,7 +206,7 @@ def _read(kind: str, value: Any) -> Any:
     expected, wrong = _KINDS[kind.partition("[")[0]]
     if type(value) is not expected:
         raise ValueError(f"{value!r:.40} is {wrong}")
-    return [_read(kind[len("list[") : -1], item) for item in value] if expected is list else value
+    return [_read(kind[len("list[") : -1], item) for item in value] if isinstance(value, list) else value
 
 
 def _number(value: Any) -> float:

@@ -11,7 +11,7 @@ from aent_verl.comparison.report import curves
 from aent_verl.comparison.report.accuracy import Accuracy, judge
 from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
 from aent_verl.comparison.report.groups import Groups, group_runs
-from aent_verl.comparison.report.samples import Problem, choose_samples
+from aent_verl.comparison.report.samples import choose_samples
 from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, check_target
 from aent_verl.runs.metrics import STEP_SECONDS
@@ -38,7 +38,7 @@ class Report:
         costs: by method.
         cost_notes: what of it is not known, in sentences.
         charts: by section of the page.
-        samples: problems with sample responses.
+        samples: problems with sample responses, see `choose_samples`.
         settings: that differ: value by method, by key.
         protocol: runs by value, by key.
         runs: a row of facts about each.
@@ -54,7 +54,7 @@ class Report:
     costs: dict[str, MethodCost]
     cost_notes: tuple[str, ...]
     charts: dict[str, list[Chart]]
-    samples: list[Problem]
+    samples: list[dict[str, Any]]
     settings: dict[str, dict[str, str]]
     protocol: dict[str, dict[str, list[str]]]
     runs: list[dict[str, Any]]

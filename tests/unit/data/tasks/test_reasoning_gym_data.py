@@ -62,9 +62,7 @@ def test_same_seed_same_bytes_and_validation_independent_of_the_training_size(tm
 def test_neighbouring_seeds_give_other_questions():
     # The generators seed entry i with seed + i: taken as they are, seeds 0 and 1 share all questions but one.
     one, two = (
-        questions(
-            reasoning_gym_data.draw_entries("basic_arithmetic", SUMS, size=200, seed=seed, stream="train")
-        )
+        questions(reasoning_gym_data.draw_entries("basic_arithmetic", SUMS, size=200, seed=seed, stream="train"))
         for seed in (0, 1)
     )
     assert len(one & two) < 20
