@@ -9,7 +9,7 @@ import numpy as np
 
 from aent_verl.comparison.report import curves
 from aent_verl.comparison.report.accuracy import Accuracy, judge
-from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
+from aent_verl.comparison.report.cost import cost_charts, cost_notes, costs, spent
 from aent_verl.comparison.report.groups import Groups, group_runs
 from aent_verl.comparison.report.samples import choose_samples
 from aent_verl.comparison.stats import CONFIDENCE, Target
@@ -35,7 +35,7 @@ class Report:
         accuracy: after training; None if nothing of it is stored.
         end_of_training: by method, the last validation and means over the last tenth of training.
         baseline_best_validation: the baseline's best mean validation accuracy.
-        costs: by method.
+        costs: by method, see `aent_verl.comparison.report.cost.costs`.
         cost_notes: what of it is not known, in sentences.
         charts: by section of the page.
         samples: problems with sample responses, see `choose_samples`.
@@ -51,7 +51,7 @@ class Report:
     accuracy: Accuracy | None
     end_of_training: dict[str, dict[str, Estimate | None]]
     baseline_best_validation: float | None
-    costs: dict[str, MethodCost]
+    costs: dict[str, dict[str, Any]]
     cost_notes: tuple[str, ...]
     charts: dict[str, list[Chart]]
     samples: list[dict[str, Any]]

@@ -185,20 +185,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
         attention keeps padding on the right out of every answer, so no mask is needed.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    rows = []
+    inputs, labels = [], []
     for chat, answer in pairs:
         prompt = prompt_ids(tokenizer, chat)
         response = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows.append((prompt, response))
-    length = max(len(prompt) + len(response) for prompt, response in rows)
-    inputs = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), length), _IGNORE)
-    for row, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        inputs[row, :end] = torch.tensor(prompt + response)
-        labels[row, len(prompt) : end] = torch.tensor(response)
-    return inputs, labels
+        inputs.append(torch.tensor(prompt + response))
+        labels.append(torch.tensor([_IGNORE] * len(prompt) + response))
+    padding = tokenizer.pad_token_id
+    return pad_sequence(inputs, True, padding_value=padding), pad_sequence(labels, True, padding_value=_IGNORE)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:

@@ -26,7 +26,12 @@ def test_the_problems_that_differ_most_and_random_ones(tmp_path):
     assert len({problem["prompt"] for problem in problems}) == 5
     assert problems == chosen(runs)
     first = problems[0]["samples"]
-    assert (first["grpo"]["score"], first["aent"]["score"], first["aent"]["mean"], first["aent"]["count"]) == (0, 1, 1, 4)
+    assert (first["grpo"]["score"], first["aent"]["score"], first["aent"]["mean"], first["aent"]["count"]) == (
+        0,
+        1,
+        1,
+        4,
+    )
     assert first["aent"]["text"] == "Let me count to 7.\nThe answer is right."
     assert problems[0]["ground_truth"] == "14"
 
