@@ -110,13 +110,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
+    error: Any = "expected an object"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}): {remedy}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object: {remedy}")
-    return value
+        if isinstance(value, dict):
+            return value
+    except ValueError as caught:
+        error = caught
+    raise ValueError(f"{path} is not readable JSON ({error}): {remedy}")
 
 
 def file_sha256(path: str | Path) -> str:

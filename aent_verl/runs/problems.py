@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl._util import read_json
 from aent_verl.runs.checkpoints import step_of
 from aent_verl.runs.protocol import Protocol, shortened
 
@@ -90,9 +91,9 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         ValueError: a file of it is missing, damaged or of another format.
     """
     folder = Path(folder)
-    if not (folder / EVALUATION).is_file():
+    summary = read_json(folder / EVALUATION, "make it again, or remove it")
+    if summary is None:
         return None
-    summary = _object((folder / EVALUATION).read_text(encoding="utf-8"), str(folder / EVALUATION))
     where = folder / SCORES
     rows = sorted(_rows(where, "problem", "data_source", "scores"), key=lambda row: str(row["problem"]))
     step = step_of(str(summary.get("model")))
@@ -227,22 +228,18 @@ def _rows(file: Path, *keys: str) -> list[dict[str, Any]]:
     rows = []
     # Not splitlines(): JSON strings may hold U+2028 and its like, which it would split at.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line:
-            rows.append(_object(line, f"{file}, line {number}"))
-            if missing := [key for key in keys if key not in rows[-1]]:
-                raise ValueError(
-                    f"{file}, line {number}: has no {', '.join(map(repr, missing))}; make it again, or remove it"
-                )
+        if not line:
+            continue
+        where, remedy = f"{file}, line {number}", "make it again, or remove it"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not readable JSON ({error}): {remedy}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        if missing := [key for key in keys if key not in row]:
+            raise ValueError(f"{where}: has no {', '.join(map(repr, missing))}; {remedy}")
+        rows.append(row)
     if keys and not rows:
         raise ValueError(f"{file} holds no problem: make it again, or remove it")
     return rows
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not readable JSON ({error}): make it again, or remove it") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value

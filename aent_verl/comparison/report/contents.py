@@ -15,11 +15,10 @@ from aent_verl.comparison.report.samples import choose_samples
 from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, check_target
 from aent_verl.runs.metrics import STEP_SECONDS
-from aent_verl.runs.protocol import unnamed
+from aent_verl.runs.protocol import NOT_RECORDED, by_value
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, Interval, Line
 
-NOT_RECORDED = "not recorded"
 # Where a run's files went has no part in its numbers, and other folders will serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
@@ -163,18 +162,9 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 
 
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
-    """Return the protocol: for each key the runs by value; `NOT_RECORDED` where a run has none.
-
-    Copies of a file under several names are one value, under the first name.
-    """
-    rows: dict[str, dict[str, list[str]]] = {}
-    for key in sorted({key for run in groups.all for key in run.protocol}):
-        shown: dict[str, str] = {}
-        for run in groups.all:
-            value = run.protocol.get(key, NOT_RECORDED)
-            value = shown.setdefault(unnamed(value), value)
-            rows.setdefault(key, {}).setdefault(value, []).append(run.name)
-    return rows
+    """Return the protocol: for each key the runs by value."""
+    protocols = {run.name: run.protocol for run in groups.all}
+    return {key: by_value(protocols, key) for key in sorted({key for each in protocols.values() for key in each})}
 
 
 def _row(run: Run) -> dict[str, Any]:
