@@ -102,6 +102,24 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Read a JSON object from a file; None if there is no file.
+
+    Raises:
+        ValueError: damaged, or no object; the message ends with the remedy.
+    """
+    if not path.is_file():
+        return None
+    error: Any = "expected an object"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+    except ValueError as caught:
+        error = caught
+    raise ValueError(f"{path} is not readable JSON ({error}): {remedy}")
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()

@@ -42,7 +42,7 @@ def run_grid(settings: Settings, command: str) -> tuple[Path, int]:
 
     from aent_verl.comparison.grid.display import GridDisplay
     from aent_verl.comparison.grid.scheduler import Scheduler
-    from aent_verl.comparison.report import write_report
+    from aent_verl.comparison.report import build, write_report
 
     grid = plan.plan_runs(settings)
     _check_devices(settings, grid[0])
@@ -61,15 +61,15 @@ def run_grid(settings: Settings, command: str) -> tuple[Path, int]:
         runs, _ = load_runs(status.run.folder for status in scheduler.statuses if status not in failed)
         if not runs:
             raise RuntimeError("no run is complete, so there is nothing to report")
-        page = write_report(
+        report = build(
             runs,
-            settings.results,
             baseline=settings.baseline,
             title=settings.title,
             commands=[command],
             target=settings.target,
             failed=[f"{status.run.name} failed: {status.reason}" for status in failed],
         )
+        page = write_report(report, settings.results)
     return page, len(failed)
 
 
@@ -100,7 +100,7 @@ def report_runs(
     Raises:
         ValueError, FileNotFoundError: see `load_named`; or the runs cannot be compared.
     """
-    from aent_verl.comparison.report import write_report
+    from aent_verl.comparison.report import build, write_report
 
     runs, unfinished = load_named(given)
     asked = _asked(Path(given[0])) if len(given) == 1 else {}
@@ -109,9 +109,8 @@ def report_runs(
     if baseline not in methods:
         missing = "".join(f"; {sentence}" for sentence in unfinished)
         raise ValueError(f"--baseline {baseline}: no run of it; there are {', '.join(methods)}{missing}")
-    return write_report(
+    report = build(
         runs,
-        output or (given[0] if asked else _OUTPUT),
         baseline=baseline,
         title=title or asked.get("title") or " against ".join(methods[:2]),
         commands=[command],
@@ -119,6 +118,7 @@ def report_runs(
         failed=unfinished,
         target=target or asked.get("target") or TARGETS[0],
     )
+    return write_report(report, output or (given[0] if asked else _OUTPUT))
 
 
 def load_named(given: Sequence[str]) -> tuple[list[Run], list[str]]:

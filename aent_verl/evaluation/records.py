@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import atomic_path
+from aent_verl._util import atomic_path, read_json
 from aent_verl.runs.problems import problem_id
 
 FORMAT = 1
@@ -146,13 +146,9 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    file = folder / SUMMARY
-    if not file.is_file() or not all((folder / name).is_file() for name in (SCORES, RESPONSES)):
+    if not all((folder / name).is_file() for name in (SUMMARY, SCORES, RESPONSES)):
         return None
-    try:
-        return {**json.loads(file.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is not readable JSON ({error}): remove it, or set overwrite=true") from None
+    return read_json(folder / SUMMARY, "remove it, or set overwrite=true")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from aent_verl import _util
@@ -228,21 +227,16 @@ def _parse(line: bytes) -> tuple[int, Metrics]:
 
 
 def _read_tensorboard(folder: Path) -> dict[int, Metrics]:
-    run: dict[int, Metrics] = {}
-    for tag, step, value in _scalars(folder):
-        # verl starts at step 0 or 1; of a step that was logged twice, by a run and its resumption, the later counts.
-        run.setdefault(step, {})[tag] = value
-    if not any(math.isfinite(value) for data in run.values() for value in data.values()):
-        raise ValueError(f"{folder}: TensorBoard's event files hold no numbers")
-    return dict(sorted(run.items()))
-
-
-def _scalars(folder: Path) -> Iterator[tuple[str, int, float]]:
     _util.require("compare", f"{folder}, which holds TensorBoard's event files,", "tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
     accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0, TENSORS: 0})
     accumulator.Reload()
+    run: dict[int, Metrics] = {}
     for tag in accumulator.Tags()[SCALARS]:
         for event in accumulator.Scalars(tag):
-            yield tag, event.step, float(event.value)
+            # verl starts at step 0 or 1; of a step that a run and its resumption both logged, the later counts.
+            run.setdefault(event.step, {})[tag] = float(event.value)
+    if not any(math.isfinite(value) for data in run.values() for value in data.values()):
+        raise ValueError(f"{folder}: TensorBoard's event files hold no numbers")
+    return dict(sorted(run.items()))

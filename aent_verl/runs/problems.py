@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from aent_verl._util import read_json
 from aent_verl.runs.checkpoints import step_of
 from aent_verl.runs.protocol import Protocol, shortened
 
@@ -90,24 +91,20 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
         ValueError: a file of it is missing, damaged or of another format.
     """
     folder = Path(folder)
-    if not (folder / EVALUATION).is_file():
+    summary = read_json(folder / EVALUATION, "make it again, or remove it")
+    if summary is None:
         return None
-    summary = _object((folder / EVALUATION).read_text(encoding="utf-8"), str(folder / EVALUATION))
     where = folder / SCORES
     rows = sorted(_rows(where, "problem", "data_source", "scores"), key=lambda row: str(row["problem"]))
     step = step_of(str(summary.get("model")))
-
-    def optional(key: str) -> np.ndarray | None:
-        return _matrix(where, rows, key) if all(row.get(key) is not None for row in rows) else None
-
+    optional = ("response_tokens", "truncated", "entropy")
+    stored = [key for key in optional if all(row.get(key) is not None for row in rows)]
     return ProblemScores(
         problems=tuple(row["problem"] for row in rows),
         data_sources=tuple(row["data_source"] for row in rows),
         scores=_matrix(where, rows, "scores"),
         answers=tuple(tuple(row["answers"]) for row in rows) if all(row.get("answers") for row in rows) else (),
-        response_tokens=optional("response_tokens"),
-        truncated=optional("truncated"),
-        entropy=optional("entropy"),
+        **{key: _matrix(where, rows, key) for key in stored},
         origin="evaluation of the final model" if step is None else f"evaluation of the model after step {step}",
         sampling=summary.get("sampling", {}),
         protocol=_protocol(summary),
@@ -115,7 +112,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     )
 
 
-def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> ProblemScores:
+def read_validation(file: str | Path) -> ProblemScores:
     """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
@@ -134,7 +131,7 @@ def read_validation(file: str | Path, data_source: str = UNKNOWN_SOURCE) -> Prob
     problems = sorted(groups)
     return ProblemScores(
         problems=tuple(problems),
-        data_sources=(data_source,) * len(problems),
+        data_sources=(UNKNOWN_SOURCE,) * len(problems),
         scores=np.array([[_score(row) for row in groups[problem]] for problem in problems], dtype=float),
         origin=f"validation at step {file.stem}",
         step=int(file.stem) if file.stem.isdigit() else None,
@@ -231,22 +228,18 @@ def _rows(file: Path, *keys: str) -> list[dict[str, Any]]:
     rows = []
     # Not splitlines(): JSON strings may hold U+2028 and its like, which it would split at.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line:
-            rows.append(_object(line, f"{file}, line {number}"))
-            if missing := [key for key in keys if key not in rows[-1]]:
-                raise ValueError(
-                    f"{file}, line {number}: has no {', '.join(map(repr, missing))}; make it again, or remove it"
-                )
+        if not line:
+            continue
+        where, remedy = f"{file}, line {number}", "make it again, or remove it"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not readable JSON ({error}): {remedy}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        if missing := [key for key in keys if key not in row]:
+            raise ValueError(f"{where}: has no {', '.join(map(repr, missing))}; {remedy}")
+        rows.append(row)
     if keys and not rows:
         raise ValueError(f"{file} holds no problem: make it again, or remove it")
     return rows
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not readable JSON ({error}): make it again, or remove it") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -72,6 +72,7 @@ _LONGEST = 80
 _SETTLED = 2_000_000_000
 
 Protocol = dict[str, str]
+NOT_RECORDED = "not recorded"
 
 
 def protocol_of(config: Mapping[str, Any]) -> Protocol:
@@ -99,17 +100,23 @@ def differences(protocols: Mapping[str, Protocol]) -> list[str]:
     if all(protocol.get(STEPS, "None") != "None" for protocol in known.values()):
         keys.discard(EPOCHS)
     for key in sorted(keys):
-        shown: dict[str, str] = {}
-        by_content: dict[str, list[str]] = {}
-        for name, protocol in known.items():
-            value = protocol.get(key, "not recorded")
-            content = unnamed(value)
-            shown.setdefault(content, value)
-            by_content.setdefault(content, []).append(name)
-        if len(by_content) > 1:
-            parts = (f"{shown[content]} in {first_few(names, 3)}" for content, names in by_content.items())
-            lines.append(f"{key}: " + "; ".join(parts))
+        found = by_value(known, key)
+        if len(found) > 1:
+            lines.append(f"{key}: " + "; ".join(f"{value} in {first_few(names, 3)}" for value, names in found.items()))
     return lines
+
+
+def by_value(protocols: Mapping[str, Protocol], key: str) -> dict[str, list[str]]:
+    """Group the names of runs by their value of a key; `NOT_RECORDED` where a run has none.
+
+    Copies of a file under several names are one value, under the first name.
+    """
+    shown: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for name, protocol in protocols.items():
+        value = protocol.get(key, NOT_RECORDED)
+        found.setdefault(shown.setdefault(_NAME.sub("", value), value), []).append(name)
+    return found
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -148,11 +155,6 @@ def fingerprint_all(value: str | Sequence[str] | None) -> str:
     """Join the fingerprints of a file or of several, in their order."""
     files = value if isinstance(value, list | tuple) else [value] if value else []
     return ", ".join(fingerprint(str(file)) for file in files)
-
-
-def unnamed(value: str) -> str:
-    """Remove the names of files from a value of a protocol: what is compared."""
-    return _NAME.sub("", value)
 
 
 def shortened(text: str) -> str:

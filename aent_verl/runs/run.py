@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from aent_verl._util import read_json
 from aent_verl.runs.metrics import REWARD, Metrics, read_metrics
 from aent_verl.runs.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
 from aent_verl.runs.protocol import STEPS, Protocol, flatten, protocol_of, settings_of
@@ -101,7 +101,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         metrics=metrics,
         scores=scores,
         protocol=record.get("protocol") or (protocol_of(config) if config else {}),
-        settings=settings_of(config) if config else {},
+        settings=settings_of(config),
         record=record,
         notes=notes,
     )
@@ -147,15 +147,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         ValueError: damaged, or of a later version.
     """
     file = folder / RECORD
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is not readable JSON ({error}): restore it, or remove the run's folder to train it again"
-        ) from None
-    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+    record = read_json(file, "restore it, or remove the run's folder to train it again")
+    if record is not None and record.get("format") != RECORD_FORMAT:
         raise ValueError(
             f"{file}: expected format {RECORD_FORMAT} of this version of aent_verl; update it, or remove it"
         )
@@ -244,24 +237,23 @@ def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str
     """Read the scores of the model after a run's last step, and say why those that are there do not count."""
     if not path.is_dir():
         return None, ()
-    evaluation = read_evaluation(path)
+    evaluation, dumps = read_evaluation(path), validations(path)
     if evaluation is not None:
         if evaluation.step in (None, last_step):
             return evaluation, ()
-        return None, (
-            f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count",
-        )
-    dumps = validations(path)
-    if not dumps:
+        note = f"the evaluation is of step {evaluation.step}, not of the last, {last_step}, so it does not count"
+    elif not dumps:
         return None, ()
-    if last_step not in dumps:
-        return None, (
+    elif last_step not in dumps:
+        note = (
             f"responses of validations are there up to step {max(dumps)}, but not those at the end of training, step "
-            f"{last_step}, so they do not count",
+            f"{last_step}, so they do not count"
         )
-    try:
-        return read_validation(dumps[last_step]), ()
-    except ValueError as error:
-        # Days of training are not lost for it: the seeds' validation accuracy remains.
-        reason = str(error).removeprefix(f"{dumps[last_step]}: ")
-        return None, (f"the responses of the last validation do not count: {reason}",)
+    else:
+        try:
+            return read_validation(dumps[last_step]), ()
+        except ValueError as error:
+            # Days of training are not lost for it: the seeds' validation accuracy remains.
+            reason = str(error).removeprefix(f"{dumps[last_step]}: ")
+            note = f"the responses of the last validation do not count: {reason}"
+    return None, (note,)

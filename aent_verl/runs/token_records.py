@@ -10,9 +10,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,12 @@ PATTERN = "step_*.jsonl"
 FOLDER = "tokens"
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_NOT_A = {int: "not an integer", str: "not a string", bool: "neither true nor false", list: "not a list"}
+_KINDS = {
+    "int": (int, "not an integer"),
+    "str": (str, "not a string"),
+    "bool": (bool, "neither true nor false"),
+    "list": (list, "not a list"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class TokenRecord:
 
     def to_json(self) -> str:
         """Write the record as one line of strict JSON, in ASCII, without the line's end."""
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = vars(self).copy()
         for name in ("log_prob", "entropy", "advantage", "policy_weight", "bonus_weight"):
             data[name] = [_to_json_number(value) for value in data[name]]
         data["in_loss"] = [bool(value) for value in self.in_loss]
@@ -98,7 +102,7 @@ class TokenRecord:
         values = {}
         for name, kind in _TYPES.items():
             try:
-                values[name] = _reader(kind)(data[name])
+                values[name] = _read(kind, data[name])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return cls(**values)
@@ -176,46 +180,33 @@ def _read_file(path: Path) -> list[TokenRecord]:
 
 def _drop_incomplete_line(path: Path) -> None:
     """Cut the file after its last line's end, so that the next line does not continue a broken one."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n"):
-            return
-        file.seek(0)
-        end = file.read().rfind(b"\n") + 1
-    os.truncate(path, end)
-    logger.warning("%s: removed an incomplete last line", path)
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
+        logger.warning("%s: removed an incomplete last line", path)
 
 
 def _to_json_number(value: float | None) -> float | str | None:
-    if value is None:
-        return None
-    number = float(value)
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    if value is None or math.isfinite(value):
+        return None if value is None else float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f'{name} is not JSON: write "{name}", in quotes')
 
 
-@cache
-def _reader(kind: str) -> Callable[[Any], Any]:
-    """Return the function that checks what JSON gave for a field with this annotation, and returns its value."""
+def _read(kind: str, value: Any) -> Any:
+    """Check what JSON gave for a field with this annotation, and return its value."""
     if kind.endswith(" | None"):
-        read = _reader(kind.removesuffix(" | None"))
-        return lambda value: None if value is None else read(value)
-    if kind.startswith("list["):
-        read = _reader(kind[len("list[") : -1])
-        return lambda values: [read(value) for value in _exactly(list, values)]
-    return _number if kind == "float" else partial(_exactly, {"int": int, "str": str, "bool": bool}[kind])
-
-
-def _exactly(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"{value!r:.40} is {_NOT_A[kind]}")
-    return value
+        return None if value is None else _read(kind.removesuffix(" | None"), value)
+    if kind == "float":
+        return _number(value)
+    expected, wrong = _KINDS[kind.partition("[")[0]]
+    if type(value) is not expected:
+        raise ValueError(f"{value!r:.40} is {wrong}")
+    return [_read(kind[len("list[") : -1], item) for item in value] if isinstance(value, list) else value
 
 
 def _number(value: Any) -> float:

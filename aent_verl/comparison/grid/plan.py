@@ -40,7 +40,7 @@ class GridRun:
     seed: int
     folder: Path
     overrides: tuple[str, ...]
-    evaluation: tuple[str, ...] | None
+    evaluation: list[str] | None
     config: DictConfig
 
     @property
@@ -79,7 +79,7 @@ class GridRun:
             "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
             **({"platform": "cpu"} if trainer.device == "cpu" else {}),
         }
-        asked = self.evaluation or ()
+        asked = self.evaluation or []
         given = {text.partition("=")[0] for text in asked}
         return [*(f"{key}={value}" for key, value in machines.items() if key not in given), *asked]
 
@@ -100,7 +100,7 @@ def plan_runs(settings: Settings) -> list[GridRun]:
     """
     if any(text.startswith(_PRESET) for text in settings.overrides):
         raise ValueError(f"{_PRESET}... for all runs: methods=[...] choose it; leave it out")
-    evaluation = tuple(f"{key}={_value(value)}" for key, value in settings.evaluation.items()) or None
+    evaluation = [f"{key}={_value(value)}" for key, value in settings.evaluation.items()] or None
     composed = {method: _compose(settings, method, own) for method, own in settings.methods.items()}
     return [
         _plan_run(settings, method, seed, evaluation, *composed[method])
@@ -127,7 +127,7 @@ def _plan_run(
     settings: Settings,
     method: str,
     seed: int,
-    evaluation: tuple[str, ...] | None,
+    evaluation: list[str] | None,
     overrides: tuple[str, ...],
     composed: DictConfig,
 ) -> GridRun:

@@ -59,13 +59,12 @@ def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict
     A run that resumes with other versions, or another commit, records all of them.
     """
     record = read_record(run.folder)
-    asked = _asked(run)
     if record is None or not record["starts"]:
         record = {
             "format": RECORD_FORMAT,
             "method": run.method,
             "seed": run.seed,
-            "evaluation": asked,
+            "evaluation": run.evaluation,
             "versions": versions,
             "commit": commit,
             "machine": provenance.machine(),
@@ -80,10 +79,10 @@ def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict
             evaluated.rename(evaluated.with_name(f"{evaluated.name}_step{record['protocol'][STEPS]}"))
         _start(run, record)
     if record["state"] != STARTED:
-        evaluated_as_asked = record["evaluation"] == asked and (run.folder / EVALUATION).is_file()
-        done = asked is None or (record["state"] == COMPLETE and evaluated_as_asked)
+        evaluated_as_asked = record["evaluation"] == run.evaluation and (run.folder / EVALUATION).is_file()
+        done = run.evaluation is None or (record["state"] == COMPLETE and evaluated_as_asked)
         record["state"] = COMPLETE if done else TRAINED
-    record["evaluation"] = asked
+    record["evaluation"] = run.evaluation
     if record["state"] != COMPLETE:
         record["commit"] = _both(record["commit"], commit)
         record["versions"] |= {name: _both(record["versions"].get(name), version) for name, version in versions.items()}
@@ -93,7 +92,7 @@ def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict
 def stage_begins(run: GridRun, record: dict[str, Any], stage: str) -> None:
     """Write down that a stage of a run starts."""
     record["starts"].append({"stage": stage, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    _write(run, record)
+    write_json(run.folder / RECORD, record)
 
 
 def stage_ends(run: GridRun, record: dict[str, Any], stage: str, seconds: float, *, succeeded: bool) -> None:
@@ -101,7 +100,7 @@ def stage_ends(run: GridRun, record: dict[str, Any], stage: str, seconds: float,
     record["seconds"][stage] = round(record["seconds"].get(stage, 0.0) + seconds, 1)
     if succeeded:
         record["state"] = COMPLETE if stage == EVALUATE or run.evaluation is None else TRAINED
-    _write(run, record)
+    write_json(run.folder / RECORD, record)
 
 
 def last_checkpoint(run: GridRun) -> Path:
@@ -152,15 +151,11 @@ def _by_length(config: DictConfig) -> list[str]:
     return [f"{key}={value}" for key, value in found.items()]
 
 
-def _asked(run: GridRun) -> list[str] | None:
-    return None if run.evaluation is None else list(run.evaluation)
-
-
 def _start(run: GridRun, record: dict[str, Any]) -> None:
     """Reset a record to that of a run with these settings that has not been trained, or not far enough."""
     record |= {"overrides": list(run.overrides), "protocol": run.protocol, "state": STARTED}
     last_start.write(run.config, run.folder)
-    _write(run, record)
+    write_json(run.folder / RECORD, record)
 
 
 def _both(before: str | None, now: str | None) -> str | None:
@@ -192,7 +187,7 @@ def _check_same(run: GridRun, record: dict[str, Any]) -> None:
             f"{run.folder}: what it trains on has changed since it started ({'; '.join(changed)}): restore it, "
             f"{_RESULTS_HINT}, or remove this one"
         )
-    asked, made = _asked(run), record.get("evaluation")
+    asked, made = run.evaluation, record.get("evaluation")
     if not extended and made != asked and (run.folder / EVALUATION).is_file():
         raise ValueError(
             f"{run.folder} is evaluated {'with ' + ' '.join(made) if made else 'by another command'}, asked for is "
@@ -202,8 +197,3 @@ def _check_same(run: GridRun, record: dict[str, Any]) -> None:
 
 def _only_in(one: Sequence[str], other: Sequence[str]) -> list[str]:
     return [text for text in one if text not in other]
-
-
-def _write(run: GridRun, record: dict[str, Any]) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.folder / RECORD, record)

@@ -14,15 +14,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from aent_verl._util import number, whole_number
 from aent_verl.comparison.stats import TARGETS, Target
+from aent_verl.comparison.stats.crossed import check_target
 from aent_verl.runs.protocol import SEED_KEYS
 from aent_verl.runs.run import read_yaml
 
 LOCAL, RAY = "local", "ray"
-Choice = TypeVar("Choice")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _FILE = "grid"
 # What the comparison sets itself, for each run.
@@ -170,7 +170,11 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     for key in evaluation:
         if key in _RESERVED_FOR_EVALUATION:
             raise ValueError(f"evaluation.{key}: compare sets it, to the final checkpoint and the folder of each run")
-    name = _experiment(every) or "runs"
+    experiments = [text.partition("=")[2] for text in every if text.lstrip("+").startswith("experiment=")]
+    name = experiments[-1] if experiments else "runs"
+    launcher = given.get("launcher", LOCAL)
+    if launcher not in (LOCAL, RAY):
+        raise ValueError(f"launcher={launcher!r}: must be {LOCAL} or {RAY}")
     return Settings(
         methods=methods,
         seeds=_seeds(given.get("seeds", [1, 2, 3])),
@@ -180,21 +184,20 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
         overrides=every,
         evaluation={str(key): value for key, value in evaluation.items()},
         parallel=whole_number("parallel", given.get("parallel", 1), lowest=1),
-        launcher=_choice("launcher", given.get("launcher", LOCAL), (LOCAL, RAY)),
+        launcher=launcher,
         stall_minutes=number(
             "stall_minutes", given.get("stall_minutes", 60.0), lambda minutes: minutes >= 0, allowed="a number from 0"
         ),
-        target=_choice("target", given.get("target", TARGETS[0]), TARGETS),
+        target=check_target(given.get("target", TARGETS[0])),
         title=str(given.get("title") or name),
     )
 
 
 def _check_free(text: str) -> None:
     key = text.partition("=")[0].lstrip("+~")
-    if key in SEED_KEYS:
-        raise ValueError(f"{text}: compare sets {key} for each run; seeds=[1,2,3] says to what")
     if key.startswith(_RESERVED):
-        raise ValueError(f"{text}: compare sets {key} for each run; results=FOLDER says where all of them go")
+        says = "seeds=[1,2,3] says to what" if key in SEED_KEYS else "results=FOLDER says where all of them go"
+        raise ValueError(f"{text}: compare sets {key} for each run; {says}")
 
 
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:
@@ -219,14 +222,3 @@ def _strings(key: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{key}={value!r}: must be a list of overrides, as in ['data.train_batch_size=64']")
     return value
-
-
-def _choice(key: str, value: Any, allowed: Sequence[Choice]) -> Choice:
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r}: must be {' or '.join(map(str, allowed))}")
-    return allowed[allowed.index(value)]
-
-
-def _experiment(overrides: Sequence[str]) -> str | None:
-    names = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("experiment=")]
-    return names[-1] if names else None

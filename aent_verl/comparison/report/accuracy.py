@@ -14,7 +14,7 @@ from aent_verl.comparison.stats.cross_checks import CrossChecks, cross_checks
 from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, Estimate
 from aent_verl.comparison.stats.scores import score_matrices, shared_problems
 from aent_verl.comparison.stats.verdict import Verdict, refusal, verdicts
-from aent_verl.evaluation.majority import Majority, calibration_error, majority_vote
+from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.metrics import validation_sources
 from aent_verl.runs.problems import ProblemScores
@@ -85,7 +85,7 @@ class Accuracy:
     thresholds: tuple[float, ...] = ()
 
 
-def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
+def judge(groups: Groups, target: Target) -> Accuracy | None:
     """Judge accuracy after training: over single problems where they are stored, else by the final validation.
 
     None if there is neither.
@@ -106,11 +106,11 @@ def judge(groups: Groups, target: Target, confidence: float) -> Accuracy | None:
         except ValueError as error:
             notes.append(f"Methods are compared by their final validation, not over problems: {error}.")
         else:
-            return _over_problems(groups, aligned, target, confidence)
-    return _over_validations(groups, target, confidence, notes)
+            return _over_problems(groups, aligned, target)
+    return _over_validations(groups, target, notes)
 
 
-def _over_validations(groups: Groups, asked: Target, confidence: float, notes: list[str]) -> Accuracy | None:
+def _over_validations(groups: Groups, asked: Target, notes: list[str]) -> Accuracy | None:
     """Compare over the seeds alone: one number for each run."""
     finals = {method: final_validations(group) for method, group in groups.runs.items()}
     finals = {method: values for method, values in finals.items() if values}
@@ -120,7 +120,7 @@ def _over_validations(groups: Groups, asked: Target, confidence: float, notes: l
     sources = max(len(validation_sources(run.metrics[run.last_step])) for run in groups.all)
     if sources > 1:
         metric += f", mean over {sources} data sources"
-    given = _verdicts_over_validations(finals, groups.baseline, metric, confidence)
+    given = _verdicts_over_validations(finals, groups.baseline, metric)
     target: Target = "these problems"
     if given and asked != target:
         notes.append(f"The verdicts are about {target}, not about {asked}: that would take scores of single problems.")
@@ -128,7 +128,7 @@ def _over_validations(groups: Groups, asked: Target, confidence: float, notes: l
 
 
 def _verdicts_over_validations(
-    finals: Mapping[str, Mapping[str, float]], baseline: str | None, metric: str, confidence: float
+    finals: Mapping[str, Mapping[str, float]], baseline: str | None, metric: str
 ) -> dict[str, Verdict]:
     """Judge every method but the baseline; refuse where a seed of either has a non-finite validation."""
     if baseline is None or baseline not in finals or len(finals) < 2:
@@ -137,7 +137,7 @@ def _verdicts_over_validations(
     sound = {method: np.array(list(each.values()))[:, None] for method, each in finals.items() if not lost[method]}
     given: dict[str, Verdict] = {}
     if baseline in sound and len(sound) > 1:
-        given = verdicts(sound, baseline, metric=metric, target="these problems", confidence=confidence)
+        given = verdicts(sound, baseline, metric=metric, target="these problems")
     comparisons = max((verdict.comparisons for verdict in given.values()), default=0)
 
     def refused(method: str) -> Verdict:
@@ -180,25 +180,25 @@ def _select(scores: ProblemScores, columns: np.ndarray, samples: int) -> Problem
     )
 
 
-def _over_problems(
-    groups: Groups, aligned: Mapping[str, list[ProblemScores]], target: Target, confidence: float
-) -> Accuracy:
+def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], target: Target) -> Accuracy:
     matrices = {method: _stack(seeds, "scores") for method, seeds in aligned.items()}
     _, problems, samples = next(iter(matrices.values())).shape
     metric, given = f"mean@{samples}", {}
     if groups.baseline is not None and len(matrices) > 1:
-        given = verdicts(matrices, groups.baseline, metric=metric, target=target, confidence=confidence)
+        given = verdicts(matrices, groups.baseline, metric=metric, target=target)
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
     thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
-    telling = {_reward_of(run.scores) for run in groups.all if run.scores is not None and _tells_answers(run.scores)}
+    stored = [run.scores for run in groups.all if run.scores is not None]
+    telling = {
+        _reward_of(scores) for scores in stored if any(answer is not None for row in scores.answers for answer in row)
+    }
     methods = {
         method: _method_accuracy(
             seeds,
             None if method == groups.baseline else matrices.get(groups.baseline or ""),
             thresholds,
             telling,
-            target=target,
-            confidence=confidence,
+            target,
         )
         for method, seeds in aligned.items()
     }
@@ -220,9 +220,7 @@ def _method_accuracy(
     baseline: np.ndarray | None,
     thresholds: np.ndarray,
     telling: Collection[str],
-    *,
     target: Target,
-    confidence: float,
 ) -> MethodAccuracy:
     """Compute all numbers of one method.
 
@@ -232,7 +230,6 @@ def _method_accuracy(
         thresholds: of the profile.
         telling: reward functions that tell what a response answered.
         target: what the intervals are about.
-        confidence: their level.
     """
     samples = _stack(seeds, "scores")
     scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds, telling)
@@ -246,22 +243,25 @@ def _method_accuracy(
         return replace(found, **ends) if binary else found
 
     def average(values: np.ndarray) -> Estimate:
-        return shown(mean_of(values, target, confidence))
+        return shown(mean_of(values, target))
 
     middle = bare(aggregates.middle_half(np.sort(scores, axis=None)).mean())
     profile = [bare((scores > threshold).mean()) for threshold in thresholds]
     if known:
-        middle = aggregates.interquartile_mean(scores, target=target, confidence=confidence)
-        points = aggregates.performance_profile(scores, thresholds, target=target, confidence=confidence)
+        middle = aggregates.interquartile_mean(scores, target=target)
+        points = aggregates.performance_profile(scores, thresholds, target=target)
         profile = [bare(*point) for point in zip(*points, strict=True)]
     improvement = checks = None
     if baseline is not None:
         other = baseline.mean(axis=2)
         improvement = bare(aggregates.win_shares(scores, other).mean())
         if known and has_interval(other, target):
-            improvement = aggregates.probability_of_improvement(scores, other, target=target, confidence=confidence)
+            improvement = aggregates.probability_of_improvement(scores, other, target=target)
         if min(len(scores), len(other)) > 1:
-            checks = cross_checks(scores, other, confidence=confidence)
+            checks = cross_checks(scores, other)
+    calibration = None
+    if vote is not None and binary:
+        calibration = float(np.mean([*map(calibration_error, vote.share, vote.correct)]))
     return MethodAccuracy(
         seeds=len(seeds),
         mean=average(scores),
@@ -274,7 +274,7 @@ def _method_accuracy(
         response_tokens=_average(seeds, "response_tokens"),
         truncated=_average(seeds, "truncated"),
         entropy=_average(seeds, "entropy", weights="response_tokens"),
-        calibration_error=None if vote is None or not binary else _calibration(vote),
+        calibration_error=calibration,
         checks=checks,
     )
 
@@ -303,16 +303,6 @@ def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray
     return found
 
 
-def _tells_answers(scores: ProblemScores) -> bool:
-    """Return whether the reward function told any answer."""
-    return any(answer is not None for row in scores.answers for answer in row)
-
-
 def _reward_of(scores: ProblemScores) -> str:
     """Return which reward function gave the scores, as far as it is known."""
     return scores.protocol.get("evaluation.reward", "")
-
-
-def _calibration(vote: Majority) -> float:
-    both = zip(vote.share, vote.correct, strict=True)
-    return float(np.mean([calibration_error(share, correct) for share, correct in both]))

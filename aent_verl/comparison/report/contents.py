@@ -9,18 +9,16 @@ import numpy as np
 
 from aent_verl.comparison.report import curves
 from aent_verl.comparison.report.accuracy import Accuracy, judge
-from aent_verl.comparison.report.cost import MethodCost, cost_charts, cost_notes, costs, spent
+from aent_verl.comparison.report.cost import cost_charts, cost_notes, costs, spent
 from aent_verl.comparison.report.groups import Groups, group_runs
-from aent_verl.comparison.report.samples import Problem, choose_samples
-from aent_verl.comparison.stats import Target
+from aent_verl.comparison.report.samples import choose_samples
+from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, check_target
 from aent_verl.runs.metrics import STEP_SECONDS
-from aent_verl.runs.protocol import unnamed
+from aent_verl.runs.protocol import NOT_RECORDED, by_value
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, Interval, Line
 
-CONFIDENCE = 0.95
-NOT_RECORDED = "not recorded"
 # Where a run's files went does not affect its numbers, and any other folder would serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
@@ -36,10 +34,10 @@ class Report:
         accuracy: after training; None if nothing of it is stored.
         end_of_training: by method, the last validation and means over the last tenth of training.
         baseline_best_validation: the baseline's best mean validation accuracy.
-        costs: by method.
+        costs: by method, see `aent_verl.comparison.report.cost.costs`.
         cost_notes: what of it is not known, in sentences.
         charts: by section of the page.
-        samples: problems with sample responses.
+        samples: problems with sample responses, see `choose_samples`.
         settings: that differ: value by method, by key.
         protocol: runs by value, by key.
         runs: a row of facts about each.
@@ -52,10 +50,10 @@ class Report:
     accuracy: Accuracy | None
     end_of_training: dict[str, dict[str, Estimate | None]]
     baseline_best_validation: float | None
-    costs: dict[str, MethodCost]
+    costs: dict[str, dict[str, Any]]
     cost_notes: tuple[str, ...]
     charts: dict[str, list[Chart]]
-    samples: list[Problem]
+    samples: list[dict[str, Any]]
     settings: dict[str, dict[str, str]]
     protocol: dict[str, dict[str, list[str]]]
     runs: list[dict[str, Any]]
@@ -73,6 +71,7 @@ class Report:
 
 def build(
     runs: Sequence[Run],
+    *,
     baseline: str,
     title: str,
     allow_different: bool = False,
@@ -80,10 +79,23 @@ def build(
     target: Target = "problems like these",
     failed: Sequence[str] = (),
 ) -> Report:
-    """Compute everything that the page shows; see `aent_verl.comparison.report.write_report`."""
+    """Compute everything that the page shows.
+
+    Args:
+        runs: finished runs, in any order.
+        baseline: the method that the others are compared with.
+        title: heading of the page.
+        allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.
+        commands: that reproduce the comparison.
+        target: what the intervals and verdicts are about, see `aent_verl.comparison.stats.crossed`.
+        failed: about each run that is missing, a sentence without a full stop; the page's notices begin with them.
+
+    Raises:
+        ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
+    """
     groups = group_runs(runs, baseline, allow_different, failed)
-    accuracy = judge(groups, check_target(target), CONFIDENCE)
-    best, by_method = costs(groups, CONFIDENCE)
+    accuracy = judge(groups, check_target(target))
+    best, by_method = costs(groups)
     return Report(
         title=title,
         groups=groups,
@@ -91,10 +103,10 @@ def build(
         accuracy=accuracy,
         end_of_training={
             method: {
-                "reward": curves.end_of(group, curves.reward, CONFIDENCE),
-                "validation": curves.final_validation(group, CONFIDENCE),
-                "entropy": curves.end_of(group, curves.full_entropy, CONFIDENCE),
-                "response_length": curves.end_of(group, curves.response_length, CONFIDENCE),
+                "reward": curves.end_of(group, curves.reward),
+                "validation": curves.final_validation(group),
+                "entropy": curves.end_of(group, curves.full_entropy),
+                "response_length": curves.end_of(group, curves.response_length),
             }
             for method, group in groups.runs.items()
         },
@@ -102,9 +114,9 @@ def build(
         costs=by_method,
         cost_notes=cost_notes(groups),
         charts={
-            "curves": curves.learning_curves(groups, CONFIDENCE),
+            "curves": curves.learning_curves(groups),
             "samples": [] if accuracy is None else accuracy_charts(groups, accuracy),
-            "cost": cost_charts(groups, CONFIDENCE),
+            "cost": cost_charts(groups),
         },
         samples=choose_samples(groups),
         settings=differing_settings(groups),
@@ -150,18 +162,9 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 
 
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
-    """Return the protocol: for each key the runs by value; `NOT_RECORDED` where a run has none.
-
-    Copies of a file under several names are one value, under the first name.
-    """
-    rows: dict[str, dict[str, list[str]]] = {}
-    for key in sorted({key for run in groups.all for key in run.protocol}):
-        shown: dict[str, str] = {}
-        for run in groups.all:
-            value = run.protocol.get(key, NOT_RECORDED)
-            value = shown.setdefault(unnamed(value), value)
-            rows.setdefault(key, {}).setdefault(value, []).append(run.name)
-    return rows
+    """Return the protocol: for each key the runs by value."""
+    protocols = {run.name: run.protocol for run in groups.all}
+    return {key: by_value(protocols, key) for key in sorted({key for each in protocols.values() for key in each})}
 
 
 def _row(run: Run) -> dict[str, Any]:

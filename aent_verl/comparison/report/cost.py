@@ -1,9 +1,8 @@
 """What training costs: time and tokens, and how much of each a method needs to reach the baseline's best."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,50 +21,36 @@ TOKEN_UNITS = (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3))
 TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
-@dataclass(frozen=True)
-class MethodCost:
-    """One method; None is what was not measured, even if at one step of one seed only, see `cost_notes`.
+def costs(groups: Groups) -> tuple[float | None, dict[str, dict[str, Any]]]:
+    """Compute what each method costs, and until its mean validation accuracy reaches the baseline's best.
 
-    Attributes:
-        seconds: of training in all, mean over seeds.
-        tokens: trained on in all, prompts and responses, mean over seeds.
-        best: highest mean validation accuracy.
-        reached: whether the mean validation accuracy reaches the baseline's best; None without validations.
-        steps: until then.
-        seconds_to_reach: until then, mean over seeds.
-        tokens_to_reach: until then, mean over seeds.
+    Returns:
+        The baseline's best mean validation accuracy, None without one; and by method, None where it was not measured,
+        be it at a single step of a single seed, see `cost_notes`: "seconds" of training in all and "tokens" trained on,
+        prompts and responses, means over seeds; its own "best"; whether it "reached" the baseline's; and until then its
+        "steps", "seconds_to_reach" and "tokens_to_reach", means over seeds.
     """
-
-    seconds: float | None
-    tokens: float | None
-    best: float | None
-    reached: bool | None
-    steps: float | None
-    seconds_to_reach: float | None
-    tokens_to_reach: float | None
-
-
-def costs(groups: Groups, confidence: float) -> tuple[float | None, dict[str, MethodCost]]:
-    """Return the baseline's best mean validation accuracy, None without one, and the costs by method."""
-    curves = {m: curve_of(runs, validation_accuracy, confidence) for m, runs in groups.runs.items()}
+    curves = {method: curve_of(runs, validation_accuracy) for method, runs in groups.runs.items()}
     of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
     level = None if of_baseline is None else best(of_baseline)
     found = {}
     for method, runs in groups.runs.items():
         curve, validated = curves[method], having(runs, validation_accuracy)
-        found[method] = MethodCost(
-            seconds=_total(runs, STEP_SECONDS),
-            tokens=_total(runs, TOKENS),
-            best=None if curve is None else best(curve),
-            reached=None if curve is None or level is None else first_reaching(curve, level) is not None,
-            steps=_reach(curve, level, lambda steps: steps),
-            seconds_to_reach=_reach(curve, level, partial(_cumulative, validated, STEP_SECONDS)),
-            tokens_to_reach=_reach(curve, level, partial(_cumulative, validated, TOKENS)),
-        )
+        until: dict[str, float | None] = dict.fromkeys(("steps", "seconds_to_reach", "tokens_to_reach"))
+        if curve is not None and level is not None:
+            places = [curve.steps, *(_cumulative(validated, key, curve.steps) for key in (STEP_SECONDS, TOKENS))]
+            until = {name: first_reaching(curve, level, at=at) for name, at in zip(until, places, strict=True)}
+        found[method] = {
+            "seconds": _total(runs, STEP_SECONDS),
+            "tokens": _total(runs, TOKENS),
+            "best": None if curve is None else best(curve),
+            "reached": None if curve is None or level is None else until["steps"] is not None,
+            **{name: None if at is None or math.isnan(at) else at for name, at in until.items()},
+        }
     return level, found
 
 
-def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
+def cost_charts(groups: Groups) -> list[Chart]:
     """Chart validation accuracy over tokens and over training time."""
     charts = []
     for name, what, key, units in (
@@ -74,7 +59,7 @@ def cost_charts(groups: Groups, confidence: float) -> list[Chart]:
     ):
         found = []
         for place, runs in enumerate(groups.runs.values()):
-            curve = curve_of(runs, validation_accuracy, confidence)
+            curve = curve_of(runs, validation_accuracy)
             if curve is None:
                 continue
             at = _cumulative(having(runs, validation_accuracy), key, curve.steps)
@@ -105,17 +90,6 @@ def cost_notes(groups: Groups) -> tuple[str, ...]:
 def spent(run: Run, key: str) -> float | None:
     """Sum what a run has spent; None if a step does not record it."""
     return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
-
-
-def _reach(curve: Curve | None, level: float | None, places_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
-    """Find where a curve first reaches a level, in what ``places_of`` makes of its steps; None if it never does.
-
-    Also None if that place is not known.
-    """
-    if curve is None or level is None:
-        return None
-    place = first_reaching(curve, level, at=places_of(curve.steps))
-    return None if place is None or math.isnan(place) else place
 
 
 def _total(runs: list[Run], key: str) -> float | None:

@@ -42,7 +42,7 @@ class Bounds:
     functional: str
 
 
-def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
+def learning_curves(groups: Groups) -> list[Chart]:
     """Chart all metrics that some run has, in the order of the page."""
     aims = {method: bound for method, group in groups.runs.items() if (bound := bounds_of(group[0].settings))}
     full = {method: bound for method, bound in aims.items() if bound.functional == "full"}
@@ -55,7 +55,7 @@ def learning_curves(groups: Groups, confidence: float) -> list[Chart]:
         for method, group in groups.runs.items()
         if any(weight(data) not in (None, 1) for run in group for data in run.metrics.values())
     ]
-    chart = partial(_chart, groups, confidence)
+    chart = partial(_chart, groups)
     charts = [
         chart("reward", "Training reward", reward),
         chart("validation", "Validation accuracy", validation_accuracy),
@@ -78,28 +78,27 @@ def having(runs: Sequence[Run], value: Value) -> list[Run]:
     return [run for run in runs if any(map(math.isfinite, _series(run, value).values()))]
 
 
-def curve_of(runs: Sequence[Run], value: Value, confidence: float) -> Curve | None:
+def curve_of(runs: Sequence[Run], value: Value) -> Curve | None:
     """Average the curves of the runs that have the metric; None if there is none, or no step that all share.
 
     Args:
         runs: seeds of one method.
         value: the metric in a step's data.
-        confidence: level of the interval.
     """
     series = [_series(run, value) for run in having(runs, value)]
     try:
-        return mean_curve(series, confidence=confidence) if series else None
+        return mean_curve(series) if series else None
     except ValueError:
         return None
 
 
-def end_of(runs: Sequence[Run], value: Value, confidence: float) -> Estimate | None:
+def end_of(runs: Sequence[Run], value: Value) -> Estimate | None:
     """Average over the last tenth of training and seeds; None if a seed that has the metric lacks it there."""
-    curve = curve_of(runs, value, confidence)
+    curve = curve_of(runs, value)
     if curve is None:
         return None
     found = mean_over_last(curve, LAST, max(run.last_step for run in having(runs, value)))
-    return None if found is None else mean_of(found[:, None], "these problems", confidence)
+    return None if found is None else mean_of(found[:, None], "these problems")
 
 
 def final_validations(runs: Sequence[Run]) -> dict[str, float]:
@@ -108,11 +107,11 @@ def final_validations(runs: Sequence[Run]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def final_validation(runs: Sequence[Run], confidence: float) -> Estimate | None:
+def final_validation(runs: Sequence[Run]) -> Estimate | None:
     """Average `final_validations`; None if there are none, or one of them is not finite."""
     values = np.array(list(final_validations(runs).values()))
     known = len(values) > 0 and bool(np.isfinite(values).all())
-    return mean_of(values[:, None], "these problems", confidence) if known else None
+    return mean_of(values[:, None], "these problems") if known else None
 
 
 def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
@@ -136,16 +135,15 @@ def has_interval(scores: np.ndarray, target: Target) -> bool:
     return len(scores) > 1 and (target == "these problems" or scores.shape[1] >= MIN_PROBLEMS)
 
 
-def mean_of(scores: np.ndarray, target: Target, confidence: float) -> Estimate:
+def mean_of(scores: np.ndarray, target: Target) -> Estimate:
     """Average ``[S, P]``, with an interval if they support one."""
     if not has_interval(scores, target):
         return bare(scores.mean())
-    return aggregates.mean(scores, target=target, confidence=confidence)
+    return aggregates.mean(scores, target=target)
 
 
 def _chart(
     groups: Groups,
-    confidence: float,
     name: str,
     title: str,
     value: Value,
@@ -158,10 +156,10 @@ def _chart(
     thin = len(groups.all) <= MOST_THIN_LINES
     lines, notes = [], []
     for method, runs in chosen.items():
-        curve = curve_of(runs, value, confidence)
+        curve = curve_of(runs, value)
         if curve is None:
             continue
-        drawn = curve if width == 1 else binned(curve, width, confidence=confidence)
+        drawn = curve if width == 1 else binned(curve, width)
         lines.append(line(groups.methods.index(method), drawn, thin))
         if curve.note:
             notes.append(f"{method}: {curve.note}.")

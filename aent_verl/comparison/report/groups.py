@@ -64,7 +64,9 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
         )
     known = baseline if baseline in present else None
     groups = by_method(runs, first=known)
-    found = protocol_differences([run for group in groups.values() for run in group])
+    ordered = [run for group in groups.values() for run in group]
+    found = differences({run.name: run.protocol for run in ordered}) if len(ordered) > 1 else []
+    found += differences({run.name: _evaluation(run) for run in ordered if run.scores is not None})
     if found and not allow_different:
         raise ValueError(
             "these runs were not made under the same protocol, so a difference between methods could come from that:\n"
@@ -77,12 +79,6 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
             "Those runs are missing because they failed or are not finished; none is left out for its result."
         )
     return Groups(groups, known, tuple(found), (*notices, *_notices(groups, known, baseline)))
-
-
-def protocol_differences(runs: Sequence[Run]) -> list[str]:
-    """List what differs in how the runs were trained and evaluated."""
-    found = differences({run.name: run.protocol for run in runs}) if len(runs) > 1 else []
-    return found + differences({run.name: _evaluation(run) for run in runs if run.scores is not None})
 
 
 def sentences(found: Iterable[tuple[str, str]]) -> list[str]:

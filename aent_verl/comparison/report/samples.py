@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,46 +18,13 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One method's response.
-
-    Attributes:
-        seed: whose it is.
-        text: at most `MOST_CHARACTERS` of it.
-        cut: characters that were left out at its end.
-        score: of this response.
-        mean: mean score of all the method's responses to this problem.
-        count: how many those are.
-    """
-
-    seed: int
-    text: str
-    cut: int
-    score: float
-    mean: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem with the methods' responses to it.
-
-    Attributes:
-        why: it was chosen.
-        prompt: its text.
-        ground_truth: its right answer.
-        samples: by method.
-    """
-
-    why: str
-    prompt: str
-    ground_truth: str
-    samples: dict[str, Sample]
-
-
-def choose_samples(groups: Groups) -> list[Problem]:
+def choose_samples(groups: Groups) -> list[dict[str, Any]]:
     """Choose problems with responses, by `RULE`; none if no method's responses were kept.
+
+    Returns:
+        For each problem "why" it was chosen, its "prompt" and "ground_truth", and "samples" by method: the "seed" whose
+        response it is, at most `MOST_CHARACTERS` of its "text", how many characters were "cut" at its end, its "score",
+        and the "mean" score of all "count" responses of the method to this problem.
 
     Raises:
         ValueError: a damaged file.
@@ -81,15 +48,16 @@ def choose_samples(groups: Groups) -> list[Problem]:
         samples = {}
         for method, (seed, found) in texts.items():
             text, of_text = found[problem].responses[0], found[problem].scores
-            samples[method] = Sample(
-                seed=seed,
-                text=text[:MOST_CHARACTERS],
-                cut=max(0, len(text) - MOST_CHARACTERS),
-                score=of_text[0] if of_text else float("nan"),
-                mean=means[problem][method],
-                count=sum(map(len, scores[method][problem])),
-            )
-        chosen.append(Problem(why, first[problem].prompt, first[problem].ground_truth, samples))
+            samples[method] = {
+                "seed": seed,
+                "text": text[:MOST_CHARACTERS],
+                "cut": max(0, len(text) - MOST_CHARACTERS),
+                "score": of_text[0] if of_text else float("nan"),
+                "mean": means[problem][method],
+                "count": sum(map(len, scores[method][problem])),
+            }
+        shown = first[problem]
+        chosen.append({"why": why, "prompt": shown.prompt, "ground_truth": shown.ground_truth, "samples": samples})
     return chosen
 
 

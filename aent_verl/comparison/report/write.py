@@ -7,7 +7,6 @@ variables; the boxes of the legend show and hide methods by CSS alone.
 import datetime
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,10 @@ from markupsafe import Markup
 
 from aent_verl import __version__, _util
 from aent_verl.comparison.report.accuracy import Accuracy
-from aent_verl.comparison.report.contents import Report, build
+from aent_verl.comparison.report.contents import Report
 from aent_verl.comparison.report.curves import MOST_THIN_LINES
 from aent_verl.comparison.report.samples import RULE
-from aent_verl.comparison.stats import Target
 from aent_verl.comparison.stats.crossed import Estimate
-from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, add_heading, draw, draw_intervals, draw_key
 from aent_verl.viewing.pages import NOTHING, amount, decimal, inline_svg, p_value, template
 from aent_verl.viewing.palette import DARK, LIGHT, STANDING_IN, variables
@@ -44,37 +41,19 @@ _SAID = {
 SIGNS = {"better": "▲", "worse": "▼", "not resolved": "?", "refused": "○"}
 
 
-def write_report(
-    runs: Sequence[Run],
-    folder: str | Path,
-    *,
-    baseline: str = "grpo",
-    title: str = "Comparison",
-    allow_different: bool = False,
-    commands: Sequence[str] = (),
-    target: Target = "problems like these",
-    failed: Sequence[str] = (),
-) -> Path:
+def write_report(report: Report, folder: str | Path) -> Path:
     """Write ``report.html``, ``report.json`` and ``figures/*.png`` into a folder.
 
     Args:
-        runs: finished runs, in any order.
+        report: what `aent_verl.comparison.report.build` made.
         folder: made if missing; files of an earlier report in it are replaced.
-        baseline: the method that the others are compared with.
-        title: heading of the page.
-        allow_different: compare runs whose protocols differ, or are not known, and say so at the top of the page.
-        commands: that reproduce the comparison.
-        target: what the intervals and verdicts are about, see `aent_verl.comparison.stats.crossed`.
-        failed: about each run that is missing, a sentence without a full stop; the page's notices begin with them.
 
     Returns:
         The page's path.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the runs cannot be compared, see `group_runs`; a damaged file of responses; no such target.
     """
-    report = build(runs, baseline, title, allow_different, commands, target, failed)
     folder = Path(folder)
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)

@@ -12,21 +12,21 @@ over its influence values, which stand for how much one score moves it, and the 
 
 import numpy as np
 
-from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, check_problems, estimate, interval, variance_parts
 from aent_verl.comparison.stats.scores import score_matrices, score_matrix
 
 TRIMMED = 0.25
 
 
-def mean(scores: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95) -> Estimate:
+def mean(scores: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE) -> Estimate:
     """Return the mean score, ``[S, T]`` or ``[S, T, n]``."""
     matrix = _checked(score_matrix(scores, "method"), target)
     return estimate(float(matrix.mean()), variance_parts([matrix], matrix.mean(axis=0)), target, confidence)
 
 
 def interquartile_mean(
-    scores: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+    scores: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE
 ) -> Estimate:
     """Average the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]`` (Agarwal et al. 2021, section 4.3).
 
@@ -41,7 +41,7 @@ def interquartile_mean(
 
 
 def probability_of_improvement(
-    scores: np.ndarray, baseline: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+    scores: np.ndarray, baseline: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE
 ) -> Estimate:
     """Estimate the chance that a run of the method beats one of the baseline on a task, ``[S, T]`` and ``[R, T]``.
 
@@ -60,7 +60,11 @@ def probability_of_improvement(
 
 
 def performance_profile(
-    scores: np.ndarray, thresholds: np.ndarray, *, target: Target = "problems like these", confidence: float = 0.95
+    scores: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    target: Target = "problems like these",
+    confidence: float = CONFIDENCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the share of runs and tasks with a score above each threshold: value, low, high, ``[thresholds]``.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from aent_verl.comparison.stats import CONFIDENCE
 from aent_verl.comparison.stats.differences import difference
 from aent_verl.comparison.stats.scores import score_matrices
 
@@ -33,12 +34,10 @@ class CrossChecks:
     bootstrap_high: float
 
 
-def cross_checks(
-    scores: np.ndarray, baseline: np.ndarray, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
-) -> CrossChecks:
-    """Run all of them for a method and its baseline, ``[S, P]`` or ``[S, P, n]`` each; the bootstrap with ``seed``."""
+def cross_checks(scores: np.ndarray, baseline: np.ndarray, *, confidence: float = CONFIDENCE) -> CrossChecks:
+    """Run all of them for a method and its baseline, ``[S, P]`` or ``[S, P, n]`` each."""
     ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
-    low, high = paired_bootstrap(ours, theirs, confidence=confidence, reps=reps, seed=seed)
+    low, high = paired_bootstrap(ours, theirs, confidence=confidence)
     enough = min(len(ours), len(theirs)) > 1
     welch_p = difference(ours, theirs, target="these problems").p_value if enough else math.nan
     return CrossChecks(
@@ -50,7 +49,7 @@ def cross_checks(
 
 
 def paired_bootstrap(
-    scores: np.ndarray, baseline: np.ndarray, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
+    scores: np.ndarray, baseline: np.ndarray, *, confidence: float = CONFIDENCE, reps: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap a percentile interval of the difference over two levels (pigeonhole; Owen 2007, Ann. Appl. Stat. 1).
 

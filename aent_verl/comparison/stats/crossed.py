@@ -119,8 +119,7 @@ def interval(
     value: np.ndarray, variance: Variance, target: Target, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return lower and upper end, standard error and degrees of freedom of a t-interval, ``[...]`` each."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is not allowed: must be between 0 and 1, as in .95")
+    check_confidence(confidence)
     total, degrees = variance.of_mean(target)
     error = np.sqrt(total)
     half = np.where(total > 0, stats.t.ppf((1 + confidence) / 2, degrees) * error, 0.0)
@@ -142,6 +141,12 @@ def check_target(target: Target) -> Target:
     if target not in TARGETS:
         raise ValueError(f"target={target!r} is not allowed: one of {', '.join(map(repr, TARGETS))}")
     return target
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise a ValueError unless the level of an interval is between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is not allowed: must be between 0 and 1, as in .95")
 
 
 def check_problems(target: Target, problems: int) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import stats
+
+from aent_verl.comparison.stats import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Curve:
         )
 
 
-def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95) -> Curve:
+def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = CONFIDENCE) -> Curve:
     """Average over seeds, with a t-interval, over the steps that all seeds have.
 
     Means over a changing set of seeds would jump where a seed ends, and a seed that ended early may have failed: such
@@ -66,7 +68,7 @@ def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = 0.95)
     return _with_interval(np.array(steps), values, tuple(sorted(every - shared)), confidence)
 
 
-def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
+def binned(curve: Curve, width: int, *, confidence: float = CONFIDENCE) -> Curve:
     """Average over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
 
     Step 0, before training, stays alone. What was dropped is known of the curve itself, no longer of its bins.
@@ -76,16 +78,6 @@ def binned(curve: Curve, width: int, *, confidence: float = 0.95) -> Curve:
     counts = np.diff(starts, append=len(spans))
     values = np.add.reduceat(curve.values, starts, axis=1) / counts
     return _with_interval(np.add.reduceat(curve.steps, starts) / counts, values, (), confidence)
-
-
-def mean_level(curve: Curve) -> np.ndarray:
-    """Divide the area under each seed's curve (trapezoids) by the range of its steps: its mean height, ``[S]``.
-
-    A curve of one step has that height.
-    """
-    if len(curve.steps) == 1:
-        return curve.values[:, 0]
-    return integrate.trapezoid(curve.values, curve.steps, axis=1) / (curve.steps[-1] - curve.steps[0])
 
 
 def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray | None:
@@ -107,42 +99,26 @@ def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray 
     return curve.values[:, ends].mean(axis=1) if ends.any() else None
 
 
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Average each value with the ``window`` - 1 before it, ``[T]``; NaN where there are fewer: nothing looks ahead.
-
-    Raises:
-        ValueError: a window below 1 or longer than the curve.
-    """
-    if not 1 <= window <= len(values):
-        raise ValueError(f"window={window} is not allowed: must be from 1 to the number of steps, {len(values)}")
-    means = np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), window).mean(axis=-1)
-    return np.concatenate([np.full(window - 1, np.nan), means])
+def best(curve: Curve) -> float:
+    """Return the highest value of the seeds' mean; the highest of many noisy values is above the true height."""
+    return float(curve.mean.max())
 
 
-def best(curve: Curve, *, window: int = 1) -> float:
-    """Return the highest value of the seeds' mean, smoothed over ``window`` steps.
-
-    The highest of many noisy values is above the true height: the shorter the window, the more.
-    """
-    return float(np.nanmax(smoothed(curve.mean, window)))
-
-
-def first_reaching(curve: Curve, level: float, *, window: int = 1, at: np.ndarray | None = None) -> float | None:
-    """Find where the seeds' mean, smoothed over ``window`` steps, first reaches ``level``; None if it never does.
+def first_reaching(curve: Curve, level: float, *, at: np.ndarray | None = None) -> float | None:
+    """Find where the seeds' mean first reaches ``level``; None if it never does.
 
     Args:
         curve: of the metric that rises.
-        level: to be reached, as the `best` of a baseline with the same window.
-        window: steps of smoothing.
+        level: to be reached, as the `best` of a baseline.
         at: what each step stands for, ``[T]``, as tokens or seconds up to it; the steps themselves if not given.
 
     Raises:
-        ValueError: ``at`` has another length than the curve; see `smoothed`.
+        ValueError: ``at`` has another length than the curve.
     """
     places = curve.steps if at is None else np.asarray(at)
     if len(places) != len(curve.steps):
         raise ValueError(f"at has {len(places)} values for {len(curve.steps)} steps: one for each step of the curve")
-    reached = np.flatnonzero(smoothed(curve.mean, window) >= level)
+    reached = np.flatnonzero(curve.mean >= level)
     return places[reached[0]].item() if len(reached) else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from aent_verl.comparison.stats import Target
+from aent_verl.comparison.stats import CONFIDENCE, Target
 from aent_verl.comparison.stats.crossed import Estimate, Variance, check_problems, estimate, rounding_of, variance_parts
 from aent_verl.comparison.stats.scores import score_matrices
 
@@ -40,7 +40,7 @@ def difference(
     baseline: np.ndarray,
     *,
     target: Target = "problems like these",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
     """Compute the difference of means, ``[S, P]`` or ``[S, P, n]`` less the same of a baseline, whose S may differ.
 

@@ -1,6 +1,7 @@
 """What it would take to resolve a difference, if it is really as large as it was measured."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +20,7 @@ MOST_PROBLEMS = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How to resolve a difference with the wanted power; one of the first two is None, or both.
+    """How to resolve a difference with a chance of `POWER`; one of the first two is None, or both.
 
     Attributes:
         more_seeds: seeds to add to each method, at most `MOST_SEEDS`.
@@ -33,7 +34,7 @@ class Plan:
     seeds_suffice: bool
 
 
-def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
+def plan(found: Difference, *, alpha: float) -> Plan:
     """Find how many more seeds, or problems, a two-sided t-test at level ``alpha`` needs to resolve the difference.
 
     More seeds shrink the seed part of the variance only; for problems like these the problem part stays.
@@ -42,7 +43,7 @@ def plan(found: Difference, *, alpha: float, power: float = POWER) -> Plan:
     variance = found.variance
 
     def finds(changed: Variance) -> bool:
-        return power_of(value, changed, found.target, alpha) >= power
+        return power_of(value, changed, found.target, alpha) >= POWER
 
     def with_more(count: float) -> Variance:
         return replace(variance, seeds=tuple(seeds + count for seeds in variance.seeds))
@@ -98,9 +99,6 @@ def _chi_squared_mean(column: int, degrees: float) -> np.ndarray:
 
 def _fewest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     """Find the smallest number from ``low`` to ``high`` that is enough, if all above are; None if ``high`` is not."""
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    numbers = range(low, high + 1)
+    place = bisect_left(numbers, True, key=enough)
+    return numbers[place] if place < len(numbers) else None

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from aent_verl.comparison.stats import Target
-from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, check_target
+from aent_verl.comparison.stats import CONFIDENCE, Target
+from aent_verl.comparison.stats.crossed import MIN_PROBLEMS, check_confidence, check_target
 from aent_verl.comparison.stats.differences import Difference, difference, holm
 from aent_verl.comparison.stats.power import MOST_PROBLEMS, MOST_SEEDS, POWER, Plan, plan
 from aent_verl.comparison.stats.scores import score_matrices
@@ -83,7 +83,7 @@ def verdicts(
     *,
     metric: str = "score",
     target: Target = "problems like these",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Verdict]:
     """Return the verdict on every method but the baseline.
 
@@ -101,8 +101,7 @@ def verdicts(
     """
     if baseline not in scores or len(scores) < 2:
         raise ValueError(f"baseline={baseline!r}: must be one of {sorted(scores)}, with another method to compare")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is not allowed: must be between 0 and 1, as in .95")
+    check_confidence(confidence)
     check_target(target)
     matrices = score_matrices(scores)
     others = [name for name in matrices if name != baseline]
@@ -215,8 +214,8 @@ def _p(p_value: float) -> str:
 
 def _number(value: float, sign: bool = False) -> str:
     """Format with three decimals, without the zero before the point; four significant digits from 10 on."""
-    rounded = round(value, 3) + 0.0  # no minus before a zero
-    words = f"{rounded:+.3f}" if sign else f"{rounded:.3f}"
+    plus = "+" if sign else ""
     if abs(value) >= 10:
-        return f"{value:+.4g}" if sign else f"{value:.4g}"
+        return f"{value:{plus}.4g}"
+    words = f"{round(value, 3) + 0.0:{plus}.3f}"  # no minus before a zero
     return words.replace("0.", ".", 1) if abs(value) < 1 else words

@@ -14,7 +14,7 @@ from aent_verl.data.prepare.checks import Finding
 from aent_verl.data.prepare.rows import INSTRUCTION, Item, math_row, normalise, read_items
 from aent_verl.data.prepare.sources import Row, Source
 from aent_verl.data.prepare.table import EXTRACTORS, TABLE, DataSet, automatic
-from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_entries
+from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_splits
 
 GENERATOR_PREFIX = "reasoning-gym:"
 _DEFAULT_SIZE = 1000
@@ -168,12 +168,8 @@ class GeneratorJob:
     @cached_property
     def _drawn(self) -> dict[str, list[dict[str, Any]]]:
         """Splits without a common question; test comes first, so the size of the training split does not affect it."""
-        drawn: dict[str, list[dict[str, Any]]] = {}
-        for split in reversed(self.files):
-            seen = {entry["question"] for entries in drawn.values() for entry in entries}
-            size, seed = self._sizes[split], self._options.seed
-            drawn[split] = draw_entries(self.name, self._settings, size=size, seed=seed, stream=split, exclude=seen)
-        return drawn
+        sizes = {split: self._sizes[split] for split in reversed(self.files)}
+        return draw_splits(self.name, self._settings, sizes, self._options.seed)
 
 
 Job = MathJob | GeneratorJob

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import atomic_path, file_sha256, hydra_quoted, write_json
-from aent_verl._version import __version__
+from aent_verl._util import atomic_path, file_sha256, hydra_quoted, read_json, write_json
 from aent_verl.data.prepare.checks import short
 from aent_verl.data.prepare.jobs import Job, Split
 from aent_verl.data.prepare.sources import open_file
@@ -30,16 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); remove it, or name another --output") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not ours; name another --output")
-    return found
+    return read_json(folder / MANIFEST, "remove it, or name another --output") or {}
 
 
 def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
@@ -105,7 +95,7 @@ def write(
         "files": files,
         "splits": splits,
         "remarks": [made[split].remark for split in splits if made[split].remark],
-        "versions": {"aent-verl": __version__, **package_versions(*job.versions)},
+        "versions": package_versions(*job.versions),
     }
     write_json(folder / MANIFEST, {**read_manifest(folder), job.name: entry})
     return entry

@@ -103,16 +103,9 @@ def sums(*, max_terms: int = 2, digits: int = 2, operators: str = "+") -> dict[s
 
 def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     config = sums(max_terms=settings["max_terms"], operators=settings["operators"])
-    splits = reasoning_gym_data.build_splits(
-        GENERATOR,
-        config,
-        folder=folder,
-        train_size=settings["train_size"],
-        validation_size=settings["validation_size"],
-        seed=settings["seed"],
-        chat=CHAT,
-    )
-    held_out = splits["validation"]
+    sizes = {split: settings[f"{split}_size"] for split in ("validation", "train")}
+    splits = reasoning_gym_data.draw_splits(GENERATOR, config, sizes, settings["seed"])
+    held_out = reasoning_gym_data.write_splits(splits, folder, generator=GENERATOR, chat=CHAT)["validation"]
     pairs = _warm_start_pairs(config, held_out=held_out, seed=settings["seed"])
     return warm_start.build(
         folder, pairs, settings, held_out=held_out, samples=_SAMPLES, max_new_tokens=MAX_RESPONSE_TOKENS

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aent_verl._util import locked, require, write_json
+from aent_verl._util import locked, read_json, require, write_json
 from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
@@ -33,89 +33,54 @@ def build_task(
     build: Callable[[Path], Mapping[str, Any]],
     packages: Sequence[str] = (),
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Make sure that `cache` holds a task's files; `build_once` says what is printed, raised and left alone.
+    """Make sure that `cache` holds a task's files, built from these settings and versions; prints one line.
 
     Args:
-        cache: Folder, created when absent.
+        cache: Folder, created when absent. Anything in it that is not one of `files` is left alone.
         label: The task's name.
         recipe: Raised when the code builds something else from the same settings: caches made before are then rebuilt.
         settings: Everything else that decides the result, as plain JSON values.
         files: Names of the files and folders that `build` creates.
-        build: Fills the empty folder that it is given.
+        build: Fills the empty folder that it is given; what it returns (plain JSON) is kept in the manifest.
         packages: Distributions whose versions decide the result, other than those of every task.
 
     Returns:
-        The path of each of `files` by its name without suffix, and what `build` returned.
+        The path of each of `files` by its name without suffix, and what `build` returned, now or when the cache was
+        built.
 
     Raises:
         ImportError: the extra `data` is not installed.
+        ValueError: one of `files` exists in `cache` and was not built by this function.
     """
     require("data", f"the {label} task")
     versions = package_versions("reasoning-gym", "torch", "transformers", "pyarrow", *packages)
-    result = build_once(
-        cache,
-        recipe={
-            "task": label.lower(),
-            "recipe": recipe,
-            "settings": settings,
-            "versions": {"aent-verl": __version__, **versions},
-        },
-        files=files,
-        build=build,
-        label=f"{label} task",
-    )
-    folder = Path(cache).expanduser()
-    return {Path(name).stem: str(folder / name) for name in files}, result
-
-
-def package_versions(*distributions: str) -> dict[str, str]:
-    """Return installed versions by distribution name, for the manifest."""
-    return {name: importlib.metadata.version(name) for name in distributions}
-
-
-def build_once(
-    cache: str | Path,
-    *,
-    recipe: Mapping[str, Any],
-    files: Sequence[str],
-    build: Callable[[Path], Mapping[str, Any]],
-    label: str,
-) -> dict[str, Any]:
-    """Make sure that `cache` holds `files` built by `recipe`; prints one line.
-
-    Args:
-        cache: Folder, created when absent. Anything in it that is not one of `files` is left alone.
-        recipe: Everything that decides the result (settings, versions), as plain JSON values.
-        files: Names of the files and folders that `build` creates.
-        build: Fills the empty folder that it is given; what it returns (plain JSON) is kept in the manifest.
-        label: What is built, for the printed line and for errors.
-
-    Returns:
-        What `build` returned, now or when the cache was built.
-
-    Raises:
-        ValueError: one of `files` exists in `cache` and was not built by this function.
-    """
+    task = {"task": label.lower(), "recipe": recipe, "settings": settings, "versions": versions}
+    identity = json.loads(json.dumps(task))
     folder = Path(cache).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = json.loads(json.dumps(recipe))
+    paths = {Path(name).stem: str(folder / name) for name in files}
     start = time.monotonic()
     with locked(folder / _LOCK_FILE):
         shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # left by a killed build
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, "remove it and the files next to it") or {}
         present = [name for name in files if (folder / name).exists()]
-        if manifest.get("complete") and manifest.get("recipe") == recipe and len(present) == len(files):
-            print(f"{label}: using {folder}", flush=True)
-            return manifest["result"]
+        if manifest.get("complete") and manifest.get("recipe") == identity and len(present) == len(files):
+            print(f"{label} task: using {folder}", flush=True)
+            return paths, manifest["result"]
         if present and not manifest:
             raise ValueError(
                 f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so it is not our cache, and nothing "
                 "in it was changed; name another folder, or remove these files"
             )
-        result = _build(folder, recipe, files, build)
+        result = _build(folder, identity, files, build)
     reason = "rebuilt (settings, versions or files changed)" if manifest else "built"
-    print(f"{label}: {reason} {folder} in {time.monotonic() - start:.0f} s", flush=True)
-    return result
+    print(f"{label} task: {reason} {folder} in {time.monotonic() - start:.0f} s", flush=True)
+    return paths, result
+
+
+def package_versions(*distributions: str) -> dict[str, str]:
+    """Return installed versions by distribution, this one included, for a manifest."""
+    return {"aent-verl": __version__} | {name: importlib.metadata.version(name) for name in distributions}
 
 
 def _build(
@@ -137,13 +102,3 @@ def _build(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return result
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); remove it and the files next to it") from error
-    return manifest if isinstance(manifest, dict) else {}

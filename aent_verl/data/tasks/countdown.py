@@ -120,12 +120,8 @@ def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     targets = range(settings["min_target"], settings["max_target"] + 1)
     problems = {"targets": targets, **{name: settings[name] for name in ("numbers", "max_value", "seed")}}
     splits = draw_splits({split: settings[f"{split}_size"] for split in ("validation", "test", "train")}, **problems)
-    rows = {}
-    for split, entries in splits.items():
-        rows[split] = reasoning_gym_data.build_rows(
-            entries, generator=GENERATOR, split=split, chat=CHAT, extract="last_line"
-        )
-        reasoning_gym_data.write_parquet(rows[split], folder / f"{split}.parquet")
+    form = {"generator": GENERATOR, "chat": CHAT, "extract": "last_line"}
+    rows = reasoning_gym_data.write_splits(splits, folder, **form)
     held_out = {problem_of(entry) for entry in (*splits["validation"], *splits["test"])}
     pairs = demonstrations(settings["warm_start_pairs"], **problems, exclude=held_out)
     return warm_start.build(

@@ -67,11 +67,9 @@ class Verifier:
         """
         with self._lock:
             process = self._process if self._process is not None else self._start()
-            assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(json.dumps([solution, truth, SECONDS]) + "\n")
-                process.stdin.flush()
+                print(json.dumps([solution, truth, SECONDS]), file=process.stdin, flush=True)
                 line = process.stdout.readline()
             except BrokenPipeError:
                 line = ""

@@ -123,53 +123,37 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
-def build_splits(
-    generator: str,
-    config: Mapping[str, Any],
-    *,
-    folder: str | Path,
-    train_size: int,
-    validation_size: int,
-    seed: int,
-    chat: Sequence[Mapping[str, str]] = QUESTION_ONLY,
-    extract: str = "whole",
+def draw_splits(
+    generator: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write `train.parquet` and `validation.parquet` with no question in common, and none twice.
+    """Draw splits with no question in common, and none twice, see `draw_entries`.
 
-    Validation is drawn first: its questions do not depend on the size of the training set.
+    They are drawn in the order of their sizes: no split depends on the size of a later one.
+    """
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for split, size in sizes.items():
+        seen = {entry["question"] for entries in drawn.values() for entry in entries}
+        drawn[split] = draw_entries(generator, config, size=size, seed=seed, stream=split, exclude=seen)
+    return drawn
 
-    Args:
-        generator: Name of a reasoning-gym data set.
-        config: Its settings, without `seed` and `size`.
-        folder: Where the two files go.
-        train_size: Rows of the training file.
-        validation_size: Rows of the validation file.
-        seed: The same seed gives the same files.
-        chat: Messages in whose text the fields of an entry may stand in braces: {question}, {metadata[expression]}.
-        extract: Which part of a response is the answer, see `aent_verl.data.tasks.reward`.
+
+def write_splits(
+    splits: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, **form: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the entries of each split to `<split>.parquet` in a folder, in the form that `build_rows` takes.
 
     Returns:
-        The rows by split, "train" and "validation".
+        The rows by split.
     """
-    validation = draw_entries(generator, config, size=validation_size, seed=seed, stream="validation")
-    held_out = questions(validation)
-    train = draw_entries(generator, config, size=train_size, seed=seed, stream="train", exclude=held_out)
-    assert not held_out & questions(train)
-    splits = {}
-    for split, entries in (("train", train), ("validation", validation)):
-        splits[split] = build_rows(entries, generator=generator, split=split, chat=chat, extract=extract)
-        write_parquet(splits[split], Path(folder) / f"{split}.parquet")
-    return splits
+    rows = {split: build_rows(entries, split=split, **form) for split, entries in splits.items()}
+    for split in rows:
+        write_parquet(rows[split], folder / f"{split}.parquet")
+    return rows
 
 
 def fill(chat: Sequence[Mapping[str, str]], entry: Mapping[str, Any]) -> list[dict[str, str]]:
     """Fill the fields of an entry into chat messages."""
     return [{"role": message["role"], "content": message["content"].format(**entry)} for message in chat]
-
-
-def questions(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the question texts of entries."""
-    return {entry["question"] for entry in entries}
 
 
 def question_of(row: Mapping[str, Any]) -> str:

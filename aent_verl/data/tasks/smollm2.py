@@ -55,22 +55,17 @@ def prepare(
         ValueError: a setting out of range, or `cache` holds files of that name that we did not make.
     """
     settings = {name: value for name, value in locals().items() if name != "cache"}
-    for name, (low, high) in {"train_size": (1, None), "validation_size": (1, None), "digits": (1, 4)}.items():
-        if settings[name] < low or (high is not None and settings[name] > high):
-            raise ValueError(f"{name}={settings[name]}: must be at least {low}" + (f", at most {high}" if high else ""))
+    for name in ("train_size", "validation_size", "digits"):
+        _util.whole_number(name, settings[name], lowest=1)
+    if digits > 4:
+        raise ValueError(f"digits={digits}: must be at most 4")
     source = _installed_weights()
 
     def build(folder: Path) -> dict[str, Any]:
-        reasoning_gym_data.build_splits(
-            arithmetic.GENERATOR,
-            arithmetic.sums(digits=digits),
-            folder=folder,
-            train_size=train_size,
-            validation_size=validation_size,
-            seed=seed,
-            chat=CHAT,
-            extract="last_number",
-        )
+        sizes = {"validation": validation_size, "train": train_size}
+        splits = reasoning_gym_data.draw_splits(arithmetic.GENERATOR, arithmetic.sums(digits=digits), sizes, seed)
+        form = {"generator": arithmetic.GENERATOR, "chat": CHAT, "extract": "last_number"}
+        reasoning_gym_data.write_splits(splits, folder, **form)
         _convert(source, folder / "model")
         return {}
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aent_verl._util import write_json
+from aent_verl._util import number, whole_number, write_json
 from aent_verl.data.tasks import tiny_model
 from aent_verl.data.tasks.reward import compute_score
 
@@ -81,13 +81,11 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
     """
     bounds = {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}
     for name, bound in bounds.items():
-        if settings[name] < bound:
-            raise ValueError(f"{name}={settings[name]}: must be at least {bound}")
+        whole_number(name, settings[name], lowest=bound)
     for name in ("warm_start_loss", "learning_rate"):
-        if not settings[name] > 0:
-            raise ValueError(f"{name}={settings[name]}: must be above 0")
-    if not 0 <= settings["warm_start_label_smoothing"] < 1:
-        raise ValueError(f"warm_start_label_smoothing={settings['warm_start_label_smoothing']}: must be in [0, 1)")
+        number(name, settings[name], lambda value: value > 0, allowed="above 0")
+    smoothing = "warm_start_label_smoothing"
+    number(smoothing, settings[smoothing], lambda value: 0 <= value < 1, allowed="in [0, 1)")
 
 
 def train(
@@ -187,20 +185,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
         attention keeps padding on the right out of every answer, so no mask is needed.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    rows = []
+    inputs, labels = [], []
     for chat, answer in pairs:
         prompt = prompt_ids(tokenizer, chat)
         response = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows.append((prompt, response))
-    length = max(len(prompt) + len(response) for prompt, response in rows)
-    inputs = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), length), _IGNORE)
-    for row, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        inputs[row, :end] = torch.tensor(prompt + response)
-        labels[row, len(prompt) : end] = torch.tensor(response)
-    return inputs, labels
+        inputs.append(torch.tensor(prompt + response))
+        labels.append(torch.tensor([_IGNORE] * len(prompt) + response))
+    padding = tokenizer.pad_token_id
+    return pad_sequence(inputs, True, padding_value=padding), pad_sequence(labels, True, padding_value=_IGNORE)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:

@@ -48,7 +48,7 @@ def grid_run(
         "data": {"train_batch_size": pause, "seed": seed},
         "entropy_control": {"method": method},
     }
-    return GridRun(method, seed, folder, overrides, ("n=2",) if evaluated else None, OmegaConf.create(config))
+    return GridRun(method, seed, folder, overrides, ["n=2"] if evaluated else None, OmegaConf.create(config))
 
 
 def scheduler(grid: list[GridRun], *, parallel: int = 1, stall_seconds: float = 0) -> Scheduler:

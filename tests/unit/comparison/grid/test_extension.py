@@ -60,7 +60,7 @@ def test_it_resumes_only_once(tmp_path: Path):
 
 def test_more_steps_and_another_evaluation(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1, evaluated=True)]).run(lambda _: None)
-    longer = replace(grid_run(tmp_path, "grpo", 1, steps=LONGER), evaluation=("n=4",))
+    longer = replace(grid_run(tmp_path, "grpo", 1, steps=LONGER), evaluation=["n=4"])
     scheduler([longer]).run(lambda _: None)
     assert starts(longer.folder) == {"train": 2, "evaluate": 2}
     assert record(longer.folder)["evaluation"] == ["n=4"]

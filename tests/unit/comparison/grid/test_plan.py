@@ -103,7 +103,7 @@ def test_the_evaluation_of_a_checkpoint(grid: list[GridRun], tmp_path: Path):
     values = ["data=[a.parquet,b.parquet]", "n=8", "temperature=1.0", "run.check_reward=false", "scorers=null"]
     chosen = parse([*CPU, "methods=[grpo]", "seeds=[1]", *(f"evaluation.{value}" for value in values)])
     (run,) = plan.plan_runs(chosen)
-    assert run.evaluation == ("data=['a.parquet','b.parquet']", *values[1:])
+    assert run.evaluation == ["data=['a.parquet','b.parquet']", *values[1:]]
     command = run.evaluate_command(tmp_path / "global_step_3")
     assert command[:2] == ["-m", "aent_verl.commands.evaluate"]
     assert set(run.evaluation) <= set(command)
@@ -125,7 +125,7 @@ def test_an_evaluation_uses_the_machines_of_the_training(changed: Callable[..., 
     assert {"platform=cpu", "gpus=1", "trainer.nnodes=1"} <= set(command)
     gpus = {"trainer.device": "cuda", "trainer.n_gpus_per_node": 4}
     assert "gpus=4" in changed(**gpus).evaluate_command(tmp_path)
-    other = changed(evaluation=("n=8", "gpus=2"), **gpus).evaluate_command(tmp_path)
+    other = changed(evaluation=["n=8", "gpus=2"], **gpus).evaluate_command(tmp_path)
     assert "gpus=2" in other
     assert not {"gpus=4", "platform=cpu"} & set(other)
 
@@ -164,4 +164,4 @@ def test_an_evaluation_is_checked_before_anything_trains(
         "data=other.parquet": "data_source='mine'",
     }.items():
         with pytest.raises(ValueError, match=says):
-            plan.check([changed(evaluation=("n=2", "platform=cpu", wrong))])
+            plan.check([changed(evaluation=["n=2", "platform=cpu", wrong])])

@@ -27,7 +27,9 @@ from tests.unit.comparison.grid.trainer import HOLD, STEPS, evaluate
 def report(results: Path) -> str:
     """The numbers of the report, without where and when its runs were made."""
     runs = [load_run(folder) for folder in sorted((results / "runs").iterdir())]
-    text = as_json(build(runs, "grpo", "a grid", target="these problems")).replace(str(results), "RESULTS")
+    text = as_json(build(runs, baseline="grpo", title="a grid", target="these problems")).replace(
+        str(results), "RESULTS"
+    )
     return re.sub(r'"(seconds|starts|at|versions)": ("[^"]*"|\d[\d.]*|\[[^\]]*\]|{[^}]*})', "", text)
 
 

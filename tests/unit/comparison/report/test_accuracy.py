@@ -20,7 +20,7 @@ from tests.unit.comparison.report.synthetic import (
 
 
 def judged(runs, allow=False, target="problems like these"):
-    return judge(group_runs(runs, "grpo", allow), target, 0.95)
+    return judge(group_runs(runs, "grpo", allow), target)
 
 
 def set_scores(root, name, scores):

@@ -30,11 +30,11 @@ def reward(data):
 
 
 def charts_of(runs, allow=True):
-    return {chart.name: chart for chart in learning_curves(group_runs(runs, "grpo", allow), 0.95)}
+    return {chart.name: chart for chart in learning_curves(group_runs(runs, "grpo", allow))}
 
 
 def test_mean_and_interval_over_seeds_by_hand():
-    curve = curve_of([run([1, 2]), run([3, 2]), run([2, 5])], reward, 0.95)
+    curve = curve_of([run([1, 2]), run([3, 2]), run([2, 5])], reward)
     assert curve.mean.tolist() == [2, 3]
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert curve.low[0] == pytest.approx(2 - half)
@@ -93,8 +93,8 @@ def test_where_a_seed_ends_its_curve_ends():
 
 
 def test_a_metric_that_is_nan_throughout_has_no_curve():
-    assert curve_of([run([math.nan, math.nan])], reward, 0.95) is None
-    assert end_of([run([math.nan])], reward, 0.95) is None
+    assert curve_of([run([math.nan, math.nan])], reward) is None
+    assert end_of([run([math.nan])], reward) is None
 
 
 def test_one_seed_has_no_band_and_few_runs_have_thin_lines():
@@ -107,21 +107,21 @@ def test_one_seed_has_no_band_and_few_runs_have_thin_lines():
 
 
 def test_values_at_the_end_are_means_over_the_last_tenth():
-    found = end_of([run(range(20)), run(range(2, 22), seed=2)], reward, 0.95)
+    found = end_of([run(range(20)), run(range(2, 22), seed=2)], reward)
     assert found.value == pytest.approx(19.5)
     half = stats.t.ppf(0.975, 1) * np.std([18.5, 20.5], ddof=1) / math.sqrt(2)
     assert found.high == pytest.approx(19.5 + half)
-    assert math.isnan(end_of([run(range(20))], reward, 0.95).low)
+    assert math.isnan(end_of([run(range(20))], reward).low)
 
 
 def test_the_end_is_that_of_training_and_not_of_what_all_seeds_share():
     nan = [0.5] * 50 + [math.nan] * 50
-    assert end_of([run(np.ones(100)), run(nan, seed=2)], reward, 0.95) is None
+    assert end_of([run(np.ones(100)), run(nan, seed=2)], reward) is None
     late = [*range(95), *[math.nan] * 5]
-    assert end_of([run(range(100)), run(late, seed=2)], reward, 0.95).value == pytest.approx(np.mean(range(90, 95)))
+    assert end_of([run(range(100)), run(late, seed=2)], reward).value == pytest.approx(np.mean(range(90, 95)))
     # A seed that never had the metric says nothing about the others' end.
     longer = run([1.0] * 200, seed=3, key="other")
-    assert end_of([run(np.ones(100)), run(np.ones(100), seed=2), longer], reward, 0.95).value == 1
+    assert end_of([run(np.ones(100)), run(np.ones(100), seed=2), longer], reward).value == 1
 
 
 def test_final_validations_are_those_after_the_last_step():
@@ -137,10 +137,10 @@ def test_final_validations_are_those_after_the_last_step():
 def test_a_final_validation_that_is_not_a_number_has_no_mean_without_it():
     key = "val-core/digits/acc/mean@4"
     runs = [run([0.1, 0.4], key=key), run([0.3, 0.6], key=key, seed=2)]
-    assert final_validation(runs, 0.95).value == pytest.approx(0.5)
+    assert final_validation(runs).value == pytest.approx(0.5)
     runs[1].metrics[2][key] = math.nan
-    assert final_validation(runs, 0.95) is None
-    assert final_validation([run([1.0])], 0.95) is None
+    assert final_validation(runs) is None
+    assert final_validation([run([1.0])]) is None
 
 
 def test_charts_of_whole_runs(tmp_path):

@@ -226,7 +226,7 @@ def test_a_validation_source_that_is_left_out_of_one_run_alone_is_named_with_it(
         .notices[1]
         .startswith("Validation accuracy of aent seed 1 leaves out the data source essays: ")
     )
-    assert "leaves out the data source essays" in as_json(build(runs, "grpo", "x"))
+    assert "leaves out the data source essays" in as_json(build(runs, baseline="grpo", title="x"))
 
 
 def test_sources_that_all_have_only_a_reward_are_compared_by_it(tmp_path):

@@ -21,37 +21,42 @@ def test_the_problems_that_differ_most_and_random_ones(tmp_path):
         write_evaluation(folder, scores)
         runs.append(load_run(folder))
     problems = chosen(runs)
-    assert [problem.prompt for problem in problems[:3]] == [f"How much is {i} + {i}?" for i in (7, 3, 5)]
-    assert [problem.why for problem in problems] == ["methods differ most"] * 3 + ["at random"] * 2
-    assert len({problem.prompt for problem in problems}) == 5
+    assert [problem["prompt"] for problem in problems[:3]] == [f"How much is {i} + {i}?" for i in (7, 3, 5)]
+    assert [problem["why"] for problem in problems] == ["methods differ most"] * 3 + ["at random"] * 2
+    assert len({problem["prompt"] for problem in problems}) == 5
     assert problems == chosen(runs)
-    first = problems[0].samples
-    assert (first["grpo"].score, first["aent"].score, first["aent"].mean, first["aent"].count) == (0, 1, 1, 4)
-    assert first["aent"].text == "Let me count to 7.\nThe answer is right."
-    assert problems[0].ground_truth == "14"
+    first = problems[0]["samples"]
+    assert (first["grpo"]["score"], first["aent"]["score"], first["aent"]["mean"], first["aent"]["count"]) == (
+        0,
+        1,
+        1,
+        4,
+    )
+    assert first["aent"]["text"] == "Let me count to 7.\nThe answer is right."
+    assert problems[0]["ground_truth"] == "14"
 
 
 def test_means_are_over_all_seeds_and_texts_of_the_first(tmp_path):
     runs = make_runs(tmp_path, seeds=3)
     problem = chosen(runs)[0]
-    row = next(i for i in range(40) if problem.prompt == f"How much is {i} + {i}?")
+    row = next(i for i in range(40) if problem["prompt"] == f"How much is {i} + {i}?")
     at = runs[0].scores.problems.index(problem_id(row))
     scores = [run.scores.scores[at] for run in runs if run.method == "aent"]
-    sample = problem.samples["aent"]
-    assert (sample.seed, sample.count) == (1, 24)
-    assert sample.mean == pytest.approx(np.mean(scores))
-    assert sample.score == scores[0][0]
+    sample = problem["samples"]["aent"]
+    assert (sample["seed"], sample["count"]) == (1, 24)
+    assert sample["mean"] == pytest.approx(np.mean(scores))
+    assert sample["score"] == scores[0][0]
 
 
 def test_long_responses_are_cut(tmp_path):
     folder = write_run(tmp_path / "a", GRPO, 1)
     write_evaluation(folder, np.ones((20, 1)), [["x" * (MOST_CHARACTERS + 5)]] * 20)
-    sample = chosen([load_run(folder)])[0].samples["grpo"]
-    assert (len(sample.text), sample.cut) == (MOST_CHARACTERS, 5)
+    sample = chosen([load_run(folder)])[0]["samples"]["grpo"]
+    assert (len(sample["text"]), sample["cut"]) == (MOST_CHARACTERS, 5)
 
 
 def test_a_single_method_has_random_problems_only(tmp_path):
-    assert {problem.why for problem in chosen(make_runs(tmp_path, (GRPO,), seeds=1))} == {"at random"}
+    assert {problem["why"] for problem in chosen(make_runs(tmp_path, (GRPO,), seeds=1))} == {"at random"}
 
 
 def test_without_texts_there_are_no_samples(tmp_path):

@@ -64,7 +64,9 @@ def whole(tmp_path_factory):
     """A usual comparison: page, numbers, folder."""
     folder = tmp_path_factory.mktemp("whole")
     runs = make_runs(folder / "runs", (GRPO, AENT, Method("entreg", 0.52)), seeds=3)
-    written = write_report(runs, folder / "out", title="Test", commands=["aent-verl compare a=1 b='x y'"])
+    written = write_report(
+        build(runs, baseline="grpo", title="Test", commands=["aent-verl compare a=1 b='x y'"]), folder / "out"
+    )
     page = check(written.read_text(encoding="utf-8"))
     return page, json.loads((folder / "out" / "report.json").read_text(encoding="utf-8")), folder
 
@@ -170,7 +172,7 @@ def test_methods_can_be_hidden_without_a_script(whole):
 def test_the_same_runs_give_the_same_page(whole):
     _, _, folder = whole
     runs = [load_run(path) for path in sorted((folder / "runs").iterdir())]
-    again = render(build(runs, "grpo", "Test", commands=["aent-verl compare a=1 b='x y'"]))
+    again = render(build(runs, baseline="grpo", title="Test", commands=["aent-verl compare a=1 b='x y'"]))
     assert again == (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -196,7 +198,7 @@ def test_different_protocols_are_refused_or_said_first(tmp_path, undrawn):
     runs = make_runs(tmp_path / "runs", seeds=3)
     runs.append(load_run(write_run(tmp_path / "x", AENT, 4, protocol=PROTOCOL | {"data.train_files": "other <b>"})))
     with pytest.raises(ValueError, match="not made under the same protocol"):
-        write_report(runs, tmp_path / "out", title="Test")
+        write_report(build(runs, baseline="grpo", title="Test"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     page, numbers = page_of(runs, allow_different=True)
     (line,) = numbers["differences_of_protocol"]
@@ -283,7 +285,8 @@ def test_an_older_report_is_replaced(tmp_path, undrawn):
     for name in ("figures/pass_at_k.png", "figures/mine.png", "report.html"):
         (tmp_path / name).write_text("old")
     (tmp_path / "report.json").write_text('{"charts": {"pass_at_k": {}}}')
-    write_report(make_runs(tmp_path / "runs", (GRPO,), seeds=1, steps=5, evaluate=False), tmp_path, title="New")
+    runs = make_runs(tmp_path / "runs", (GRPO,), seeds=1, steps=5, evaluate=False)
+    write_report(build(runs, baseline="grpo", title="New"), tmp_path)
     names = {file.name for file in (tmp_path / "figures").iterdir()}
     assert "pass_at_k.png" not in names
     assert {"reward.png", "mine.png"} < names
@@ -294,7 +297,7 @@ def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path,
     runs = make_runs(tmp_path / "runs", (GRPO,), seeds=2, evaluate=False)
     runs += make_runs(tmp_path / "runs", (AENT,), seeds=2)
     runs[0].metrics[40]["val-core/digits/acc/mean@4"] = math.nan
-    written = write_report(runs, tmp_path / "out", title="Test")
+    written = write_report(build(runs, baseline="grpo", title="Test"), tmp_path / "out")
     page, lines = check(written.read_text(encoding="utf-8")), answer(written)
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["accuracy"]["notes"]
     assert notes[0].startswith("Scores of single problems exist for aent only")
@@ -339,7 +342,7 @@ def test_runs_that_failed_are_on_the_page(tmp_path, undrawn):
 
 def test_a_wrong_target_is_refused(tmp_path):
     with pytest.raises(ValueError, match="target='all' is not allowed"):
-        build(make_runs(tmp_path, seeds=1, evaluate=False), "grpo", "x", target="all")
+        build(make_runs(tmp_path, seeds=1, evaluate=False), baseline="grpo", title="x", target="all")
 
 
 def test_ends_of_an_interval():
@@ -379,7 +382,7 @@ def test_25_runs_of_1000_steps_take_less_than_30_seconds_and_5_megabytes(tmp_pat
     # Processor time: the machine may be busy with other things.
     started = time.process_time()
     runs = [load_run(path) for path in sorted((tmp_path / "runs").iterdir())]
-    page = write_report(runs, tmp_path / "out", title="Large")
+    page = write_report(build(runs, baseline="grpo", title="Large"), tmp_path / "out")
     assert time.process_time() - started < 30
     assert page.stat().st_size < 5_000_000
     drawn = json.loads((tmp_path / "out" / "report.json").read_text())["charts"]["reward"]["lines"]["aent"]

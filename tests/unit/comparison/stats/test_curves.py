@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aent_verl.comparison.stats.curves import (
-    best,
-    binned,
-    first_reaching,
-    mean_curve,
-    mean_level,
-    mean_over_last,
-    smoothed,
-)
+from aent_verl.comparison.stats.curves import best, binned, first_reaching, mean_curve, mean_over_last
 
 
 def runs(seeds=5, steps=20, seed=0):
@@ -67,12 +59,6 @@ def test_nothing_in_common_is_an_error():
         mean_curve([])
 
 
-def test_mean_level_weights_steps_by_their_distance():
-    curve = mean_curve([{0: 0.0, 1: 1.0, 11: 1.0}, {0: 2.0, 1: 2.0, 11: 2.0}])
-    np.testing.assert_allclose(mean_level(curve), [10.5 / 11, 2.0])
-    np.testing.assert_allclose(mean_level(mean_curve([{5: 0.3}])), [0.3])
-
-
 def test_mean_over_the_last_steps():
     curve = mean_curve([{step: float(step) for step in range(1, 11)}] * 2)
     np.testing.assert_allclose(mean_over_last(curve, 0.3, 10), [9, 9])
@@ -104,20 +90,12 @@ def test_bins_are_spans_of_steps_at_the_mean_of_those_in_them():
     np.testing.assert_allclose((found.low[1:], found.high[1:]), (expected.low[1:], expected.high[1:]))
 
 
-def test_smoothing_looks_back_only():
-    np.testing.assert_allclose(smoothed(np.array([1.0, 2.0, 6.0, 1.0]), 3), [np.nan, np.nan, 3, 3])
-    np.testing.assert_array_equal(smoothed(np.array([1.0, 2.0]), 1), [1, 2])
-    for window in (0, 3):
-        with pytest.raises(ValueError, match=f"window={window} .* from 1 to the number of steps, 2"):
-            smoothed(np.array([1.0, 2.0]), window)
-
-
 def test_first_step_that_reaches_a_level():
     curve = mean_curve([{10: 0.1, 20: 0.6, 30: 0.2, 40: 0.4, 50: 0.7}])
     assert best(curve) == pytest.approx(0.7)
-    assert best(curve, window=2) == pytest.approx(0.55)
+
     assert first_reaching(curve, 0.5) == 20
-    assert first_reaching(curve, 0.5, window=2) == 50
+
     assert first_reaching(curve, best(curve)) == 50
     assert first_reaching(curve, 0.8) is None
     assert first_reaching(curve, 0.5, at=np.cumsum([7.0, 8.0, 9.0, 9.0, 9.0])) == 15
@@ -140,5 +118,5 @@ def test_five_methods_of_five_seeds_and_a_thousand_steps_take_well_under_a_secon
     start = time.process_time()
     for method in given:
         curve = mean_curve(method)
-        mean_level(curve), first_reaching(curve, 2.0, window=10)
+        best(curve), first_reaching(curve, 2.0)
     assert time.process_time() - start < 0.5

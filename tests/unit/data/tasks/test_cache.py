@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from aent_verl.data.tasks.cache import MANIFEST, build_once
+from aent_verl.data.tasks.cache import MANIFEST, build_task
 
 
 def once(folder, recipe, calls, fail=False):
@@ -19,7 +19,8 @@ def once(folder, recipe, calls, fail=False):
         (workspace / "data").write_text(str(recipe))
         return {"built": recipe}
 
-    return build_once(folder, recipe={"setting": recipe}, files=("model", "data"), build=fill, label="test")
+    settings = {"setting": recipe}
+    return build_task(folder, "test", recipe=1, settings=settings, files=("model", "data"), build=fill)[1]
 
 
 def test_built_once_and_rebuilt_on_a_changed_recipe(tmp_path, capsys):
@@ -32,7 +33,7 @@ def test_built_once_and_rebuilt_on_a_changed_recipe(tmp_path, capsys):
     assert (tmp_path / "data").read_text() == (tmp_path / "model" / "weights").read_text() == "2"
     assert (tmp_path / "mine.txt").read_text() == "keep"
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["built", "using", "rebuilt"]
+    assert [line.split()[2] for line in lines] == ["built", "using", "rebuilt"]
 
 
 def test_a_missing_file_is_rebuilt(tmp_path):
@@ -84,7 +85,9 @@ KILLED = """
             if Path(target).name == "model":
                 die()
         cache.os.replace = replace_then_die
-    cache.build_once(sys.argv[1], recipe={"setting": 2}, files=("model", "data"), build=fill, label="test")
+    cache.build_task(
+        sys.argv[1], "test", recipe=1, settings={"setting": 2}, files=("model", "data"), build=fill
+    )
 """
 
 

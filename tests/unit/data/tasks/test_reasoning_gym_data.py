@@ -9,9 +9,15 @@ SOURCE = "reasoning_gym/basic_arithmetic"
 
 
 def build(folder, **changes):
-    settings = {"train_size": 64, "validation_size": 16, "seed": 0, **changes}
-    folder.mkdir()
-    return reasoning_gym_data.build_splits("basic_arithmetic", SUMS, folder=folder, **settings)
+    settings = {"train_size": 64, "config": SUMS, "seed": 0, "validation_size": 16, **changes}
+    sizes = {split: settings[f"{split}_size"] for split in ("validation", "train")}
+    folder.mkdir(exist_ok=True)
+    splits = reasoning_gym_data.draw_splits("basic_arithmetic", settings["config"], sizes, settings["seed"])
+    return reasoning_gym_data.write_splits(splits, folder, generator="basic_arithmetic")
+
+
+def questions(entries):
+    return {entry["question"] for entry in entries}
 
 
 def test_rows_have_the_columns_that_verl_reads(tmp_path):
@@ -32,11 +38,9 @@ def test_rows_have_the_columns_that_verl_reads(tmp_path):
 def test_no_question_occurs_twice(tmp_path, seed):
     # 1331 questions exist: drawn without care, 1000 of them would repeat themselves and overlap.
     config = {**SUMS, "min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}
-    splits = reasoning_gym_data.build_splits(
-        "basic_arithmetic", config, folder=tmp_path, train_size=900, validation_size=100, seed=seed
-    )
-    questions = [reasoning_gym_data.question_of(row) for rows in splits.values() for row in rows]
-    assert len(questions) == len(set(questions)) == 1000
+    splits = build(tmp_path, config=config, train_size=900, validation_size=100, seed=seed)
+    asked = [reasoning_gym_data.question_of(row) for rows in splits.values() for row in rows]
+    assert len(asked) == len(set(asked)) == 1000
 
 
 def test_same_seed_same_bytes_and_validation_independent_of_the_training_size(tmp_path):
@@ -58,9 +62,7 @@ def test_same_seed_same_bytes_and_validation_independent_of_the_training_size(tm
 def test_neighbouring_seeds_give_other_questions():
     # The generators seed entry i with seed + i: taken as they are, seeds 0 and 1 share all questions but one.
     one, two = (
-        reasoning_gym_data.questions(
-            reasoning_gym_data.draw_entries("basic_arithmetic", SUMS, size=200, seed=seed, stream="train")
-        )
+        questions(reasoning_gym_data.draw_entries("basic_arithmetic", SUMS, size=200, seed=seed, stream="train"))
         for seed in (0, 1)
     )
     assert len(one & two) < 20
@@ -68,7 +70,7 @@ def test_neighbouring_seeds_give_other_questions():
 
 def test_excluded_questions_are_not_drawn():
     def draw(**extra):
-        return reasoning_gym_data.questions(
+        return questions(
             reasoning_gym_data.draw_entries("basic_arithmetic", SUMS, size=100, seed=0, stream="train", **extra)
         )
 
