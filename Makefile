@@ -1,7 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
-# make bench     time and memory of the op beside stock verl; ARGS go to the first table, --help lists them
+# make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

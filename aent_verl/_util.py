@@ -1,4 +1,4 @@
-"""The few helpers that every room needs: files, text, numbers, and what an optional extra brings."""
+"""The few helpers that every sub-package needs: files, text, numbers, and the packages of optional extras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 DISTRIBUTION = "aent-verl"
-# Modules that an extra has to bring; the plain installation brings torch alone.
+# Modules that an extra must provide; the plain installation provides torch alone.
 EXTRAS = {
     "verl": (
         *("verl", "hydra", "omegaconf", "ray", "tensordict", "transformers", "datasets", "numpy", "pyarrow"),
@@ -47,12 +47,12 @@ _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def is_disabled() -> bool:
-    """Whether the environment switches aent_verl off."""
+    """Return whether the environment switches aent_verl off."""
     return os.environ.get(DISABLE_ENV, "").strip().lower() not in ("", "0", "false")
 
 
 def require(extra: str, purpose: str, *modules: str) -> None:
-    """Stop if something is not installed, and say which extra brings it.
+    """Raise an error if something is not installed, and say which extra provides it.
 
     Args:
         extra: one of ours.
@@ -68,8 +68,8 @@ def require(extra: str, purpose: str, *modules: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra to this installation: from the folder, file or repository it was made from."""
-    # In a clone the egg-info of a build stands before what pip wrote, and knows of no origin.
+    """Return the command that adds an extra to this installation, from the folder, file or repository it came from."""
+    # In a clone, a build's egg-info is found before pip's metadata, and does not record the origin.
     found = importlib.metadata.distributions(name=DISTRIBUTION)
     recorded = [text for one in found if (text := one.read_text("direct_url.json"))]
     origin = json.loads(recorded[0]) if recorded else {}
@@ -121,7 +121,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -144,7 +144,7 @@ def locked(file: Path, *, wait: bool = True, note: str = "") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    # A lock file that stands for a lock would stay when its holder is killed.
+    # A lock file that is itself the lock would outlive a holder that is killed.
     lock = FileLock(file, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
@@ -183,7 +183,7 @@ def exclusive_folder(folder: Path, setting: str, busy: Exception) -> Iterator[No
 
 
 def printable(text: str) -> str:
-    """The text with a sign for each control character, bidi control and lone surrogate; newlines and tabs stay."""
+    """Replace each control character, bidi control and lone surrogate with a sign; newlines and tabs stay."""
     return _HIDDEN.sub(_sign, text)
 
 
@@ -193,20 +193,20 @@ def _sign(match: re.Match[str]) -> str:
 
 
 def first_few(items: Sequence[str], most: int = 6) -> str:
-    """The first items, and how many more there are."""
+    """Join the first items, and say how many more there are."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def hydra_quoted(text: str | Path) -> str:
-    """A text as the value of a Hydra override, whatever characters are in it.
+    """Write a text as the value of a Hydra override, whatever characters are in it.
 
-    Hydra takes a backslash for one unless it stands before a quote, or before others that do.
+    Hydra reads a backslash literally unless it precedes a quote, or other backslashes that do.
     """
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"
 
 
 def duration(seconds: float) -> str:
-    """Two units of time, as in 2 h 5 min, 12 min 30 s, or 40 s."""
+    """Write two units of time, as in 2 h 5 min, 12 min 30 s, or 40 s."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -217,7 +217,7 @@ def duration(seconds: float) -> str:
 
 
 def number(key: str, value: Any, ok: Callable[[float], bool] = lambda _: True, *, allowed: str) -> float:
-    """``value`` as a float; ``ok`` says whether a number is inside the range that ``allowed`` describes.
+    """Return ``value`` as a float; ``ok`` says whether a number is inside the range that ``allowed`` describes.
 
     Raises:
         ValueError: names key, value and range.
@@ -228,7 +228,7 @@ def number(key: str, value: Any, ok: Callable[[float], bool] = lambda _: True, *
 
 
 def whole_number(key: str, value: Any, *, lowest: int = 0) -> int:
-    """``value``, which must be a whole number from ``lowest``.
+    """Return ``value``, which must be a whole number from ``lowest``.
 
     Raises:
         ValueError: names key, value and range.

@@ -1,4 +1,4 @@
-"""What the entropies cost, beside stock verl: `logits_op`, `linear_memory` and `actor_update` are scripts.
+"""What the entropies cost, compared with stock verl: `logits_op`, `linear_memory` and `actor_update` are scripts.
 
 So is `data_check`, for the checks of data before a run.
 """

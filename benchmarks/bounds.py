@@ -1,4 +1,4 @@
-"""What the op promises at one vocabulary, beside what was measured."""
+"""What the op promises at one vocabulary, and what was measured."""
 
 from benchmarks.methods import BASE
 from benchmarks.report import MIB, Row, mebibytes

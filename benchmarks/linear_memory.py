@@ -3,8 +3,8 @@
     python -m benchmarks.linear_memory
 
 Forward and backward pass of log-prob and clamped entropy from hidden states ``[N, D]`` and the LM head ``[V, D]``. What
-grows with N in any case are the hidden states and their gradient; "beyond gradients" is the rest of the peak. Beside it
-the same op on full logits, where the machine has the memory. Each measurement is made in a fresh process.
+grows with N in any case are the hidden states and their gradient; "beyond gradients" is the rest of the peak. For
+comparison: the same op on full logits, where the machine has the memory. Each measurement is made in a fresh process.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def peak_growth(run: Callable[[], Any], device: str) -> int | None:
     """Bytes that ``run`` needs at its peak beyond what was there before; None where that cannot be measured.
 
     CUDA: of torch's allocator. CPU: of the resident pages of this process. The kernel itself keeps their maximum,
-    ``VmHWM``, and starts it anew when 5 is written to ``clear_refs``, so that no short peak is missed, as it could be
+    ``VmHWM``, and restarts it when 5 is written to ``clear_refs``, so that no short peak is missed, as it could be
     by sampling; its counters are exact to some tens of pages per core. It is to be called in a fresh process
     (`in_fresh_process`), where resident pages are tensors in use, after a small run that loads what is loaded lazily.
     """

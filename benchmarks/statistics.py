@@ -1,4 +1,4 @@
-"""Coverage, false alarms and power of the statistics, nominal beside simulated: the tables of docs/statistics.md.
+"""Coverage, false alarms and power of the statistics, nominal and simulated: the tables of docs/statistics.md.
 
     python -m benchmarks.statistics --markdown
 

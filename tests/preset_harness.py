@@ -210,7 +210,7 @@ def run(config: Any, sequences: list[Sequence], step: Any, parts: list[list[int]
 
 
 def run_loss(config: Any, sequences: list[Sequence], data: TensorDict, parts: list[list[int]] | None = None) -> Outcome:
-    """The same on a rank's ``data`` after its pre-pass."""
+    """The same on a rank's ``data`` after its statistics pass."""
     from verl.utils import tensordict_utils as tu
 
     from aent_verl.plugin.losses import entropy_control_loss

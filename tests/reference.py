@@ -170,7 +170,7 @@ def positive_reweight(advantages: list[float], mu: float) -> list[float]:
 
 
 def steer_change(new: float, old: float, advantage: float, entropy: float) -> float:
-    """STEER: (A / pi_old) pi (1 - pi) (ln pi + H); 0 where that is no finite number."""
+    """STEER: (A / pi_old) pi (1 - pi) (ln pi + H); 0 where that is not finite."""
     change = advantage * math.exp(log_ratio(new, old)) * (1 - math.exp(new)) * (new + entropy)
     return change if math.isfinite(change) else 0.0
 

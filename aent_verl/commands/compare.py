@@ -1,4 +1,4 @@
-"""``aent-verl compare``: every method with every seed from the same start, and a report of what can be told."""
+"""``aent-verl compare``: every method with every seed from the same start, and a report of what the results support."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ usage: aent-verl compare [key=value ...]
                           [--allow-different]
 
 Train every method with every seed from the same start, evaluate the final models, and write a report that says what
-can be told from the results and what cannot. Run it again after a kill: finished runs are not repeated, and the others
-go on from their last checkpoint; with a higher trainer.total_training_steps, all of them do.
+the results support and what they do not. Run it again after a kill: finished runs are not repeated, and the others
+resume from their last checkpoint; with a higher trainer.total_training_steps, all of them do.
 
   aent-verl compare experiment=cpu_arithmetic methods=[grpo,entreg,aent] seeds=[1,2,3]
   aent-verl compare experiment=cpu_arithmetic methods=[grpo,aent] seeds=[1,2,3,4,5] evaluation.data=test.parquet \\
@@ -25,27 +25,27 @@ go on from their last checkpoint; with a higher trainer.total_training_steps, al
 
 Its own keys; all others go to every run, as with aent-verl train:
   methods=[...]        presets; or "methods.LABEL=['entropy_control=aent','actor_rollout_ref.actor.optim.lr=2e-6']"
-  seeds=[...]          one run a method for each; three at least tell anything, five are better        [1,2,3]
+  seeds=[...]          one run per method for each; at least three, better five                        [1,2,3]
   baseline=METHOD      what the others are compared with                                               grpo
   results=FOLDER       all runs and the report                                     outputs/compare/<experiment>
-  evaluation.KEY=...   settings of aent-verl evaluate for the final models, as evaluation.data=test.parquet
-                       evaluation.n=16; without any the last validation counts
+  evaluation.KEY=...   settings of aent-verl evaluate for the final models, such as evaluation.data=test.parquet
+                       evaluation.n=16; without any, the last validation counts
   parallel=N           runs at the same time; on GPUs with launcher=ray, which gives each its own      1
   launcher=local|ray   processes here, or Ray jobs; every node needs the results folder at the same path
-  stall_minutes=N      stop a run that logs nothing for so long; 0: never                              60
+  stall_minutes=N      stop a run that has logged nothing for this long; 0: never                      60
   target='these problems'    what the verdicts are about; the default is 'problems like these', of which 20 are needed
   title=TEXT           heading of the report
   grid=FILE            these keys in a YAML file, and the overrides of every run as the list `overrides`
 
---from builds the report from runs that are there: folders of compare or of aent-verl train, a results folder, stock
-verl's metrics .jsonl files or folders with TensorBoard files. METHOD:SEED=PATH names a run that does not say its own.
+--from builds the report from existing runs: folders of compare or of aent-verl train, a results folder, stock
+verl's metrics .jsonl files or folders with TensorBoard files. METHOD:SEED=PATH names a run that does not record them.
 The page goes to --output; by default into the results folder, or for other runs to outputs/compare/report.
---allow-different compares runs whose protocol, model or data differ or are not known; the report then says so.
+--allow-different compares runs whose protocol, model or data differ or are unknown; the report then says so.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the comparison; returns the process's exit status."""
+    """Run the comparison and return the process's exit status."""
     if not arguments or arguments[0] in ("--help", "-h"):
         print(HELP, end="")
         return 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Check everything that a training run needs, without starting it: versions, plug-in, verl's API, every setting, data,
-model, reward function and machines. Takes the overrides of `aent-verl train`, or a whole command, verl's too, old or
+model, reward function and machines. Takes the overrides of `aent-verl train`, or a whole command, also verl's, old or
 new: it names each key that verl no longer has, and what the command lacks for entropy control.
 """
 EXAMPLES = """\
@@ -26,7 +26,7 @@ examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the report for a training command; returns 0 if nothing failed, else 1."""
+    """Print the report for a training command; return 0 if nothing failed, else 1."""
     parser = argparse.ArgumentParser(
         prog="aent-verl doctor",
         usage="%(prog)s [--cluster] [--assume gpus=8,nodes=2] [key=value ... | a training command]",
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     # The rest are overrides, or another command's words with its own flags.
     options, words = parser.parse_known_args(arguments)
     _util.require("verl", "aent-verl doctor")
-    # Nearly all of its time are imports, whose objects live until it ends: the collector would look at them in vain.
+    # Nearly all of its time is spent on imports, whose objects live until it ends: a collection would free nothing.
     gc.disable()
     from aent_verl.launch import doctor
     from aent_verl.preflight.findings import FAILED, WARNING

@@ -1,4 +1,4 @@
-"""``aent-verl evaluate key=value ...``: sampled answers of a model to problems, scored, summed up and kept."""
+"""``aent-verl evaluate key=value ...``: sampled answers of a model to problems, scored, summarised and kept."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Sample n responses to each problem through verl's vLLM servers and score them: m
 
   model                a model folder, a name on the hub, or a checkpoint of verl's (global_step_N)
   data                 a file, or [several,files], in verl's format: prompt, data_source, reward_model.ground_truth
-  n                    responses a problem (16)
+  n                    responses per problem (16)
   temperature, top_p, top_k                  how they are sampled (1.0, 1.0, -1); temperature=0: the likeliest token
   max_prompt_length, max_response_length     in tokens (512, 512)
-  seed                 of the servers' random state (42); equal up to timing, not bit for bit
+  seed                 of the servers' random state (42); results are equal up to timing, not bit for bit
   gpus                 on each of trainer.nnodes nodes (8); one server takes rollout.tensor_model_parallel_size (1)
   output               folder of the results (evaluation/ in the checkpoint's run, else outputs/evaluation/<model>)
   overwrite=true       replace the results of another evaluation there
-  scorers, score_timeout                     processes that score (one a core, up to 16), seconds a response (30)
+  scorers, score_timeout                     processes that score (one per core, up to 16), seconds per response (30)
   reward.custom_reward_function.path, .name  the reward function (verl's own for its data sources)
 
 For a checkpoint the defaults are those of its run; every other key of verl's can be set as in `aent-verl train`.
-Results: evaluation.json (summary), scores.jsonl (a line a problem), responses.jsonl, evaluation.log
+Results: evaluation.json (summary), scores.jsonl (a line per problem), responses.jsonl, evaluation.log
 Show the composed config without running: --cfg job [--resolve]
 """
 
 
 def main(overrides: Sequence[str]) -> int:
-    """Evaluate; returns the process's exit status."""
+    """Evaluate, and return the process's exit status."""
     if list(overrides) in (["--help"], ["-h"]):
         print(HELP, end="")
         return 0
@@ -54,7 +54,7 @@ def main(overrides: Sequence[str]) -> int:
 
 
 def run(cfg: DictConfig) -> None:
-    """Evaluate on the config that Hydra composed from the command line; ends the process where that fails."""
+    """Evaluate on the config that Hydra composed from the command line; end the process where that fails."""
     from hydra.core.hydra_config import HydraConfig
 
     from aent_verl.evaluation import checkpoint, settings

@@ -9,17 +9,17 @@ import sys
 from aent_verl import __version__
 from aent_verl.commands import plot, prepare, tokens
 
-# Commands that read their own words.
+# Commands that parse their own arguments.
 SUMMARIES = {
     "train": "train with Hydra overrides; aent-verl train --help",
-    "compare": "methods x seeds, evaluated, and a report of what can be told; compare --help",
+    "compare": "train, evaluate and compare methods x seeds; compare --help",
     "doctor": "check versions, plug-in, settings, data, model, reward and machines; doctor --help",
-    "evaluate": "sample, score and sum up a model's answers; evaluate --help",
+    "evaluate": "sample, score and summarise a model's answers; evaluate --help",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The top-level parser; commands that take Hydra overrides read their words themselves."""
+    """Build the top-level parser; commands that take Hydra overrides parse their arguments themselves."""
     parser = argparse.ArgumentParser(
         prog="aent-verl", description="Entropy control for reinforcement learning in verl."
     )
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the process's exit status."""
+    """Run a command and return the process's exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     name = arguments[0] if arguments else ""
     if name in SUMMARIES:

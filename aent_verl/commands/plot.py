@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Draw; returns the picture's path."""
+    """Draw the plot and return its path."""
     _util.require("compare", "the plot", "matplotlib", "omegaconf")
     from aent_verl.viewing.plot import plot_run
 

@@ -16,13 +16,13 @@ from aent_verl.data.prepare import jobs, output, sources, table
 from aent_verl.data.prepare.rows import keys_of
 
 HELP = """\
-Turn public data sets, files of your own or reasoning-gym generators into parquet files that verl trains on, and check
-them: columns, empty rows, repeats, overlap between train and test, answers that the reward cannot score. Writes
+Turn public data sets, your own files or reasoning-gym generators into parquet files that verl trains on, and check
+them: columns, empty rows, duplicates, overlap between train and test, answers that the reward cannot score. Writes
 NAME-train.parquet and NAME-test.parquet, where there are such splits, and prepare.json, which says how they were made.
 """
 EXAMPLES = """\
 examples:
-  aent-verl prepare --list                                             what there is
+  aent-verl prepare --list                                             the available data sets
   aent-verl prepare math --output data                                 from the Hugging Face hub
   aent-verl prepare math500 aime24 aime25 amc23 --output data          several at once
   aent-verl prepare openr1-math math500 --limit 40000 --output data    40,000 to train on, none of them in MATH-500
@@ -32,14 +32,14 @@ examples:
   aent-verl prepare reasoning-gym:countdown min_numbers=3 max_numbers=4 --size 2000 --test-size 200 --output data
 """
 _LOCK = ".prepare.lock"
-# Options that only some kinds of data have a use for.
+# Options that apply only to some kinds of data.
 _ONLY_FOR = {
     "generator": ("size", "test_size"),
     "table": ("from_", "revision", "config"),
     "file": ("name", "split"),
     "table file": ("problem", "answer", "limit", "keep_unscorable"),
 }
-_KINDS = {"generator": "reasoning-gym:NAME", "table": "a public data set", "file": "a file of your own"}
+_KINDS = {"generator": "reasoning-gym:NAME", "table": "a public data set", "file": "your own file"}
 _LOWEST = {"limit": 1, "size": 0, "test_size": 0, "max_prompt_length": 1, "seed": 0}
 
 
@@ -58,8 +58,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--list", action="store_true", help="list the data sets by name and stop")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where the files go")
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made differently")
-    source = parser.add_argument_group("where it is read")
-    source.add_argument("--from", dest="from_", nargs="+", metavar="[SPLIT=]FILE", help="read these, not the hub")
+    source = parser.add_argument_group("where it is read from")
+    source.add_argument("--from", dest="from_", nargs="+", metavar="[SPLIT=]FILE", help="read these instead of the hub")
     source.add_argument("--revision", help="commit on the hub; default: the one that the table pins")
     source.add_argument("--config", help="configuration on the hub, such as en of dapo-math-17k")
     source.add_argument("--problem", metavar="COLUMN", help="column of the problem")
@@ -70,20 +70,20 @@ def add_parser(commands: Any) -> None:
         help="answer in that column: auto, whole, boxed or hashes; of a response to "
         "reasoning-gym: whole or last_number",
     )
-    source.add_argument("--split", choices=("train", "test"), help="what a file of your own is; default: train")
-    source.add_argument("--name", help="name of a file of your own; default: the file's")
+    source.add_argument("--split", choices=("train", "test"), help="which split your own file is; default: train")
+    source.add_argument("--name", help="name of the data set in your own file; default: the file's name")
     prompt = parser.add_argument_group("what is written")
     prompt.add_argument("--instruction", metavar="TEXT", help="put after each problem; default: reason, then box it")
     prompt.add_argument("--system", metavar="TEXT", help="system message; default: none")
-    prompt.add_argument("--limit", type=int, metavar="N", help="a random sample of the training problems")
+    prompt.add_argument("--limit", type=int, metavar="N", help="draw a random sample of the training problems")
     prompt.add_argument("--size", type=int, metavar="N", help="questions to train on, for reasoning-gym")
     prompt.add_argument("--test-size", type=int, metavar="N", help="questions to validate on, for reasoning-gym")
-    prompt.add_argument("--seed", type=int, default=0, help="of --limit and of reasoning-gym; default: 0")
+    prompt.add_argument("--seed", type=int, default=0, help="seed of --limit and of reasoning-gym; default: 0")
     checks = parser.add_argument_group("checks")
-    checks.add_argument("--against", nargs="+", default=[], metavar="FILE", help="train on nothing that is in these")
+    checks.add_argument("--against", nargs="+", default=[], metavar="FILE", help="do not train on anything in these")
     checks.add_argument("--keep-unscorable", action="store_true", help="keep answers that the reward cannot score")
     checks.add_argument("--tokenizer", metavar="MODEL", help="report the length of prompts in tokens")
-    checks.add_argument("--max-prompt-length", type=int, metavar="N", help="and how many are longer than this")
+    checks.add_argument("--max-prompt-length", type=int, metavar="N", help="also report how many are longer than this")
     parser.set_defaults(run=run)
 
 
@@ -116,9 +116,9 @@ def run(options: argparse.Namespace) -> str:
 
 def _check_options(options: argparse.Namespace, names: list[str], words: list[str]) -> None:
     if not names:
-        raise ValueError("name what to prepare, as in aent-verl prepare math --output data; --list shows what there is")
+        raise ValueError("name what to prepare, as in aent-verl prepare math --output data; --list shows all names")
     if not options.output:
-        raise ValueError(f"--output is missing: where the files go, as in aent-verl prepare {names[0]} --output data")
+        raise ValueError(f"--output is missing: name a folder, as in aent-verl prepare {names[0]} --output data")
     kinds = set(map(_kind, names))
     if words and "generator" not in kinds:
         raise ValueError(f"{words[0]!r}: settings belong to reasoning-gym:NAME")

@@ -9,7 +9,7 @@ from aent_verl import _util
 
 HELP = """\
 Write a page of responses whose tokens are coloured by entropy, advantage or policy weight; it opens in any browser.
-The run has to be trained with entropy_control.token_dump=4 (responses a step).
+The run must have been trained with entropy_control.token_dump=4 (responses per step).
 """
 EXAMPLES = """\
 examples:
@@ -28,14 +28,14 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, its folder tokens, or files of it")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, its folder `tokens`, or files in it")
     parser.add_argument("-o", "--output", help="where to write the page; default: tokens.html in the first folder")
     parser.add_argument("--step", nargs="+", type=int, metavar="N", help="only these training steps")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> str:
-    """Write the page; returns its path and how many responses it has."""
+    """Write the page; return its path and how many responses it has."""
     _util.require("compare", "the page of tokens", "jinja2", "markupsafe", "numpy")
     from aent_verl.viewing.tokens.page import write_page
 

@@ -28,12 +28,12 @@ Choices: experiment=NAME  platform=cpu
          entropy_control/functional=full|clamped|nucleus  entropy_control/controller=constant|band|step_to_target|...
          and the other axes: docs/methods.md has the methods in a table, docs/configuration.md all settings
 Show the composed config without running: --cfg job [--resolve]    more of Hydra: --hydra-help
-Resume: the same command again; the controller goes on where it was.
+Resume: run the same command again; the controllers continue where they stopped.
 """
 
 
 def main(overrides: Sequence[str]) -> int:
-    """Train; returns the process's exit status. Versions first: without verl Hydra could not compose the config."""
+    """Train, and return the process's exit status. Versions first: without verl Hydra could not compose the config."""
     if list(overrides) in (["--help"], ["-h"]):
         print(HELP, end="")
         return 0

@@ -1,4 +1,4 @@
-"""A comparison from what was asked for to the page: train a grid and report it, or report runs that are there."""
+"""A comparison from its settings to its page: train a grid and report it, or report existing runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_grid(settings: Settings, command: str) -> tuple[Path, int]:
     _check_devices(settings, grid[0])
     plan.check(grid)
     folder = f"results={settings.results}"
-    busy = ValueError(f"{folder}: another comparison is running in it; wait, or choose another")
+    busy = ValueError(f"{folder}: another comparison is running in it; wait, or choose another folder")
     with exclusive_folder(settings.results, folder, busy):
         stall_seconds = 60 * settings.stall_minutes
         scheduler = Scheduler(grid, _starter(settings), parallel=settings.parallel, stall_seconds=stall_seconds)
@@ -83,10 +83,10 @@ def report_runs(
     title: str | None = None,
     allow_different: bool = False,
 ) -> Path:
-    """Report runs that are there.
+    """Report existing runs.
 
     Args:
-        given: the runs, see `load_named`. What is not said about a results folder alone is as its comparison was asked.
+        given: the runs, see `load_named`. The defaults for a results folder alone are those of its comparison.
         command: what reproduces the report.
         output: folder of the report; by default that of the results, or `outputs/compare/report` for other runs.
         baseline: the method that the others are compared with.
@@ -179,7 +179,7 @@ def _starter(settings: Settings) -> Start:
 
 
 def _asked(results: Path) -> dict[str, Any]:
-    """Read what a results folder's comparison was asked for; empty if there was none.
+    """Read the settings of a results folder's comparison; empty if there was none.
 
     Raises:
         ValueError: the file is damaged.

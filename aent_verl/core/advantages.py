@@ -14,7 +14,7 @@ from aent_verl.core.policy_losses import log_ratio
 
 
 def positive_reweight(advantages: Tensor, mu: float) -> Tensor:
-    """PAR (arXiv 2511.05993): ``mu A`` where ``A > 0``, else ``A``; ``[B, T] -> [B, T]``.
+    """Apply PAR (arXiv 2511.05993): ``mu A`` where ``A > 0``, else ``A``; ``[B, T] -> [B, T]``.
 
     Args:
         advantages: ``A``.
@@ -30,7 +30,7 @@ def positive_reweight(advantages: Tensor, mu: float) -> Tensor:
 
 
 def steer_change(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, entropy: Tensor, mask: Tensor) -> Tensor:
-    """STEER's estimate of how a token changes the entropy (arXiv 2510.10150).
+    """Estimate how each token changes the entropy, as STEER does (arXiv 2510.10150).
 
     ``Om = (A / p_old) p (1 - p) (ln p + H)``, where ``p / p_old`` is the clamped ratio of the policy loss. One that is
     not finite counts as 0, as in the authors' code: a single token must not decide over the weights of all.
@@ -53,7 +53,7 @@ def steer_change(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, ent
 
 
 def steer_weight(change: Tensor, *, largest: float | Tensor, w_min: float = 0.8, floor: float = 0.02) -> Tensor:
-    """STEER's token weight (arXiv 2510.10150): ``clamp(exp(-k |Om|), w_min, 1)``; ``[B, T] -> [B, T]``.
+    """Compute STEER's token weight (arXiv 2510.10150): ``clamp(exp(-k |Om|), w_min, 1)``; ``[B, T] -> [B, T]``.
 
     ``k = -ln(w_min) / max(largest, floor)``: the weight is 1 where ``Om = 0`` and ``w_min`` at the largest ``|Om|``.
     With that below the floor, where no token changes the entropy much, all weights are closer to 1.
@@ -82,7 +82,7 @@ def steer_weight(change: Tensor, *, largest: float | Tensor, w_min: float = 0.8,
 def entropy_advantage(
     advantages: Tensor, entropy: Tensor, mask: Tensor, *, scale: float = 0.4, kappa: float = 1.0
 ) -> Tensor:
-    """``A + min(scale H, |A| / kappa)`` (arXiv 2506.14758): uncertain tokens get a larger advantage.
+    """Compute ``A + min(scale H, |A| / kappa)`` (arXiv 2506.14758): uncertain tokens get a larger advantage.
 
     With ``kappa >= 1`` no advantage changes its sign; with ``kappa = 1`` a negative one can become 0.
 
@@ -109,7 +109,7 @@ def entropy_advantage(
 
 
 def confidence(log_prob: Tensor, mask: Tensor, *, share: float = 0.2) -> Tensor:
-    """ARM's confidence (arXiv 2602.05281), of a response or a prompt: the geometric mean of its least likely tokens.
+    """Compute ARM's confidence in a text (arXiv 2602.05281): the geometric mean of its least likely tokens.
 
     ``exp(mean of log p)`` over the ``max(1, int(share n))`` least likely of the row's ``n`` tokens. An empty row has 1:
     nothing in it is uncertain. A NaN inside the mask makes its row NaN.
@@ -140,7 +140,7 @@ def confidence(log_prob: Tensor, mask: Tensor, *, share: float = 0.2) -> Tensor:
 def progrpo(
     advantages: Tensor, *, response_confidence: Tensor, prompt_confidence: Tensor, mixed: Tensor, scale: float
 ) -> Tensor:
-    """``A + scale (c(q) - c(o|q))`` in groups of mixed outcome, else ``A``. Reconstructed from ARM, arXiv 2602.05281.
+    """Add ``scale (c(q) - c(o|q))`` to ``A`` in groups of mixed outcome. Reconstructed from ARM, arXiv 2602.05281.
 
     A response less confident than its prompt gains, one more confident loses; all tokens of it by the same amount. A
     difference that is not finite counts as 0: a NaN of the prompt, which is not in the loss, must not get there.

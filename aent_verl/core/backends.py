@@ -1,4 +1,4 @@
-"""Who does the arithmetic of the fused op over all rows: plain torch chunk by chunk, or Triton kernels."""
+"""What does the arithmetic of the fused op over all rows: plain torch chunk by chunk, or Triton kernels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Backend(Protocol):
     """Forward and backward pass over the rows ``[N, V]``; ``scale`` is the inverse temperature ``[N, 1]`` or None."""
 
     def forward(self, logits: Tensor, labels: Tensor, scale: Tensor | None) -> tuple[Forward, Rows]:
-        """Results per token and what the backward pass needs of each row."""
+        """Return results per token and what the backward pass needs of each row."""
 
     def backward(
         self,
@@ -68,17 +68,17 @@ def _triton_runs(logits: Tensor) -> bool:
 
 
 def slices(tokens: int, size: int) -> list[slice]:
-    """Slices of at most ``size`` tokens that cover all; one, empty, if there are none."""
+    """Cut all tokens into slices of at most ``size``; one empty slice if there are none."""
     return [slice(start, start + size) for start in range(0, max(tokens, 1), size)]
 
 
 def part_of(column: Tensor | None, part: slice) -> Tensor | None:
-    """Some of the rows of a column that may not be there."""
+    """Return some of the rows of a column that may be absent."""
     return None if column is None else column[part]
 
 
 def tokens_per_chunk(tokens: int, bytes_per_token: int, budget: int, chunk_size: int | None) -> int:
-    """``chunk_size``, or as many tokens as the budget allows; at least one, and no more than there are."""
+    """Return ``chunk_size``, or as many tokens as the budget allows; at least one, and no more than there are."""
     return max(1, min(chunk_size or budget // bytes_per_token, tokens))
 
 
@@ -91,7 +91,7 @@ class InChunks:
     chunk_size: int | None = None
 
     def _chunks(self, logits: Tensor) -> Iterator[tuple[slice, Buffers]]:
-        """Slices of the tokens, each with buffers that all of them share."""
+        """Yield slices of the tokens, each with buffers that all of them share."""
         tokens, vocabulary = logits.shape
         budget = _CHUNK_BYTES_CPU if logits.device.type == "cpu" else _CHUNK_BYTES
         itemsize = arithmetic_type(logits.dtype).itemsize
@@ -164,7 +164,7 @@ class ByTriton:
         forward, rows = token_entropy.forward(
             logits, labels, scale, removed=removed, boundary=boundary, statistics=self.statistics
         )
-        # Of several views of one tensor, which these are, autograd lets none be changed in place.
+        # These are several views of one tensor, none of which autograd allows to be changed in place.
         return Forward(*(column.clone() for column in forward)), rows
 
     def backward(

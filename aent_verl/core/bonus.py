@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def linear(entropy: Tensor, coefficient: float) -> Tensor:
-    """``-coefficient * H`` per token: the entropy bonus of AEnt and of the plain entropy regulariser, as a loss.
+    """Return ``-coefficient * H`` per token: the bonus of AEnt and of the plain entropy regulariser, as a loss.
 
     Args:
         entropy: ``[...]``, nats.
@@ -28,7 +28,7 @@ def linear(entropy: Tensor, coefficient: float) -> Tensor:
 
 
 def anchored(entropy: Tensor, coefficient: float, *, aggregate: float | Tensor, target: float | Tensor) -> Tensor:
-    """SIREN's squared distance of an average to a target (arXiv 2509.25133) as a loss per token.
+    """Write SIREN's squared distance of an average to a target (arXiv 2509.25133) as a loss per token.
 
     With weights ``w`` per token, ``agg`` a linear aggregation, ``a = agg(w H) / agg(w)`` over the whole mini-batch,
     ``t`` the target and ``c`` the coefficient: per token ``c (a - t) (2 H - a - t)``. Weighted by ``w`` and divided by
@@ -53,7 +53,7 @@ def anchored(entropy: Tensor, coefficient: float, *, aggregate: float | Tensor, 
 def smoothed(
     entropy: Tensor, coefficient: float, *, mean: float | Tensor | None, low: float, high: float, beta: float
 ) -> Tensor:
-    """EPO's bonus (arXiv 2509.22576): ``-coefficient * (H - beta * d)``, ``d`` the way by which ``H`` leaves its range.
+    """Compute EPO's bonus (arXiv 2509.22576): ``-coefficient * (H - beta * d)``, with ``d`` the distance to the range.
 
     ``d = relu(low * mean - H) + relu(H - high * mean)``, so that ``d' = -1, 0, +1`` below, inside (edges included) and
     above. The authors' public code adds a constant alpha of .05 to .1 for each token outside instead, which has no
@@ -84,7 +84,7 @@ def smoothed(
 
 
 def smoothing_weight(step_index: int, total_steps: int, *, gamma: float) -> float:
-    """EPO's ``beta_k = 1 + exp(-gamma k / max(1, floor(K / 2)))`` (arXiv 2509.22576): from 2 towards 1.
+    """Compute EPO's ``beta_k = 1 + exp(-gamma k / max(1, floor(K / 2)))`` (arXiv 2509.22576): from 2 towards 1.
 
     Args:
         step_index: ``k``, counted from 0.
@@ -95,7 +95,7 @@ def smoothing_weight(step_index: int, total_steps: int, *, gamma: float) -> floa
 
 
 def peak_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
-    """SIREN's peaks: tokens strictly above the ``quantile`` of the entropies of their own response, no gradient.
+    """Mark SIREN's peaks: tokens strictly above the ``quantile`` of the entropies of their own response, no gradient.
 
     The quantile interpolates linearly between order statistics, as `torch.quantile`. A response whose entropies are
     all equal has no peak, nor has an empty one. A NaN inside the mask is not a peak and does not count in the quantile;
@@ -125,7 +125,7 @@ def peak_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
 
 
 def linear_difficulty(accuracy: Tensor) -> Tensor:
-    """Weight ``1 - accuracy``: the harder the prompt, the more of the bonus. Reconstructed from AER, arXiv 2510.10959.
+    """Weigh by ``1 - accuracy``: the harder the prompt, the larger the bonus. Reconstructed from AER, arXiv 2510.10959.
 
     Args:
         accuracy: ``[B]`` in ``[0, 1]``, the mean over the group of the sample's prompt; the caller checks the range.
@@ -137,7 +137,7 @@ def linear_difficulty(accuracy: Tensor) -> Tensor:
 
 
 def threshold_difficulty(accuracy: Tensor, *, threshold: float) -> Tensor:
-    """Weight 1 where ``accuracy <= threshold``, else 0. Reconstructed from AER, arXiv 2510.10959.
+    """Weigh by 1 where ``accuracy <= threshold``, else 0. Reconstructed from AER, arXiv 2510.10959.
 
     torch compares in the type of ``accuracy``, so that 3 right answers of 10 are at ``threshold=0.3``.
 
@@ -157,7 +157,7 @@ def threshold_difficulty(accuracy: Tensor, *, threshold: float) -> Tensor:
 
 
 def weighted(term: Tensor, mask: Tensor, peaks: Tensor | None, weight: Tensor | None) -> Tensor:
-    """``term * peaks * weight`` inside the response, exactly 0 outside, whatever stands there.
+    """Compute ``term * peaks * weight`` inside the response; exactly 0 outside, whatever stands there.
 
     What the result is to be divided by is for the caller; see the top of this file. A NaN inside the response stays NaN
     even where peak or weight is 0: an error there must reach the loss.

@@ -27,7 +27,7 @@ _ROUNDING = 1e-12
 
 
 def entropy_histogram(entropy: Tensor, mask: Tensor) -> Tensor:
-    """Number of tokens per bin of their entropy.
+    """Count the tokens per bin of their entropy.
 
     Bin i holds ``edge_i <= H < edge_(i+1)`` with ``edge_i = TOP * (i / BINS)^3`` nats; the last one is open above, and
     the first takes the tiny negative values that rounding leaves. NaN is counted nowhere. The histograms of parts
@@ -57,7 +57,7 @@ def entropy_histogram(entropy: Tensor, mask: Tensor) -> Tensor:
 
 
 def histogram_quantiles(counts: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Quantiles of the token entropies behind a histogram, in nats.
+    """Estimate quantiles of the token entropies behind a histogram, in nats.
 
     The quantile of share q is where the cumulative count reaches ``q * sum(counts)``, linear inside a bin. It lies in
     the bin of the ``ceil(q n)``-th smallest entropy, so it is off by at most that bin's width; an entropy above ``TOP``
@@ -93,7 +93,7 @@ def _quantile(counts: Sequence[float], cumulative: Sequence[float], position: fl
 
 
 def covariance_from_sums(*, n: float, sum_a: float, sum_l: float, sum_al: float) -> float:
-    """Covariance over tokens of advantage ``a`` and log-prob ``l``: ``mean(a l) - mean(a) mean(l)``.
+    """Compute the covariance over tokens of advantage ``a`` and log-prob ``l``: ``mean(a l) - mean(a) mean(l)``.
 
     Args:
         n: number of tokens.
@@ -143,7 +143,7 @@ class EntropyChange:
 
         Returns:
             The next state; the measured change ``H_k - H_(k-1)``; and its estimate ``-eta * Cov_(k-1)``, with eta
-            fitted on the steps before this one. Each number is None where it cannot be said; a pair with a number that
+            fitted on the steps before this one. Each number is None where it is not known; a pair with a number that
             is not finite does not enter the fit.
         """
         x = self.covariance

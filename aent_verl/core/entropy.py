@@ -40,7 +40,7 @@ def check_top_p(top_p: float) -> None:
 
 
 def keep_share(logits: Tensor, clamp_p: float) -> Tensor:
-    """Share with which each token is kept by the clamp: 1 above the boundary, ``r / n`` on it, 0 below.
+    """Return the share with which the clamp keeps each token: 1 above the boundary, ``r / n`` on it, 0 below.
 
     Args:
         logits: ``[..., V]``. ``-inf`` goes first; the order among equal logits does not matter.
@@ -64,7 +64,7 @@ def keep_share(logits: Tensor, clamp_p: float) -> Tensor:
 
 
 def _share_the_tied(z: Tensor, boundary: Tensor, kept: Tensor | int) -> Tensor:
-    """1 above ``boundary`` and, on it, what makes each row sum to ``kept``; ``[..., V], [..., 1] -> [..., V]``."""
+    """Give 1 above ``boundary`` and, on it, what makes each row sum to ``kept``; ``[..., V], [..., 1] -> [..., V]``."""
     above, tied = z > boundary, z == boundary
     # The division in z's own precision: of two integer tensors torch makes an fp32 one.
     needed = (kept - above.sum(-1, keepdim=True)).to(z.dtype)
@@ -72,7 +72,7 @@ def _share_the_tied(z: Tensor, boundary: Tensor, kept: Tensor | int) -> Tensor:
 
 
 def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
-    """Share with which each token is kept by the nucleus; as `keep_share`, all 0 where nothing is kept.
+    """Return the share with which the nucleus keeps each token; as `keep_share`, all 0 where nothing is kept.
 
     Args:
         logits: ``[..., V]``.
@@ -94,7 +94,7 @@ def nucleus_share(logits: Tensor, top_p: float) -> Tensor:
 
 
 def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
-    """Entropy in nats of the softmax over tokens weighted by ``keep``; ``[..., V], [..., V] -> [...]``.
+    """Compute the entropy in nats of the softmax over tokens weighted by ``keep``; ``[..., V], [..., V] -> [...]``.
 
     With ``x = z - max z`` and ``S = 1 + R = sum_v keep_v exp(x_v)`` this is ``log(1 + R) - (1/S) sum_v keep_v x_v
     exp(x_v)``, two non-negative terms. ``R`` is summed without the 1 of one largest token, so that nothing is lost on
@@ -111,7 +111,7 @@ def restricted_entropy(logits: Tensor, keep: Tensor) -> Tensor:
 
 
 def removed_mass(logits: Tensor, keep: Tensor) -> Tensor:
-    """Probability under the full softmax of what ``keep`` leaves out; ``[..., V], [..., V] -> [...]``, no gradient."""
+    """Sum the probability of what ``keep`` leaves out of the softmax; ``[..., V], [..., V] -> [...]``, no gradient."""
     z = at_least_fp32(logits.detach())
     # Not by softmax, whose own sum in fp32 loses small terms one by one.
     e = (z - z.amax(-1, keepdim=True)).exp()
@@ -119,15 +119,15 @@ def removed_mass(logits: Tensor, keep: Tensor) -> Tensor:
 
 
 def full_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of ``softmax(logits)``; ``[..., V] -> [...]``, differentiable.
+    """Compute the entropy in nats of ``softmax(logits)``; ``[..., V] -> [...]``, differentiable.
 
-    ``-inf`` logits have probability 0 and add nothing; NaN stays NaN; a row of only ``-inf`` is no distribution: NaN.
+    ``-inf`` logits have probability 0 and add nothing; NaN stays NaN; a row of only ``-inf`` has no distribution: NaN.
     """
     return restricted_entropy(logits, torch.ones((), device=logits.device))
 
 
 def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
-    """SIREN's entropy on the nucleus (arXiv 2509.25133); ``[..., V] -> [...]``, nats, 0 where nothing is kept.
+    """Compute SIREN's entropy on the nucleus (arXiv 2509.25133); ``[..., V] -> [...]``, nats, 0 where nothing is kept.
 
     See the module's docstring for the definition, ties and gradient.
 
@@ -142,7 +142,7 @@ def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
 
 
 def clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:
-    """AEnt's entropy on the re-normalised, smaller token set (arXiv 2509.03493); ``[..., V] -> [...]``, nats.
+    """Compute AEnt's entropy on the renormalised, smaller token set (arXiv 2509.03493); ``[..., V] -> [...]``, nats.
 
     ``clamp_p = 0`` is the full entropy. See the module's docstring for the definition, ties and gradient.
 

@@ -167,7 +167,7 @@ def _check_labels(labels: Tensor, tokens: int, vocabulary: int) -> None:
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor | None:
-    """Inverse temperature ``[N, 1]`` in the precision of the arithmetic; None for a temperature of 1."""
+    """Return the inverse temperature ``[N, 1]`` in the precision of the arithmetic; None for a temperature of 1."""
     dtype = arithmetic_type(like.dtype)
     tokens = like.shape[0]
     if isinstance(temperature, Tensor):
@@ -253,7 +253,7 @@ class _OnHidden(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right`` without rounding the product to the half precision of its factors."""
+    """Compute ``total += left @ right`` without rounding the product to the half precision of its factors."""
     if left.dtype is total.dtype:
         total.addmm_(left, right)
     elif left.is_cuda:

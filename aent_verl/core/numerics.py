@@ -10,7 +10,7 @@ _BLOCK = 512
 
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
-    """Type in which numbers of ``dtype`` are computed with: fp64 for fp64, fp32 for all others."""
+    """Return the type that numbers of ``dtype`` are computed in: fp64 for fp64, fp32 for all others."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
@@ -20,7 +20,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def x_exp_x(x: Tensor) -> Tensor:
-    """``x * exp(x)`` with its limit 0 at ``x = -inf``, in value and in gradient. ``[...] -> [...]``.
+    """Compute ``x * exp(x)`` with its limit 0 at ``x = -inf``, in value and in gradient. ``[...] -> [...]``.
 
     The plain product is ``-inf * 0 = nan`` there, and a ``torch.where`` around the product would still send NaN through
     its backward pass; so the factor is replaced before it is multiplied.
@@ -29,14 +29,14 @@ def x_exp_x(x: Tensor) -> Tensor:
 
 
 def shift_(x: Tensor, maximum: Tensor, scale: Tensor | None) -> None:
-    """``x <- (x - maximum) * scale`` in place; ``scale=None`` is 1. ``[C, V], [C, 1], [C, 1]``."""
+    """Compute ``x <- (x - maximum) * scale`` in place; ``scale=None`` is 1. ``[C, V], [C, 1], [C, 1]``."""
     x.sub_(maximum)
     if scale is not None:
         x.mul_(scale)
 
 
 def shift_and_exp_(x: Tensor, e: Tensor, maximum: Tensor, scale: Tensor | None) -> None:
-    """As `shift_`, and ``e <- exp(x)``, with ``x`` no larger than 0. ``[C, V], [C, V], [C, 1], [C, 1]``, fp32 or fp64.
+    """Do as `shift_`, and ``e <- exp(x)``, for ``x`` at most 0. ``[C, V], [C, V], [C, 1], [C, 1]``, fp32 or fp64.
 
     An exponential of less than e^-70 (fp64: e^-700) becomes 0, and its ``x`` stays at that floor, so that ``x * e`` is
     0 and not ``-inf * 0``. The floor also keeps ``exp`` clear of subnormal results, for which torch takes many

@@ -7,7 +7,7 @@ response tokens.
 
 Log-probabilities at places outside the response may be anything, NaN included: the clamp passes no gradient there.
 Advantages are constants and must be finite everywhere: the caller replaces what stands outside the response
-(`integration.micro_batch`).
+(`plugin.micro_batch`).
 """
 
 import torch
@@ -20,7 +20,7 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """``clamp(log p - log p_old, -20, 20)``; ``[...], [...] -> [...]``, nats, at least fp32.
+    """Compute ``clamp(log p - log p_old, -20, 20)``; ``[...], [...] -> [...]``, nats, at least fp32.
 
     Differentiable in ``log_prob`` only, with gradient 1 up to the limit and 0 beyond it and at NaN.
     """
@@ -31,7 +31,7 @@ def log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 def covariance(
     advantages: Tensor, log_prob: Tensor, *, mean_advantage: float | Tensor, mean_log_prob: float | Tensor
 ) -> Tensor:
-    """``(A - mean A) (log p - mean log p)`` per token; ``[...], [...] -> [...]``, fp64, no gradient.
+    """Compute ``(A - mean A) (log p - mean log p)`` per token; ``[...], [...] -> [...]``, fp64, no gradient.
 
     Args:
         advantages: ``A``.
@@ -58,7 +58,7 @@ def clipped(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Te
 def clip_cov(
     log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, dropped: Tensor, *, clip_low: float, clip_high: float
 ) -> Tensor:
-    """Clip-Cov (arXiv 2505.22617): PPO's loss, without the dropped tokens.
+    """Compute Clip-Cov (arXiv 2505.22617): PPO's loss, without the dropped tokens.
 
     ``max(-A r, -A clip(r, 1-low, 1+high))``, with gradient ``-A r`` where the clip leaves the token alone and 0 where
     it does not; at dropped tokens loss and gradient are 0, whatever stands there.
@@ -83,7 +83,7 @@ def clip_cov(
 def kl_cov(
     log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, penalised: Tensor, *, coefficient: float
 ) -> Tensor:
-    """KL-Cov (arXiv 2505.22617): ``-A r``, without a clip, plus ``coefficient |x|`` at the penalised tokens.
+    """Compute KL-Cov (arXiv 2505.22617): ``-A r``, without a clip, plus ``coefficient |x|`` at the penalised tokens.
 
     Its gradient is ``-A r``, plus ``coefficient sign(x)`` at those. At ``x = 0``, so in a strictly on-policy run,
     the penalty has neither value nor gradient.

@@ -18,7 +18,7 @@ With ``q_v = w_v exp(x_v) / S~`` and incoming gradients ``g`` of ``log p_y`` and
 
 At the label the first bracket is ``(R + (1 - exp(x_y))) / S``, two terms that are not negative, because
 ``1 - p_y`` would cancel. The second term is ``q_v (log q_v + H~)`` of the definition without its two logarithms,
-which would cancel, too. So the backward pass needs six numbers of a row (`Rows`) besides the logits themselves.
+which would cancel, too. So the backward pass needs six numbers of a row (`Rows`) in addition to the logits themselves.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     share: Tensor
 
     def part(self, part: slice) -> "Rows":
-        """Of some of the rows."""
+        """Return those of some of the rows."""
         return Rows(*(column[part] for column in self))
 
 
@@ -107,7 +107,7 @@ def _weights(logits: Tensor, threshold: Tensor, share: Tensor, w: Tensor, scratc
 def forward(
     logits: Tensor, labels: Tensor, scale: Tensor | None, selector: Selector, statistics: bool, buffers: Buffers
 ) -> tuple[Forward, Rows]:
-    """Log-prob and entropy of the rows ``[C, V]``, with what the backward pass needs.
+    """Compute log-prob and entropy of the rows ``[C, V]``, with what the backward pass needs.
 
     Args:
         logits: any floating type; read once.
@@ -148,7 +148,7 @@ def forward(
 def _restricted_sums(
     x: Tensor, e: Tensor, w: Tensor, boundary: Boundary, maximum: Tensor, scale: Tensor | None, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``R~``, ``S~ M~``, the removed part of ``S``, and the sum of ``x exp(x)`` over all; ``[C, 1]`` each, in fp64.
+    """Return ``R~``, ``S~ M~``, the removed part of ``S``, and the sum of all ``x exp(x)``; ``[C, 1]`` each, in fp64.
 
     Without ``statistics`` the third is 0 and the last of no use. On entry ``w`` is 1 above the boundary, 0 elsewhere,
     and ``e`` leaves out the token that ``R`` does; ``e`` and ``w`` are overwritten.
@@ -171,7 +171,7 @@ def _sum(terms: Tensor) -> Tensor:
 
 
 def _at_boundary(boundary: Boundary, maximum: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the kept tokens tied at the boundary add to ``S~`` and to ``S~ M~``, ``[C, 1]`` each, in fp64."""
+    """Compute what the kept tokens tied at the boundary add to ``S~`` and to ``S~ M~``, ``[C, 1]`` each, in fp64."""
     x, e = boundary.threshold.clone(), torch.empty_like(boundary.threshold)
     shift_and_exp_(x, e, maximum, scale)
     nothing = boundary.tied == 0

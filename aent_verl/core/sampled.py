@@ -50,7 +50,7 @@ class Truncation:
 
     @torch.no_grad()
     def entropy(self, logits: Tensor, *, temperature: float | Tensor = 1.0, chunk_size: int | None = None) -> Tensor:
-        """Entropy of the sampled distribution; ``[N, V] -> [N]``, nats, at least fp32, no gradient.
+        """Compute the entropy of the sampled distribution; ``[N, V] -> [N]``, nats, at least fp32, no gradient.
 
         It reads the logits a second time and, with ``top_p``, sorts each row: a cost that only truncated runs have.
 

@@ -5,7 +5,7 @@ tied at ``t``, some ``r``, each of them with the weight ``share = r / n`` (`entr
 thus stand for the kept set, and no mask or index tensor outlives a chunk. The division by a positive temperature keeps
 the order, so the boundary is one of the logits as they come.
 
-*The k-th smallest on the CPU.* A pass that compares a chunk with one value a row and counts, while the chunk stays in
+*The k-th smallest on the CPU.* A pass that compares a chunk with one value per row and counts, while the chunk stays in
 the cache, takes a small part of the time of any search that branches on data or scatters (docs/performance.md has the
 figures of ``kthvalue``, numpy's ``partition``, histograms, ``topk`` and ``sort``). So large rows are searched by
 counting: a bracket on order-preserving integer keys of the logits' own dtype (16 bits for half types), opened by a
@@ -68,7 +68,7 @@ class Everything:
     """No token is left out: the full entropy."""
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """None: there is no boundary."""
+        """Return None: there is no boundary."""
         return None
 
 
@@ -136,13 +136,13 @@ def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Sel
 
 
 def boundary_by_kthvalue(z: Tensor, removed: int, *, scratch: Tensor) -> Boundary:
-    """Boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``."""
+    """Find a boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``."""
     threshold = z.kthvalue(removed, dim=-1, keepdim=True).values
     return _boundary_at(z, threshold, z.shape[-1] - removed, scratch)
 
 
 def _boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tensor) -> Boundary:
-    """Boundary at the value ``threshold`` of each row, which leaves ``kept`` tokens in; ``[C, V], [C, 1]``."""
+    """Make the boundary at the value ``threshold`` of each row, which leaves ``kept`` tokens in; ``[C, V], [C, 1]``."""
     above = torch.gt(z, threshold, out=scratch).sum(-1, keepdim=True)
     equal = torch.eq(z, threshold, out=scratch).sum(-1, keepdim=True)
     tied = kept - above
@@ -150,19 +150,19 @@ def _boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tens
 
 
 def _key(value: Tensor) -> Tensor:
-    """Integers in the order of the floats, in the floats' own width, as int64."""
+    """Map floats to integers of the same order, in the floats' own width, as int64."""
     bits = value.view(_KEY_TYPES[value.dtype])
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).long()
 
 
 def _value(key: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inverse of `_key`."""
+    """Invert `_key`."""
     bits = key.to(_KEY_TYPES[dtype])
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).view(dtype)
 
 
 def _first_pivots(z: Tensor, removed: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Keys ``[C, 1]`` a little below and above the place where a sample of each row puts the boundary."""
+    """Find keys ``[C, 1]`` slightly below and above the place where a sample of each row puts the boundary."""
     if dtype is torch.float64:
         # After it both ends have one sign, and their difference fits into 64 bits.
         yield torch.zeros(z.shape[0], 1, dtype=torch.int64, device=z.device)
@@ -176,7 +176,7 @@ def _first_pivots(z: Tensor, removed: int, dtype: torch.dtype) -> Iterator[Tenso
 
 
 def boundary_by_counting(z: Tensor, removed: int, *, scratch: Tensor, dtype: torch.dtype) -> Boundary:
-    """Boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``.
+    """Find a boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``.
 
     The threshold need not be the ``removed``-th smallest value itself: where nothing is tied, any value that separates
     will do, and the share is 0. A row with NaN gives an arbitrary boundary.

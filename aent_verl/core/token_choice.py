@@ -17,7 +17,7 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def priorities(*, step: int, sample: Tensor, length: int) -> Tensor:
-    """Reproducible stand-in for random numbers: a hash of (step, sample, position).
+    """Compute a reproducible stand-in for random numbers: a hash of (step, sample, position).
 
     Args:
         step: the training step; another step gives other numbers.
@@ -74,7 +74,7 @@ def choose_largest(
 
 
 def _order(value: Tensor, priority: Tensor) -> Tensor:
-    """Indices by falling value and, among equal ones, rising priority; ``[N], [N] -> [N]``."""
+    """Sort indices by falling value and, among equal ones, rising priority; ``[N], [N] -> [N]``."""
     by_priority = priority.sort(stable=True).indices
     return by_priority[value[by_priority].sort(descending=True, stable=True).indices]
 
@@ -85,7 +85,7 @@ def _padded(x: Tensor, length: int, filler: float) -> Tensor:
 
 
 def _draw(seed: Tensor, index: Tensor) -> Tensor:
-    """Number ``index`` of the splitmix64 stream that starts at ``seed``; int64, products wrap around."""
+    """Return number ``index`` of the splitmix64 stream that starts at ``seed``; int64, products wrap around."""
     x = seed + (index + 1) * _GAMMA
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
@@ -93,5 +93,5 @@ def _draw(seed: Tensor, index: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: the sign bits that torch shifts in are masked away."""
+    """Shift logically to the right: the sign bits that torch shifts in are masked away."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -31,14 +31,12 @@ class Model:
 
     Attributes:
         given: as the user wrote it; a local path is absolute.
-        name: short, for folders and tables.
         actor: folder of a checkpoint's shards, None where there is nothing to merge.
         run: folder of the run that trained it, None if that is not known.
         output: where its results go by default.
     """
 
     given: str
-    name: str
     actor: Path | None = None
     run: Path | None = None
     output: Path = Path("outputs")
@@ -64,7 +62,7 @@ def locate(path: str) -> Model:
         given = os.path.abspath(folder) if folder.is_dir() else path
         # The folder may be one that the experiment has yet to make.
         name = "--".join(part for part in folder.parts[-2:] if part not in ("/", "."))
-        return Model(given, name, output=Path("outputs", "evaluation", name))
+        return Model(given, output=Path("outputs", "evaluation", name))
     step = Path(os.path.abspath(step))
     actor = step / "actor"
     if not any(actor.glob(_SHARDS)):
@@ -74,8 +72,7 @@ def locate(path: str) -> Model:
             "a model folder, or a checkpoint of verl's FSDP trainer (global_step_N)",
         )
     run = next((one for one in (step.parent.parent, step.parent) if any((one / c).is_file() for c in CONFIGS)), None)
-    output = (run or step.parent) / "evaluation"
-    return Model(str(step), f"{(run or step.parent).name}/{step.name}", actor, run, output)
+    return Model(str(step), actor, run, (run or step.parent) / "evaluation")
 
 
 def _there(folder: Path) -> str:

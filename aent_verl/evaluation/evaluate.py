@@ -1,4 +1,4 @@
-"""One evaluation: check, sample through verl's vLLM servers, score, sum up and keep."""
+"""One evaluation: check, sample through verl's vLLM servers, score, summarise and keep."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import choose_platform, hand_to_workers, start_ray
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from aent_verl.preflight.findings import Setting
 from aent_verl.runs import provenance
+from aent_verl.runs.run import read_config
 from aent_verl.viewing.progress import CountDisplay
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SCORERS = 16
 
 
 def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal: TextIO) -> None:
-    """Check everything, then sample, score, sum up and write.
+    """Check everything, then sample, score, summarise and write.
 
     Args:
         cfg: the composed config; changed.
@@ -48,7 +49,9 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
     from aent_verl.platforms.cpu import cpu_count
 
     output = Path(cfg.evaluation.output)
-    _inherit(cfg, model, typed, terminal)
+    changed = settings.inherit(cfg, read_config(model.run), typed) if model.run else []
+    if changed:
+        print(f"as in {model.run}: {settings.short_form(', '.join(changed))}", file=terminal)
     platform = choose_platform(cfg)
     prepare_task(cfg, terminal)
     task = prepare(cfg, model, terminal)
@@ -79,19 +82,8 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
     print(f"results in {output}", file=terminal)
 
 
-def _inherit(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal: TextIO) -> None:
-    from aent_verl.runs.run import read_config
-
-    if model.run is None:
-        return
-    changed = settings.inherit(cfg, read_config(model.run), typed)
-    if changed:
-        names = {long: short for short, long in settings.SHORT_KEYS.items()}
-        print(f"as in {model.run}: {', '.join(names.get(key, key) for key in changed)}", file=terminal)
-
-
 def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
-    """Whether this very evaluation is in the output folder already.
+    """Return whether this very evaluation is in the output folder already.
 
     Raises:
         PreflightError: another one is.
@@ -117,7 +109,7 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
 
     from aent_verl.evaluation import generation
 
-    count, each = resources.replicas(cfg)
+    count, each = machines.replicas(cfg)
     found = generation.accelerators(count * each)
     if found < count * each:
         raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
@@ -162,6 +154,5 @@ async def _respond(servers: Servers, scorer: Scorer, problem: Problem, prompt: S
 def _print(renderable: object, terminal: TextIO) -> None:
     from rich.console import Console
 
-    console = Console(file=terminal)
     # A file or pipe has no width; 80 columns would fold the table.
-    console.print(renderable) if console.is_terminal else Console(file=terminal, width=120).print(renderable)
+    Console(file=terminal, width=None if terminal.isatty() else 120).print(renderable)

@@ -32,13 +32,6 @@ def load_model(cfg: DictConfig) -> HFModelConfig:
     return omega_conf_to_dataclass(cfg.actor_rollout_ref.model)
 
 
-def context_length(model: HFModelConfig) -> int:
-    """Return the most tokens of prompt and response together that the model takes."""
-    from verl.workers.rollout.utils import get_max_position_embeddings
-
-    return int(get_max_position_embeddings(model.hf_config))
-
-
 def load_rows(cfg: DictConfig, file: str, model: HFModelConfig) -> list[dict[str, Any]]:
     """Read rows of a file, with their chat messages under ``raw_prompt``, through verl's data set."""
     from verl.trainer.ppo.utils import create_rl_dataset

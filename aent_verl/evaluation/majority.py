@@ -27,7 +27,7 @@ def majority_vote(scores: np.ndarray, answers: Sequence | np.ndarray) -> Majorit
     Two samples vote for the same answer if their extracted answers are equal strings: ``1/2`` and ``0.5`` are two
     answers unless the extraction made them one. An answer's score is the mean score of the samples that gave it,
     which matters only where a reward judged equal answers differently. A tie counts as its expected value under a
-    random choice among the leaders: the mean of their scores. None is no vote, but stays in the n of the share; a
+    random choice among the leaders: the mean of their scores. None is not a vote, but counts in the n of the share; a
     problem without any vote has score 0 and share 0.
 
     Raises:
@@ -37,7 +37,7 @@ def majority_vote(scores: np.ndarray, answers: Sequence | np.ndarray) -> Majorit
     votes = np.asarray(answers, dtype=object)
     if scores.shape != votes.shape:
         raise ValueError(
-            f"maj@n needs one answer a score: scores have shape {scores.shape}, answers {votes.shape} (None for a "
+            f"maj@n needs one answer per score: scores have shape {scores.shape}, answers {votes.shape} (None for a "
             "sample without an answer)"
         )
     samples = scores.shape[-1]
@@ -50,7 +50,7 @@ def majority_vote(scores: np.ndarray, answers: Sequence | np.ndarray) -> Majorit
 
 
 def calibration_error(share: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error of the vote share as a confidence (Guo et al. 2017, arXiv 1706.04599).
+    """Estimate the calibration error of the vote share as a confidence (Guo et al. 2017, arXiv 1706.04599).
 
     Problems fall into ten bins of equal width, (0, .1], ..., (.9, 1], with 0 in the first; the error is the mean over
     problems of |mean score - mean share| of their bin. With few problems a bin it is above 0 even for perfect
@@ -65,7 +65,7 @@ def calibration_error(share: np.ndarray, correct: np.ndarray) -> float:
     """
     share, correct = np.asarray(share, dtype=float), np.asarray(correct, dtype=float)
     if share.shape != correct.shape or share.size == 0:
-        raise ValueError(f"share has shape {share.shape}, correct {correct.shape}: expected one of each a problem")
+        raise ValueError(f"share has shape {share.shape}, correct {correct.shape}: expected one of each per problem")
     if not ((share >= 0) & (share <= 1)).all():
         raise ValueError(f"share must be in [0, 1], found {share.min():g} to {share.max():g}")
     # Shares are fractions: rounded, so that 3 of 10 votes do not leave the bin whose end they are.

@@ -3,26 +3,14 @@
 import numpy as np
 
 
-def pass_at_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased pass@k of each problem, ``[..., n]`` -> ``[...]`` (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+def pass_at_all_k(scores: np.ndarray) -> np.ndarray:
+    """Estimate pass@k of each problem, unbiased, ``[..., n]`` -> ``[..., n]`` (Chen et al. 2021, 2107.03374, eq. 1).
 
-    1 - C(n - c, k) / C(n, k) for c right samples of n: the share of all subsets of k samples that hold a right one.
+    For each k = 1, 2, ..., n along the last axis 1 - C(n - c, k) / C(n, k), with c right samples of n: the share of all
+    subsets of k samples that hold a right one.
 
     Args:
         scores: 1 for a right sample, 0 for a wrong one.
-        k: subset size, from 1 to n.
-
-    Raises:
-        ValueError: k is not in 1..n, or a score is neither 0 nor 1.
-    """
-    samples = np.shape(scores)[-1]
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass@k with k={k} is not allowed: must be from 1 to n={samples}, the samples of a problem")
-    return pass_at_all_k(scores)[..., k - 1]
-
-
-def pass_at_all_k(scores: np.ndarray) -> np.ndarray:
-    """`pass_at_k` for k = 1, 2, ..., n along the last axis, ``[..., n]`` -> ``[..., n]``.
 
     Raises:
         ValueError: a score is neither 0 nor 1: pass@k asks whether a sample is right, and has no meaning for others.
@@ -39,7 +27,7 @@ def pass_at_all_k(scores: np.ndarray) -> np.ndarray:
 
 
 def _table(samples: int) -> np.ndarray:
-    """pass@k by number of right samples and k, ``[n + 1, n]``.
+    """Tabulate pass@k by number of right samples and k, ``[n + 1, n]``.
 
     The ratio of binomials is a product of k factors (n - c - j) / (n - j) in [0, 1], which cannot overflow.
     """

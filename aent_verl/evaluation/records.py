@@ -56,7 +56,7 @@ class Response:
         text: without special tokens, as the reward function gets it.
         tokens: its length, the token that ends it included.
         truncated: it was cut off at the longest length allowed.
-        entropy: nats a token: the mean of -log p of its tokens, see `entropy_of`.
+        entropy: nats per token: the mean of -log p of its tokens, see `entropy_of`.
         score: of the reward function.
         answer: what the reward function extracted, or None.
         error: why the reward function gave no score, or None.
@@ -72,7 +72,7 @@ class Response:
 
 
 def entropy_of(log_probs: Sequence[float]) -> float:
-    r"""Estimate a response's entropy in nats a token: the mean of :math:`-\log p(y_t)` over its tokens; 0 for none.
+    r"""Estimate a response's entropy in nats per token: the mean of :math:`-\log p(y_t)` over its tokens; 0 for none.
 
     ``p`` is the distribution that the token was drawn from: after temperature, top-p and top-k (vLLM's
     ``processed_logprobs``). Given the tokens before it, :math:`-\log p(y_t)` has that distribution's entropy for its

@@ -177,7 +177,7 @@ def _die_with_parent() -> None:
 
 
 def score_once(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Scored:
-    """Call the reward function here and now; an error in it makes a score of 0 that says so."""
+    """Call the reward function in this process; an error in it gives a score of 0 that says why."""
     try:
         result = function(**arguments)
         if inspect.isawaitable(result):

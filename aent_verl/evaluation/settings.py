@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aent_verl import preflight
-from aent_verl._util import number, whole_number
 from aent_verl.preflight.findings import Row, Setting, at
 
 # What users type, and verl's setting for it: an experiment's values are then the defaults.
@@ -39,7 +38,29 @@ INHERITED = (
     *("data.apply_chat_template_kwargs", "actor_rollout_ref.model.custom_chat_template"),
     *("actor_rollout_ref.model.trust_remote_code", "reward.custom_reward_function"),
 )
-_SAMPLING = ("n", "temperature", "top_p", "top_k")
+
+
+def _whole(lowest: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: type(value) is int and value >= lowest, f"a whole number, at least {lowest}"
+
+
+def _number(fits: Callable[[float], bool], allowed: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: type(value) in (int, float) and fits(value), f"a number {allowed}"
+
+
+# What each must be, the same in words, and what to set it to.
+BOUNDS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "n": (*_whole(1), "Set n=16, for example: with n=1 there is neither pass@k nor a majority"),
+    "temperature": (*_number(lambda x: 0 <= x < math.inf, "at least 0"), "Set temperature=1.0, as in training"),
+    "top_p": (*_number(lambda x: 0 < x <= 1, "in (0, 1]"), "Set top_p=1.0 to sample from all tokens"),
+    "top_k": (lambda k: k == -1 or _whole(1)[0](k), _whole(1)[1], "Set top_k=-1 to sample from all tokens"),
+    "max_response_length": (*_whole(1), "Set it to the length of the longest answer allowed"),
+    "seed": (*_whole(0), "Set seed=0, for example"),
+    "scorers": (lambda n: n is None or _whole(1)[0](n), _whole(1)[1], "Remove it for one process a core"),
+    "score_timeout": (*_number(lambda x: 0 < x < math.inf, "above 0"), "Set score_timeout=30, for example"),
+    "gpus": (*_whole(1), "Set gpus to the number on each node; 1 with platform=cpu"),
+    "trainer.nnodes": (*_whole(1), "Set trainer.nnodes=1, for example"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Sampling:
     """How responses are drawn.
 
     Attributes:
-        n: responses a problem.
+        n: responses per problem.
         temperature: 0 takes the likeliest token.
         top_p: share of the probability that is sampled from, largest first.
         top_k: number of tokens that are sampled from; -1 for all.
@@ -119,22 +140,22 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     Raises:
         PreflightError: one is out of range.
     """
-    n, temperature, top_p, top_k = (OmegaConf.select(cfg, SHORT_KEYS[name]) for name in _SAMPLING)
-    max_tokens, seed = cfg.data.max_response_length, cfg.actor_rollout_ref.rollout.seed
-    _check_whole("n", n, 1, "Set n=16, for example: with n=1 there is neither pass@k nor a majority")
-    _check_number(
-        "temperature",
-        temperature,
-        lambda x: 0 <= x < math.inf,
-        "at least 0",
-        "Set temperature=1.0, as in training",
-    )
-    _check_number("top_p", top_p, lambda x: 0 < x <= 1, "in (0, 1]", "Set top_p=1.0 to sample from all tokens")
-    if top_k != -1:
-        _check_whole("top_k", top_k, 1, "Set top_k=-1 to sample from all tokens")
-    _check_whole("max_response_length", max_tokens, 1, "Set it to the length of the longest answer allowed")
-    _check_whole("seed", seed, 0, "Set seed=0, for example")
-    return Sampling(n, float(temperature), top_p, top_k, max_tokens, seed)
+    values = {field.name: bounded(cfg, field.name) for field in fields(Sampling) if field.name != "max_tokens"}
+    values["temperature"] = float(values["temperature"])
+    return Sampling(**values, max_tokens=bounded(cfg, "max_response_length"))
+
+
+def bounded(cfg: DictConfig, key: str) -> Any:
+    """Return the value of one of the settings in ``BOUNDS``.
+
+    Raises:
+        PreflightError: it is out of range.
+    """
+    value = OmegaConf.select(cfg, SHORT_KEYS.get(key, key))
+    fits, expected, hint = BOUNDS[key]
+    if not fits(value):
+        raise Setting(key, value).error("out of range", hint, expected)
+    return value
 
 
 def check(cfg: DictConfig) -> Iterator[Row]:
@@ -144,59 +165,23 @@ def check(cfg: DictConfig) -> Iterator[Row]:
 
 
 def _check_own(cfg: DictConfig) -> Iterator[Warning]:
-    sampling = sampling_of(cfg)
-    check_scoring(cfg)
-    hint = "Set gpus to the number on each node; 1 with platform=cpu"
-    _check_whole("gpus", cfg.trainer.n_gpus_per_node, 1, hint)
-    _check_whole("trainer.nnodes", cfg.trainer.nnodes, 1, "Set trainer.nnodes=1, for example")
-    yield from map(UserWarning, warnings_of(sampling, cfg))
-
-
-def check_scoring(cfg: DictConfig) -> None:
-    """Check how responses are scored.
-
-    Raises:
-        PreflightError: a bound, or a reward that is not a function.
-    """
-    scorers, seconds = cfg.evaluation.scorers, cfg.evaluation.score_timeout
-    if scorers is not None:
-        _check_whole("scorers", scorers, 1, "Remove it for one process a core")
-    _check_number("score_timeout", seconds, lambda x: 0 < x < math.inf, "above 0", "Set score_timeout=30, for example")
+    for key in BOUNDS:
+        bounded(cfg, key)
     if cfg.reward.reward_model.enable:
         raise at(cfg, "reward.reward_model.enable").error(
             "evaluate scores with a reward function alone",
             "Name a function in reward.custom_reward_function.path",
             "false",
         )
-
-
-def warnings_of(sampling: Sampling, cfg: DictConfig) -> list[str]:
-    """Name settings that are legal and do less than one may expect."""
-    found = []
+    sampling, manager = sampling_of(cfg), cfg.reward.reward_manager
     if sampling.greedy and sampling.n > 1:
-        found.append(
+        yield UserWarning(
             f"temperature=0 with n={sampling.n}: all responses to a problem are equal up to rounding, so pass@k is "
             "the accuracy and entropy 0; set n=1, or temperature=1.0"
         )
     if sampling.greedy and (sampling.top_p < 1 or sampling.top_k != -1):
-        found.append("temperature=0: top_p and top_k have no effect")
-    if cfg.reward.reward_manager.source != "register":
-        found.append(
-            f"reward.reward_manager.name={cfg.reward.reward_manager.name!r} is not used: evaluate calls the reward "
-            "function itself"
+        yield UserWarning("temperature=0: top_p and top_k have no effect")
+    if manager.source != "register":
+        yield UserWarning(
+            f"reward.reward_manager.name={manager.name!r} is not used: evaluate calls the reward function itself"
         )
-    return found
-
-
-def _check_whole(key: str, value: Any, lowest: int, hint: str) -> None:
-    try:
-        whole_number(key, value, lowest=lowest)
-    except ValueError:
-        raise Setting(key, value).error("out of range", hint, f"a whole number, at least {lowest}") from None
-
-
-def _check_number(key: str, value: Any, ok: Callable[[float], bool], allowed: str, hint: str) -> None:
-    try:
-        number(key, value, ok, allowed=allowed)
-    except ValueError:
-        raise Setting(key, value).error("out of range", hint, f"a number {allowed}") from None

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aent_verl._util import file_sha256
 from aent_verl.evaluation import checkpoint, records, settings
 from aent_verl.evaluation.records import Problem
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from aent_verl.preflight.findings import Setting, at
+from aent_verl.preflight.schema import value
 
 DATA = settings.SHORT_KEYS["data"]
 
@@ -47,6 +48,8 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     Raises:
         PreflightError, ValueError: something does not fit.
     """
+    from verl.workers.rollout.utils import get_max_position_embeddings
+
     from aent_verl import preflight
     from aent_verl.evaluation import generation
     from aent_verl.preflight import data, reward
@@ -64,7 +67,7 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     preflight.say(preflight.attempt("task", lambda: lines), terminal, words=settings.short_form)
     generation.prepare_servers(cfg)
     loaded = generation.load_model(cfg)
-    _check_lengths(cfg, generation.context_length(loaded))
+    _check_lengths(cfg, int(get_max_position_embeddings(loaded.hf_config)))
     by_file = {path: problems_of(generation.load_rows(cfg, path, loaded)) for path in files}
     problems = records.distinct([problem for group in by_file.values() for problem in group])
     _say_what_is_left(cfg, sum(map(len, by_file.values())), len(problems), found.count, terminal)
@@ -101,7 +104,7 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
 def _check_servers(cfg: DictConfig) -> None:
     from aent_verl.evaluation import generation
 
-    count, each = resources.replicas(cfg)
+    count, each = machines.replicas(cfg)
     if count < 1:
         raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
             f"with trainer.nnodes={cfg.trainer.nnodes} that is too few for one server, which takes {each} (tensor, "
@@ -109,7 +112,7 @@ def _check_servers(cfg: DictConfig) -> None:
             f"Set gpus={each}, or actor_rollout_ref.rollout.tensor_model_parallel_size=1",
             f"at least {each} on all nodes together",
         )
-    resources.check_executor(cfg)
+    machines.check_executor(cfg)
     loop = at(cfg, "actor_rollout_ref.rollout.agent.default_agent_loop")
     turns = cfg.actor_rollout_ref.rollout.multi_turn.enable
     if loop.value != generation.SINGLE_TURN or turns:
@@ -159,10 +162,7 @@ def _check_prompts(cfg: DictConfig, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _record(
-    cfg: DictConfig,
-    model: checkpoint.Model,
-    by_file: dict[str, list[Problem]],
-    sampling: settings.Sampling,
+    cfg: DictConfig, model: checkpoint.Model, by_file: dict[str, list[Problem]], sampling: settings.Sampling
 ) -> dict[str, Any]:
     """Record what this evaluation is about, and what distinguishes it from another one."""
     folder = Path(cfg.actor_rollout_ref.model.path)
@@ -181,13 +181,9 @@ def _record(
             "max_tokens": cfg.data.max_prompt_length,
             "longer_left_out": bool(cfg.data.filter_overlong_prompts),
             "chat_template": cfg.actor_rollout_ref.model.custom_chat_template,
-            "chat_template_settings": _plain(cfg.data.get("apply_chat_template_kwargs")),
+            "chat_template_settings": value(cfg, "data.apply_chat_template_kwargs") or {},
         },
         "reward": f"{function.path}:{function.name}" if function.path else "verl:default_compute_score",
-        "reward_settings": _plain(function.get("reward_kwargs")),
+        "reward_settings": value(function, "reward_kwargs") or {},
         "reward_sha256": file_sha256(script) if os.path.isfile(script) else None,
     }
-
-
-def _plain(settings_block: Any) -> Any:
-    return OmegaConf.to_container(settings_block, resolve=True) if OmegaConf.is_config(settings_block) else {}

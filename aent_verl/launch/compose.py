@@ -32,10 +32,15 @@ def run(command: str, overrides: Sequence[str], name: str, function: Callable[[D
     Returns:
         The process's exit status: 1 if this installation does not fit, which is said.
     """
-    from aent_verl.launch.environment import check_installation
+    from aent_verl.plugin import guard
+    from aent_verl.verl_api import versions
 
-    if (problem := check_installation()) is not None:
-        print(f"error: {problem}", file=sys.stderr)
+    # Before anything of verl is imported.
+    try:
+        guard.refuse_if_disabled()
+        versions.check_versions()
+    except (guard.PlugInNotActiveError, versions.VersionError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     # Hydra reads the command line itself.
     sys.argv = [command, *overrides]

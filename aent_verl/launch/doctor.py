@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from aent_verl.launch.compose import make_paths_absolute
 from aent_verl.plugin.guard import BLOCK
 from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
 
-# Without any overrides on a machine that has no accelerator, this is what a newcomer runs.
+# What a newcomer runs: without any overrides, on a machine that has no accelerator.
 DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
 TRAINER_MODE = "aent_sync"
 REMOTE_TIMEOUT_SECONDS = 180
@@ -28,7 +29,7 @@ REMOTE_TIMEOUT_SECONDS = 180
 
 @dataclass(frozen=True)
 class Machines:
-    """Machines that are assumed instead of looked at.
+    """Machines that are assumed instead of inspected.
 
     Attributes:
         gpus: accelerators of each node.
@@ -70,7 +71,7 @@ class Machines:
         # What Ray would say of them.
         gpus = float(self.gpus * self.nodes)
         cpus = math.inf if self.cpus is None else float(self.cpus * self.nodes)
-        return preflight.resources.check_cluster({"GPU": gpus, "NPU": gpus, "CPU": cpus}, cfg)
+        return preflight.machines.check_cluster({"GPU": gpus, "NPU": gpus, "CPU": cpus}, cfg)
 
 
 def examine(arguments: Sequence[str], *, cluster: bool = False, assume: Machines | None = None) -> Iterator[Row]:
@@ -120,11 +121,9 @@ def _check_versions() -> Iterator[str]:
 def first_version(*names: str) -> str | None:
     """Return the version of the first of these distributions that is installed."""
     for name in names:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return version if name == names[0] else f"{version} ({name})"
+            return version if name == names[0] else f"{version} ({name})"
     return None
 
 
@@ -224,7 +223,7 @@ def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterat
         if not all(map(os.path.exists, [*files, cfg.actor_rollout_ref.model.path])):
             yield Row("data and model", NOTE, f"will be built by {cfg.run.task._target_}")
             skip = ("data", "model", "reward")
-    yield from preflight.check_run(cfg, skip=skip, machines=None if assume is None else assume.check)
+    yield from preflight.check_run(cfg, skip=skip, check_machines=assume.check if assume else None)
 
 
 def check_cluster(cfg: DictConfig) -> Iterator[Row]:
@@ -239,7 +238,7 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
         environment.hand_to_workers(cfg, platform)
         environment.start_ray(cfg, log_to_driver=False)
         resources = ray.cluster_resources()
-        yield from (Row("cluster", OK, line) for line in preflight.resources.check_cluster(resources, cfg))
+        yield from (Row("cluster", OK, line) for line in preflight.machines.check_cluster(resources, cfg))
         for node in ray.nodes():
             if node["Alive"]:
                 yield ask_node(node)

@@ -16,19 +16,6 @@ class LaunchError(RuntimeError):
     """A run that cannot start or did not finish; the message is for the user."""
 
 
-def check_installation() -> Exception | None:
-    """Check that the environment does not switch us off and that versions fit, before anything of verl is imported."""
-    from aent_verl.plugin import guard
-    from aent_verl.verl_api import versions
-
-    try:
-        guard.refuse_if_disabled()
-        versions.check_versions()
-    except (guard.PlugInNotActiveError, versions.VersionError) as error:
-        return error
-    return None
-
-
 def choose_platform(cfg: DictConfig) -> str | None:
     """Decide once between verl's own platforms and our CPU platform, before anything resolves verl's platform.
 

@@ -26,7 +26,7 @@ class Handle(Protocol):
     """Something that was started and will end."""
 
     def poll(self) -> bool | None:
-        """Whether it ended well; None while it runs."""
+        """Return whether it ended without an error; None while it runs."""
 
     def stop(self) -> None:
         """End it, and wait until it has ended."""

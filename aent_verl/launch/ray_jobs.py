@@ -41,7 +41,7 @@ class RayJob:
         self._ended: bool | None = None
 
     def poll(self) -> bool | None:
-        """Whether the job ended well; None while it runs. The cluster is asked every few seconds."""
+        """Return whether the job ended without an error; None while it runs. Asks the cluster every few seconds."""
         if self._ended is None and time.monotonic() - self._asked >= _POLL_SECONDS:
             self._asked = time.monotonic()
             status = self._status()

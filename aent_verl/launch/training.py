@@ -70,7 +70,7 @@ def resume_folder(cfg: DictConfig) -> Path | None:
 
 
 def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO) -> bool:
-    """Whether the run that would be resumed is complete already; reads the controller's saved state on the way.
+    """Return whether the run that would be resumed is complete already; read the controllers' saved state on the way.
 
     A state that is missing or damaged stops the run here, before it starts.
     """
@@ -102,7 +102,7 @@ def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO
 
 
 def is_logged(folder: str, step: int) -> bool:
-    """Whether a run's metrics file, where it has one, reaches this step."""
+    """Return whether a run's metrics file, where it has one, reaches this step."""
     try:
         return max(metrics.read_run(folder)) >= step
     except FileNotFoundError:

@@ -200,7 +200,7 @@ class Steer(Shaping):
         )
 
     def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
-        """Advantages times `core.advantages.steer_weight`."""
+        """Multiply advantages by `core.advantages.steer_weight`."""
         assert stats.largest_change is not None
         weight = advantages.steer_weight(
             self.change(batch), largest=stats.largest_change, w_min=self.w_min, floor=self.floor

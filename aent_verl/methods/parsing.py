@@ -44,7 +44,7 @@ def parse(block: Any) -> EntropyControlConfig:
     """Build the settings from the `entropy_control` block, any mapping.
 
     Raises:
-        ValueError: a setting that is illegal, or a pair without meaning; names key, value and allowed range.
+        ValueError: a setting that is invalid, or a pair without meaning; names key, value and allowed range.
     """
     known = ("method", "functional", "bonus", "advantages", "kernel", "restart_controller", "token_dump", "host")
     values = _fields(block, ROOT, known)

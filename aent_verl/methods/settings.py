@@ -76,7 +76,7 @@ class FunctionalConfig:
         return partial(function, **arguments)
 
     def arguments(self) -> dict[str, Any]:
-        """Return how `core.fused` is asked for one of ours."""
+        """Return the arguments with which `core.fused` computes one of ours."""
         return {"functional": self.name, "clamp_p": self.clamp_p, "top_p": self.top_p}
 
     def __str__(self) -> str:
@@ -147,8 +147,8 @@ class EntropyControlConfig:
         bonus: the entropy term of the loss, and its controller.
         advantages: what is done to advantages, and its controller.
         kernel: what computes log-probs and entropies: ``auto``, ``triton`` or ``torch``.
-        restart_controller: on resume, start the controllers afresh instead of reading their saved state.
-        token_dump: how many responses a step are written out token by token.
+        restart_controller: on resume, restart the controllers instead of reading their saved state.
+        token_dump: how many responses per step are written out token by token.
         token_dump_dir: where to.
     """
 

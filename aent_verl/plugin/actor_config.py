@@ -45,14 +45,14 @@ class EntropyControlActorConfig(FSDPActorConfig):
 
 
 def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActorConfig:
-    """Hydra target of ``actor_rollout_ref.actor``: check, parse, and build the actor config.
+    """Check, parse, and build the actor config: the Hydra target of ``actor_rollout_ref.actor``.
 
     `entropy_control.host` holds copies of those of verl's settings that stand outside of the actor's, by interpolation,
     so that they are checked wherever this config is built: in our own entry, in verl's ``main_ppo`` and in the workers.
 
     Raises:
         ImportError: something that our plug-in needs is not installed; verl only logs that, at DEBUG.
-        ValueError: a setting that is illegal, or under which our code would not run.
+        ValueError: a setting that is invalid, or under which our code would not run.
         PlugInNotActiveError: our plug-in is not active in this process.
     """
     _util.require("verl", "entropy control")
@@ -114,7 +114,7 @@ def _check_actor(settings: Mapping[str, Any], control: EntropyControlConfig) -> 
     if control.functional.function is not None and settings.get("use_fused_kernels"):
         raise ValueError(
             "actor_rollout_ref.model.use_fused_kernels=True is not allowed with entropy_control.functional.name="
-            f"{control.functional.name!r}: a fused LM head hands out no logits; set it to false"
+            f"{control.functional.name!r}: a fused LM head does not expose logits; set it to false"
         )
 
 
@@ -140,7 +140,7 @@ def _check_policy_loss(
             f"{key}={mode!r} is not allowed with an advantage shaping that is a weight: a weight on the advantage is "
             f"then not a weight on the loss; use one of {', '.join(HOMOGENEOUS_LOSSES)}"
         )
-    # One update a step, at the weights of its old log-probs, makes every ratio 1. A mini-batch may be larger than the
+    # One update per step, at the weights of its old log-probs, makes every ratio 1. A mini-batch may be larger than the
     # step's batch: verl fills it with empty rows if it packs by tokens.
     batch, mini_batch = verl_settings.get("train_batch_size"), settings.get("ppo_mini_batch_size")
     if batch is None or mini_batch is None or mini_batch < batch:
@@ -148,7 +148,7 @@ def _check_policy_loss(
     if settings.get("ppo_epochs", 1) != 1 or verl_settings.get("bypass_mode"):
         return
     why = (
-        "with one mini-batch and one epoch a step is strictly on-policy, and {}; "
+        "with one mini-batch and one epoch, a step is strictly on-policy, and {}; "
         f"set {ACTOR}.ppo_mini_batch_size below data.train_batch_size={batch}"
     )
     if mode == KL_COV:

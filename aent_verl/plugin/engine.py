@@ -50,7 +50,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        """As verl's; before it, in training, the pass without gradient that the method needs over all of ``data``."""
+        """Do as verl's; in training first run the pass without gradient that the method needs over all of ``data``."""
         if not forward_only and self.stats_pass is not None and self.stats_pass.needed:
             output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
             self.stats_pass(output, data, self.get_data_parallel_group())
@@ -58,7 +58,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
-        """As verl's; with ``use_fused_kernels`` the model's LM head runs our op."""
+        """Do as verl's; with ``use_fused_kernels`` the model's LM head runs our op."""
         with contextlib.ExitStack() as stack:
             if tu.get_non_tensor_data(data=micro_batch, key="use_fused_kernels", default=False):
                 self._lm_head = self._lm_head or lm_head_of(self.module)
@@ -71,14 +71,14 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
-        """Arguments of the op."""
+        """Return the arguments of the op."""
         functional = self.functional if self._measures(micro_batch) else FunctionalConfig("full")
         return {**functional.arguments(), "kernel": self.kernel}
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, Tensor]:
-        """Results per token as nested ``[B, j]`` tensors, whatever the layout of the batch."""
+        """Return results per token as nested ``[B, j]`` tensors, whatever the layout of the batch."""
         asked_for = {
             key: tu.get_non_tensor_data(data=micro_batch, key=key, default=False)
             for key in ("calculate_entropy", "calculate_sum_pi_squared")
@@ -98,7 +98,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                     logits, labels, function, temperature=temperature, kernel=self.kernel
                 )
             else:
-                # In place: verl lets go of the logits after this; autograd would tell if their values were needed.
+                # In place: verl lets go of the logits after this; autograd would raise if their values were needed.
                 result = logprobs_and_entropy(
                     logits,
                     labels,

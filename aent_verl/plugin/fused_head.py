@@ -69,7 +69,7 @@ class Head:
         return log_probs.view_as(input_ids), entropy.view_as(input_ids)
 
     def outputs(self, model_output: Any) -> WithStatistics:
-        """Log-probs, entropy and statistics of the forward pass that gave ``model_output``, ``[N]`` each.
+        """Return log-probs, entropy and statistics of the forward pass that gave ``model_output``, ``[N]`` each.
 
         The first two as the model returned them: FSDP prepares its backward pass when a gradient reaches these tensors.
 
@@ -116,7 +116,7 @@ def lm_head_of(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def replaced(lm_head: nn.Module, settings: dict[str, Any]) -> Iterator[Head]:
-    """While active, both of verl's fused heads are one `Head` that calls the op with ``settings``."""
+    """Replace both of verl's fused heads, while active, with one `Head` that calls the op with ``settings``."""
     head = Head(lm_head, settings)
 
     def cross_entropy(

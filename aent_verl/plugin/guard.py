@@ -29,10 +29,7 @@ LINE = "hydra.searchpath=[pkg://aent_verl._config] +entropy_control=aent"
 # Top-level blocks that Hydra's composing and our commands add to verl's.
 OWN_BLOCKS = ("run", "recommended", "evaluation", "model_engine", "hydra")
 # Every trainer of verl's starts in one of these constructors, whose argument `config` is the whole config.
-TRAINERS = {
-    "verl.trainer.ppo.v1.trainer_base": "PPOTrainer",
-    "verl.trainer.ppo.ray_trainer": "RayPPOTrainer",
-}
+TRAINERS = {"verl.trainer.ppo.v1.trainer_base": "PPOTrainer", "verl.trainer.ppo.ray_trainer": "RayPPOTrainer"}
 
 
 class PlugInNotActiveError(RuntimeError):
@@ -104,16 +101,16 @@ def check_config(config: Any, *, ours: bool = False) -> None:
         elif difflib.get_close_matches(key, [BLOCK], cutoff=0.8):
             effect = "" if ours else ", and the run would train without entropy control"
             raise PlugInNotActiveError(
-                f"{key}={_short(config[key])}: nothing reads it{effect}; did you mean {BLOCK}? Type\n  {LINE}\n"
+                f"{key}={config[key]!s:.60}: nothing reads it{effect}; did you mean {BLOCK}? Type\n  {LINE}\n"
                 "or leave it out"
             )
         elif key not in OWN_BLOCKS and key not in _verls_blocks():
-            logger.warning("%s=%s: nothing in verl or aent_verl reads this block", key, _short(config[key]))
+            logger.warning("%s=%s: nothing in verl or aent_verl reads this block", key, f"{config[key]!s:.60}")
 
 
 @functools.cache
 def _verls_blocks() -> frozenset[str]:
-    """Top-level blocks of verl's config."""
+    """Return the top-level blocks of verl's config."""
     file = importlib.resources.files("verl.trainer.config") / "_generated_ppo_trainer.yaml"
     return frozenset(map(str, OmegaConf.create(file.read_text(encoding="utf-8"))))
 
@@ -126,18 +123,13 @@ def _not_ours(value: Any, config: Any) -> str:
             "trainer.v1.trainer_mode to the preset, which sets aent_sync, and trainer.use_v1 at true"
         )
     word = isinstance(value, str)
-    what = "is the bare word and not a method's settings" if word else "names no method"
+    what = "is a bare word and not a method's settings" if word else "names no method"
     line = LINE.replace("=aent", f"={value}") if word else LINE
     return (
-        f"{BLOCK}={_short(value)} {what}, because Hydra has not found our configuration or was given no preset: the "
+        f"{BLOCK}={value!s:.60} {what}, because Hydra has not found our configuration or was given no preset: the "
         f"run would train without entropy control. Type\n  {line}\nand compare the search path letter by letter; or "
         "leave the key out"
     )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _watch(module: Any) -> None:

@@ -85,7 +85,7 @@ def clip_range(config: ActorConfig) -> tuple[float, float]:
 def _clip_cov(
     config: EntropyControlActorConfig, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, dropped: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's loss of each token but the ``dropped``; see `core.policy_losses.clip_cov`."""
+    """Compute PPO's loss of each token but the ``dropped``; see `core.policy_losses.clip_cov`."""
     low, high = clip_range(config)
     losses = policy_losses.clip_cov(log_prob, old_log_prob, advantages, dropped, clip_low=low, clip_high=high)
     ratio = policy_losses.log_ratio(log_prob, old_log_prob).exp()
@@ -95,7 +95,7 @@ def _clip_cov(
 def _kl_cov(
     config: EntropyControlActorConfig, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, penalised: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``-A r`` with a penalty on the ``penalised`` tokens; see `core.policy_losses.kl_cov`."""
+    """Compute ``-A r`` with a penalty on the ``penalised`` tokens; see `core.policy_losses.kl_cov`."""
     coefficient = config.policy_loss.ppo_kl_coef
     return policy_losses.kl_cov(log_prob, old_log_prob, advantages, penalised, coefficient=coefficient), {}
 

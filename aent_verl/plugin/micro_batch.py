@@ -27,7 +27,7 @@ ENTROPY = "aent_entropy"
 ENTROPY_FULL = "aent_entropy_full"
 ENTROPY_SAMPLED = "aent_entropy_sampled"
 REMOVED_MASS = "aent_removed_mass"
-# What verl's policy and KL losses read of a batch besides the mask, nested [B, j] over the response.
+# What verl's policy and KL losses read of a batch apart from the mask, nested [B, j] over the response.
 _READ_BY_LOSSES = ("old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
 
 

@@ -38,7 +38,7 @@ def group_accuracies(
         real: False for samples that verl added to fill up the batch; they count in no group.
 
     Raises:
-        ValueError: neither ``acc`` nor a score in ``[0, 1]``: there is no accuracy.
+        ValueError: neither ``acc`` nor a score is in ``[0, 1]``.
     """
     groups: dict[str, list[float]] = defaultdict(list)
     for uid, info, score, counts in zip(uids, extra, scores, real, strict=True):

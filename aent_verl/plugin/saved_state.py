@@ -28,7 +28,7 @@ def write(
     control: EntropyControlConfig,
     states: States,
     change: EntropyChange | None = None,
-) -> Path:
+) -> None:
     """Write the states into a checkpoint folder so that a reader sees the whole file or none.
 
     Args:
@@ -36,11 +36,7 @@ def write(
         control: the settings that the states belong to.
         states: what to save, by axis.
         change: the fit of the entropy's change, a diagnostic.
-
-    Returns:
-        The file's path.
     """
-    path = Path(folder) / NAME
     names = control.controller_names
     content = {
         "version": VERSION,
@@ -49,8 +45,7 @@ def write(
         "anchor": control.anchor,
         "entropy_change": (change or EntropyChange()).to_dict(),
     } | {axis: {"controller": names[axis], "state": state.to_dict()} for axis, state in states.items()}
-    write_json(path, content)
-    return path
+    write_json(Path(folder) / NAME, content)
 
 
 def read(
@@ -70,7 +65,7 @@ def read(
     Raises:
         StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
             that is not what this run's bonus is tied to. The message names the file and the option that starts the
-            controllers afresh.
+            controllers at their initial state.
     """
     path = Path(folder) / NAME
     content = _content(path)
@@ -83,7 +78,7 @@ def read(
         change = EntropyChange.from_dict(content["entropy_change"]) if "entropy_change" in content else EntropyChange()
         for axis, controller in controllers.items():
             if axis == "advantages" and content["version"] == 1:
-                # Which knew the bonus only.
+                # Version 1 knew only the bonus.
                 saved, state = control.controller_names[axis], ControllerState(1.0, step=states["bonus"].step)
             else:
                 saved, state = content[axis]["controller"], ControllerState.from_dict(content[axis]["state"])
@@ -113,7 +108,7 @@ def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, an
     """Refuse an initial entropy that was averaged differently: the two do not compare."""
     if initial is None:
         raise ValueError("it holds no initial entropy, to which entropy_control.bonus.name=anchored is tied")
-    again = f"to measure it again before the next step and start the controllers afresh, add {RESTART}"
+    again = f"to measure it again before the next step and restart the controllers, add {RESTART}"
     if content["version"] < 3:
         raise StateFileError(
             f"{path} has version {content['version']} and holds the initial entropy {initial:g} of an aent_verl that "

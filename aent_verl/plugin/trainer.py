@@ -81,7 +81,7 @@ class EntropyControlMixin(PPOTrainer):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        # Only now the length of the run is known.
+        # Only now is the length of the run known.
         self._total_steps = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
         self.start_controllers()
 
@@ -255,7 +255,7 @@ class EntropyControlMixin(PPOTrainer):
         logger.info("controllers resumed from %s: %s", folder, states)
 
     def _restart_controllers(self) -> None:
-        """Start afresh in the middle of a run: what depends on the step alone continues from it."""
+        """Restart the controllers in the middle of a run: what depends on the step alone continues from it."""
         done = self.global_steps
         logger.warning("resuming at step %d with the controllers at their initial state", done)
         if self.entropy_control.needs_initial_entropy:

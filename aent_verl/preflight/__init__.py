@@ -11,25 +11,13 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from aent_verl.preflight import (
-    algorithm,
-    data,
-    keys,
-    lengths,
-    lora,
-    model,
-    names,
-    resources,
-    reward,
-    sampling,
-    settings,
-)
+from aent_verl.preflight import algorithm, data, keys, lengths, lora, machines, model, names, reward, sampling, settings
 from aent_verl.preflight.findings import PreflightError, Row, attempt, say
 
 __all__ = ["PreflightError", "Row", "attempt", "check_api", "check_evaluation", "check_run", "check_settings", "say"]
 
 Check = Callable[[DictConfig], Iterable[str | Exception]]
-# In the order in which they speak of a key: those that know most of it first.
+# In the order in which they report on a key: those that know most about it first.
 TRAINING: dict[str, Check] = {
     "algorithm": algorithm.check,
     "sampling": sampling.check,
@@ -53,7 +41,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Row]:
 
 
 def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row]:
-    """Yield rows of all checks; of a key that several have something to say about, those of the first."""
+    """Yield rows of all checks; where several report on a key, those of the first."""
     said: set[str | None] = set()
     for name, check in checks.items():
         rows = [row for row in attempt(name, partial(check, cfg)) if row.key is None or row.key not in said]
@@ -61,13 +49,13 @@ def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row
         yield from rows
 
 
-def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | None = None) -> Iterator[Row]:
+def check_run(cfg: DictConfig, *, skip: Collection[str] = (), check_machines: Check | None = None) -> Iterator[Row]:
     """Check verl's API, data, model, reward function and machines.
 
     Args:
         cfg: the composed config.
         skip: checks whose objects are not there yet.
-        machines: checks the machines, if not those at hand.
+        check_machines: checks the machines, if not those at hand.
     """
     sample = data.Sample()
 
@@ -81,7 +69,7 @@ def check_run(cfg: DictConfig, *, skip: Collection[str] = (), machines: Check | 
         "data": check_data,
         "model": lambda: model.check(cfg, sample),
         "reward": lambda: reward.check(cfg, sample),
-        "machines": lambda: (machines or resources.check)(cfg),
+        "machines": lambda: (check_machines or machines.check)(cfg),
     }
     for name, check in checks.items():
         if name not in skip:

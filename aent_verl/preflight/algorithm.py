@@ -1,20 +1,31 @@
-"""Settings of the algorithm that verl 0.9.1's v1 trainers drop, or compute in a way one would not expect."""
+"""Settings of the algorithm that verl 0.9.1's v1 trainers drop, or compute in an unexpected way.
+
+Advantage estimators of verl's registry are tried on a few rows, with only what a v1 trainer passes to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from aent_verl.preflight import estimators, rollout_correction
+from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.findings import Finding, Setting, at, without_effect
 from aent_verl.preflight.schema import changed, has_critic, stock, value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTOR = "actor_rollout_ref.actor"
 ESTIMATOR = "algorithm.adv_estimator"
 N = "actor_rollout_ref.rollout.n"
 # Settings of the estimator: does this one react to them?
 OF_ESTIMATOR = ("gamma", "lam", "norm_adv_by_std_in_grpo")
+# Of the rows on which estimators are tried.
+WIDTH = 6
 
 
 def check(cfg: DictConfig) -> Iterator[Finding]:
@@ -43,13 +54,13 @@ def _estimator(cfg: DictConfig) -> Iterator[Finding]:
     name, values = cfg.algorithm.adv_estimator, has_critic(cfg)
     if name not in ADV_ESTIMATOR_REGISTRY:
         return  # a misspelt name is another check's finding
-    fault = estimators.fault(cfg, name, values=values)
-    if fault is not None:
+    problem = fault(cfg, name, values=values)
+    if problem is not None:
         hint = "Set critic.enable=true" if name == "gae" and not values else f"Set {ESTIMATOR}=grpo"
-        usable = [each for each in ADV_ESTIMATOR_REGISTRY if estimators.fault(cfg, each, values=values) is None]
-        yield at(cfg, ESTIMATOR).error(fault, hint, f"one of {', '.join(sorted(usable))}")
+        usable = [each for each in ADV_ESTIMATOR_REGISTRY if fault(cfg, each, values=values) is None]
+        yield at(cfg, ESTIMATOR).error(problem, hint, f"one of {', '.join(sorted(usable))}")
         return
-    if value(cfg, N) == 1 and "index" in estimators.parameters(name):
+    if value(cfg, N) == 1 and "index" in parameters(name):
         yield at(cfg, N).warning(
             f"{ESTIMATOR}={name} compares the samples of one prompt: with one sample the score itself is the advantage",
             f"Set {N}=8, for example, or {ESTIMATOR}=reinforce_plus_plus",
@@ -63,10 +74,10 @@ def _of_estimator(cfg: DictConfig, name: str, setting: str, *, values: bool) -> 
     default = value(stock(cfg), key)
     if value(cfg, key) == default:
         return
-    tried = estimators.trial(cfg, name, values=values)
-    if not tried.same_as(estimators.trial(cfg, name, values=values, **{setting: default})):
+    tried = trial(cfg, name, values=values)
+    if not tried.same_as(trial(cfg, name, values=values, **{setting: default})):
         return
-    if setting in estimators.parameters(name):
+    if setting in parameters(name):
         yield at(cfg, key).error(
             f"verl does not pass it to {ESTIMATOR}={name}, which computes with {default!r}",
             f"Set {ESTIMATOR}=grpo, or {key}={default}".replace("True", "true"),
@@ -95,9 +106,9 @@ def _critic(cfg: DictConfig) -> Iterator[Finding]:
             f"Set {key} below trainer.total_training_steps",
             f"at most {steps}",
         )
-    if name == "gae" or estimators.fault(cfg, name, values=True) is not None:
+    if name == "gae" or fault(cfg, name, values=True) is not None:
         return
-    if estimators.trial(cfg, name).same_as(estimators.trial(cfg, name, flip=True)):
+    if trial(cfg, name).same_as(trial(cfg, name, flip=True)):
         yield at(cfg, "critic.enable").warning(
             f"trains a critic whose values nothing uses: {ESTIMATOR}={name} gives the same advantages with any",
             f"Set critic.enable=null, or {ESTIMATOR}=gae",
@@ -186,3 +197,108 @@ def _follows_actor(cfg: DictConfig, block: str, key: str, found: object) -> bool
 
 def _listed(settings: dict[str, object]) -> str:
     return ", ".join(f"{key}={found!r}" for key, found in settings.items())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an estimator made of rows that score 0 or 1.
+
+    Attributes:
+        advantages: ``[B, T]``, 0 outside the responses.
+        mask: response mask ``[B, T]``.
+        scores: ``[B]``.
+    """
+
+    advantages: Tensor
+    mask: Tensor
+    scores: Tensor
+
+    def mean(self, score: float) -> float:
+        """Return the mean advantage of the response tokens of rows with this score."""
+        tokens = self.mask.bool() & (self.scores == score).unsqueeze(-1)
+        return float(self.advantages[tokens].mean())
+
+    def same_as(self, other: Trial) -> bool:
+        """Return whether both give the same advantages but for rounding and the epsilons of a division."""
+        return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
+
+
+def parameters(name: str) -> Collection[str]:
+    """Name the estimator's parameters; those that compare the samples of one prompt have an ``index``.
+
+    Raises:
+        ValueError: verl's registry has no estimator of that name.
+    """
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    return inspect.signature(get_adv_estimator_fn(name)).parameters
+
+
+def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False, **settings: Any) -> Trial:
+    """Run the estimator ``name`` as ``_compute_advantage`` of verl's v1 trainers does.
+
+    Args:
+        cfg: the composed config; gives the number of samples of a prompt and the block `algorithm`.
+        name: in verl's registry.
+        values: whether there is a critic.
+        flip: other values of the critic.
+        settings: values of the block `algorithm` to use instead.
+
+    Raises:
+        Exception: whatever the estimator raises.
+    """
+    import numpy as np
+    import torch
+    from tensordict import TensorDict
+    from verl.protocol import DataProto
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    algorithm = cfg.algorithm.copy()
+    with open_dict(algorithm):
+        # Resampling is random, and wrong for every estimator.
+        algorithm.update({"use_pf_ppo": False, **settings})
+    n = max(1, int(value(cfg, N)))
+    prompts = 2 if n > 1 else 4
+    rows = torch.arange(prompts * n)
+    lengths = WIDTH - rows % 3
+    mask = (torch.arange(WIDTH) < lengths.unsqueeze(1)).long()
+    # One right answer in each group, and in every second one where a group is a single sample.
+    scores = ((rows % n == 1) if n > 1 else (rows % 2 == 1)).float()
+    rewards = torch.zeros(len(rows), WIDTH)
+    rewards[rows, lengths - 1] = scores
+    fields = {
+        "response_mask": mask,
+        "rm_scores": rewards,
+        "token_level_scores": rewards,
+        "token_level_rewards": rewards.clone(),
+        "rollout_log_probs": torch.full((len(rows), WIDTH), -1.0),
+        "old_log_probs": torch.full((len(rows), WIDTH), -1.0),
+    }
+    if values:
+        ramp = torch.linspace(0.1, 0.6, WIDTH).expand(len(rows), WIDTH)
+        fields["values"] = ramp.flip(-1) ** 2 if flip else ramp.clone()
+    data = DataProto(batch=TensorDict(fields, batch_size=len(rows)))
+    data.non_tensor_batch["uid"] = np.array([f"prompt{row // n}" for row in rows.tolist()], dtype=object)
+    result = compute_advantage_for_multi_trajectories(
+        data,
+        batch_keys=[f"prompt{row // n}_{row % n}_0" for row in rows.tolist()],
+        adv_estimator=name,
+        gamma=algorithm.gamma,
+        lam=algorithm.lam,
+        num_repeat=n,
+        norm_adv_by_std_in_grpo=algorithm.get("norm_adv_by_std_in_grpo", True),
+        config=algorithm,
+    )
+    return Trial(result.batch["advantages"] * mask, mask, scores)
+
+
+def fault(cfg: DictConfig, name: str, *, values: bool) -> str | None:
+    """Explain why the estimator cannot be used with a v1 trainer; None if it can."""
+    try:
+        tried = trial(cfg, name, values=values)
+    except Exception as error:
+        return f"verl's v1 trainers do not give it what it needs ({type(error).__name__}: {error})"
+    wrong, right = tried.mean(0.0), tried.mean(1.0)
+    if not (tried.advantages.isfinite().all() and right - wrong > 1e-4):
+        return f"answers that score 1 and 0 get the advantages {right:.3g} and {wrong:.3g}"
+    return None

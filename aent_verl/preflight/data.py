@@ -38,7 +38,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to look at closely, by file; both empty where the data cannot be looked at.
+    """Rows to look at closely, by file; both empty where the data cannot be read.
 
     Of each file the first, those with most text, and a few of each data source, in the file's order.
     """
@@ -63,9 +63,9 @@ class Files:
 
     Attributes:
         sample: rows to look at closely, by file.
-        count: all rows that were looked at; None where a file is not on this machine.
+        count: all rows that were read; None where a file is not on this machine.
         content: what every row has, in words.
-        warnings: what some rows lack that the run can do without, and files of which only a part was looked at.
+        warnings: what some rows lack that the run can do without, and files of which only a part was read.
         whole: whether those rows are all.
     """
 
@@ -250,7 +250,7 @@ class File:
             extra = row.get(EXTRA)
             if extra is not None and not isinstance(extra, Mapping):
                 raise self._error(
-                    f"{EXTRA!r} of row {number} is {_short(extra)}",
+                    f"{EXTRA!r} of row {number} is {extra!r:.80}",
                     "Store a record instead of its JSON text, or drop the column",
                     "a record, or null",
                 )
@@ -283,7 +283,7 @@ class File:
         """Raise if rows were found that lack something."""
         if found.count:
             value = self._take(found)[found.first[0]].get(name)
-            raise self._error(f"{name!r} of {found} is {_short(value)}", hint, expected)
+            raise self._error(f"{name!r} of {found} is {value!r:.80}", hint, expected)
 
     def _take(self, found: Found) -> dict[int, dict[str, Any]]:
         from aent_verl.preflight import rows
@@ -344,8 +344,3 @@ def _single_fetches(cfg: DictConfig) -> str:
         if OmegaConf.select(cfg, key):
             return f"{key}=true"
     return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

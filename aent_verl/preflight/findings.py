@@ -36,10 +36,10 @@ class PreflightError(_AboutSetting, ValueError):
 
 
 class PreflightWarning(_AboutSetting, UserWarning):
-    """A setting does less than, or something other than, what one may expect; the run is still what was asked for."""
+    """A setting does less than expected, or something else; the run is still what was asked for."""
 
 
-# A check of settings yields all that it finds, so that one look at a config names every key.
+# A check of settings yields all that it finds, so that one pass over a config names every key.
 Finding = PreflightError | PreflightWarning
 
 

@@ -43,7 +43,7 @@ FREE_NAMES = ("engine_kwargs", "turbo_config", "override_transformer_config", "r
 TYPED = ("actor_rollout_ref.", "critic.")
 # Those that hold sampling parameters.
 SAMPLING = ("actor_rollout_ref.rollout", "actor_rollout_ref.rollout.val_kwargs")
-# How near a name must be to be taken for a typing error.
+# How close a name must be to count as a typo.
 CLOSE = 0.8
 CONFIG = Path(__file__).parent.parent / "_config"
 
@@ -189,7 +189,7 @@ def _object(path: str) -> Any:
 
 
 def _is_trainer_mode(key: str) -> bool:
-    """Whether this is a block of settings under ``trainer.v1`` for a trainer that is registered."""
+    """Return whether this is a block of settings under ``trainer.v1`` for a trainer that is registered."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
     block, _, name = key.rpartition(".")
@@ -206,7 +206,7 @@ def _verl_source() -> str:
 
 
 def _is_read(name: str) -> bool:
-    """Whether verl's source looks a name up in a config that may not have it."""
+    """Return whether verl's source looks a name up in a config that may not have it."""
     quoted = rf"""["'](?:[\w.]+\.)?{re.escape(name)}["']"""
     lookup = rf"(?:get|getattr|hasattr|pop|select)\([^()\n]*{quoted}|\[{quoted}\]|{quoted} (?:not )?in "
     # Most names of no schema are nowhere in quotes, which is faster to find.
@@ -251,7 +251,7 @@ def group_choices(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_group(key: str) -> bool:
-    """Whether this chooses a file of a config group, or is Hydra's own."""
+    """Return whether this chooses a file of a config group, or is Hydra's own."""
     folders = CONFIG, Path(verl_folder(), "trainer", "config")
     group = key.partition("@")[0]
     return "/" in key or "@" in key or key.startswith("hydra.") or any(os.path.isdir(each / group) for each in folders)
@@ -293,7 +293,7 @@ def _blocks(key: str) -> list[str]:
 
 
 def _is_open(cfg: DictConfig, key: str) -> bool:
-    """Whether the key would be new in a mapping that takes any."""
+    """Return whether the key would be new in a mapping that takes any."""
     return any(
         block in FREE
         or block.rpartition(".")[2] in FREE_NAMES

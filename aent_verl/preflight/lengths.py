@@ -29,8 +29,8 @@ class Pass:
 
     Attributes:
         name: what it is, for messages.
-        budget: key of the tokens a device takes.
-        micro_batch: key of the sequences a device takes; None where verl always goes by tokens.
+        budget: key of the tokens that a device takes.
+        micro_batch: key of the sequences that a device takes; None where verl always goes by tokens.
         dynamic: whether verl goes by tokens.
         ulysses: devices that share a sequence.
         sequences: of a device.
@@ -51,7 +51,8 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     dynamic, key = cfg.actor_rollout_ref.actor.use_dynamic_bsz, f"{ROLLOUT}.log_prob_use_dynamic_bsz"
     if value(cfg, key) != dynamic:
         yield at(cfg, key).error(
-            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too", f"Remove it, or set it to {dynamic}".lower()
+            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too",
+            f"Set it to {str(dynamic).lower()}, or remove it",
         )
         return
     for done in _passes(cfg):
@@ -153,7 +154,7 @@ def _sequences(cfg: DictConfig, done: Pass) -> Iterator[Finding]:
     elif size <= 0 or whole % size:
         fits = max(d for d in range(1, max(1, min(size, whole)) + 1) if whole % d == 0)
         yield at(cfg, key).error(
-            f"{done.name} has {whole} sequences a device, which this does not divide: verl fails at the first step",
+            f"{done.name} has {whole} sequences per device, which this does not divide: verl fails at the first step",
             f"Set {key}={fits}, or {ACTOR}.use_dynamic_bsz=true",
             f"a divisor of {whole}",
         )
@@ -240,7 +241,7 @@ def _scheduler(cfg: DictConfig, context: int | None) -> Iterator[Finding]:
     responses = rollout.max_num_seqs
     if tokens.value < responses:
         yield tokens.error(
-            f"vLLM refuses fewer tokens a step than {ROLLOUT}.max_num_seqs={responses}",
+            f"vLLM refuses fewer tokens per step than {ROLLOUT}.max_num_seqs={responses}",
             f"Set {tokens.key}={max(responses, 8192)}, or {ROLLOUT}.max_num_seqs={tokens.value}",
             f"at least {responses}",
         )

@@ -82,7 +82,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Finding]:
 
 
 def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
-    """Whether the folder of a given adapter has one of the rank that vLLM is told."""
+    """Check that the folder of a given adapter has one of the rank that vLLM is told."""
     try:
         with open(os.path.join(path, ADAPTER_CONFIG), encoding="utf-8") as file:
             rank = json.load(file)["r"]

@@ -244,17 +244,14 @@ def difference(expected: str, made: str) -> str | None:
         return None
     kept = bisect.bisect_left(range(len(wanted)), True, key=lambda end: wanted[: end + 1] not in found)
     place = places[kept]
-    described = f"{_name(wanted[kept])} at position {place}, in {_around(expected, place)!r}, is lost"
+    around = expected[max(0, place - _CONTEXT) : place + _CONTEXT]
+    described = f"{_name(wanted[kept])} at position {place}, in {around!r}, is lost"
     after = found.find(wanted[:kept]) + kept
     return f"{described}, and {_name(found[after])} follows" if kept and after < len(found) else described
 
 
 def _is_blank(character: str) -> bool:
     return character.isspace() or character == _MARK
-
-
-def _around(text: str, place: int) -> str:
-    return text[max(0, place - _CONTEXT) : place + _CONTEXT]
 
 
 def _name(character: str) -> str:

@@ -144,10 +144,6 @@ def _optimizers(cfg: DictConfig) -> Collection[str]:
     return [name for name, each in vars(module).items() if isinstance(each, type)]
 
 
-def _engines(cfg: DictConfig) -> Collection[str]:
-    return list(resolve("verl.workers.engine:EngineRegistry")._engines["language_model"])
-
-
 def _torch_types(cfg: DictConfig) -> Collection[str]:
     lists = resolve("verl.utils.torch_dtypes")
     return [name for each in (lists.HALF_LIST, lists.FLOAT_LIST, lists.BFLOAT_LIST) for name in map(str, each)]
@@ -179,7 +175,6 @@ CHOICES = {
     "algorithm.adv_estimator": Choice(registry(f"{CORE}:ADV_ESTIMATOR_REGISTRY")),
     "algorithm.kl_penalty": Choice(_kl, _is("algorithm.use_kl_in_reward")),
     "algorithm.kl_ctrl.type": Choice(compared(f"{CORE}:get_kl_controller", "type"), _is("algorithm.use_kl_in_reward")),
-    f"{ACTOR}.strategy": Choice(_engines),
     f"{ACTOR}.policy_loss.loss_mode": Choice(registry(f"{CORE}:POLICY_LOSS_REGISTRY")),
     f"{ACTOR}.loss_agg_mode": Choice(AGGREGATION),
     f"{ACTOR}.kl_loss_type": Choice(_kl, _is(f"{ACTOR}.use_kl_loss")),
@@ -219,7 +214,6 @@ CHOICES = {
     "reward.reward_model.rollout.name": Choice(ENGINES, _is("reward.reward_model.enable"), training=False),
     "trainer.logger": Choice(_loggers),
     "trainer.resume_mode": Choice(compared(f"{V1}.trainer_base:PPOTrainer._load_checkpoint", "resume_mode")),
-    "trainer.v1.trainer_mode": Choice(registry(f"{V1}.trainer_base:TRAINER_REGISTRY")),
     "trainer.v1.sampler.max_off_policy_strategy": Choice(
         compared(f"{V1}.replay_buffer:ReplayBuffer.__init__", "max_off_policy_strategy"),
         lambda cfg: not value(cfg, "trainer.v1.sampler.custom_sampler.path"),

@@ -11,10 +11,10 @@ import asyncio
 import copy
 import inspect
 import math
-import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     """Score known-right and known-wrong answers to a few rows, at least one of each data source in each file.
 
     Returns:
-        One line on what was checked, or on why nothing was.
+        One line on what was checked, or why nothing was.
 
     Raises:
         PreflightError: the function cannot be loaded, fails, or does not score right above wrong.
@@ -140,7 +140,7 @@ def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
 
 
 def _needs_accuracy(cfg: DictConfig) -> bool:
-    """Whether the method weighs samples by the accuracy of their group."""
+    """Return whether the method weighs samples by the accuracy of their group."""
     from aent_verl.methods.axes import ADVANTAGES, SAMPLE_WEIGHTS
 
     weight = OmegaConf.select(cfg, "entropy_control.bonus.sample_weight.name", default="uniform")
@@ -250,20 +250,16 @@ def off_main_thread(function: Callable[[], Any]) -> Any:
     Raises:
         TimeoutError: no answer in time; the thread is left behind and dies with the process.
     """
-    results: queue.Queue[tuple[bool, Any]] = queue.Queue()
+    result: Future[Any] = Future()
 
     def work() -> None:
         try:
             value = function()
-            results.put((True, asyncio.run(asyncio.wait_for(value, None)) if inspect.isawaitable(value) else value))
+            result.set_result(asyncio.run(asyncio.wait_for(value, None)) if inspect.isawaitable(value) else value)
         except BaseException as error:
-            results.put((False, error))
+            result.set_exception(error)
 
     threading.Thread(target=work, name="reward-preflight", daemon=True).start()
-    try:
-        succeeded, value = results.get(timeout=TIMEOUT_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(f"no score after {TIMEOUT_SECONDS} s") from None
-    if succeeded:
-        return value
-    raise value
+    if not wait([result], TIMEOUT_SECONDS).done:
+        raise TimeoutError(f"no score after {TIMEOUT_SECONDS} s")
+    return result.result()

@@ -7,7 +7,6 @@ their file; blank lines of JSON files do not count.
 from __future__ import annotations
 
 import functools
-import heapq
 import itertools
 import json
 import os
@@ -50,7 +49,7 @@ def columns(path: str) -> set[str]:
 
 
 def read_in_part(path: str) -> bool:
-    """Whether only the beginning of this file is read: of a large JSON array, which cannot be read in pieces."""
+    """Return whether only the beginning is read: of a large JSON array, which cannot be read in pieces."""
     return not path.endswith(".parquet") and os.path.getsize(path) > _ARRAY_BYTES and _is_array(path)
 
 
@@ -102,7 +101,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
 
 
 def _holds_json(schema: pa.Schema) -> bool:
-    """Whether values of several types are stored as JSON texts, as `datasets` does; verl gets the decoded values."""
+    """Return whether values of mixed types are stored as JSON, as `datasets` does; verl gets the decoded values."""
     return "arrow.json" in str(schema)
 
 
@@ -276,7 +275,7 @@ def scan(path: str, prompt_key: str, others: Sequence[str]) -> Scan:
 
 
 def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, others: Sequence[str]) -> bool:
-    """Whether the first rows that seem to lack something do: it may stand where the fast way does not look."""
+    """Return whether the first rows that seem to lack something do: the fast way may not look where it is."""
     numbers = {number for rows in found.lacking.values() for number in rows.first}
     if not numbers:
         return True
@@ -287,7 +286,7 @@ def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, othe
 
 def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[str]) -> Scan:
     found = Scan()
-    longest: list[tuple[int, int]] = []
+    sizes = [np.zeros(0, dtype=np.int64)]
     for batch in batches:
         prompts, records, sources = (_column(batch, name) for name in (prompt_key, REWARD, SOURCE))
         truths = _field(records, TRUTH)
@@ -302,14 +301,15 @@ def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[s
         for kind, mask in masks.items():
             found.lacking[kind].add(mask, found.count)
         _add_sources(found, sources)
-        longest = _longest(longest, text_sizes(prompts), found.count)
+        sizes.append(text_sizes(prompts))
         found.count += len(batch)
-    found.samples.update(range(min(SAMPLE, found.count)), (number for _, number in longest))
+    longest = (-np.concatenate(sizes)).argsort(kind="stable")[:LONGEST]
+    found.samples.update(range(min(SAMPLE, found.count)), longest.tolist())
     return found
 
 
 def not_messages(array: pa.Array) -> pa.Array:
-    """Whether each value is something else than messages which all have a role and a content, `[N] -> [N]` bools."""
+    """Mark values other than messages that all have a role and a content, `[N] -> [N]` bools."""
     if not _is_list(array.type) or not pa.types.is_struct(array.type.value_type):
         return _null_or_not(array, False)
     messages = array.flatten()
@@ -324,19 +324,19 @@ def not_messages(array: pa.Array) -> pa.Array:
 
 
 def _null_or_not(array: pa.Array, right: bool) -> pa.Array:
-    """Whether each value is null, or all of them if the array is not of the right type, `[N] -> [N]` bools."""
+    """Mark nulls, or everything if the array is not of the right type, `[N] -> [N]` bools."""
     return array.is_null() if right else pa.array([True] * len(array), pa.bool_())
 
 
 def is_missing(array: pa.Array) -> pa.Array:
-    """Whether each value is null, NaN or a record of nothing but those, `[N] -> [N]` bools."""
+    """Mark values that are null, NaN or a record of nothing but those, `[N] -> [N]` bools."""
     if not pa.types.is_struct(array.type):
         return array.is_null(nan_is_null=pa.types.is_floating(array.type))
     return functools.reduce(pc.and_, map(is_missing, array.flatten()), _null_or_not(array, False))
 
 
 def is_empty(array: pa.Array) -> pa.Array:
-    """Whether each value is a text or a list with nothing in it, `[N] -> [N]` bools."""
+    """Mark texts and lists with nothing in them, `[N] -> [N]` bools."""
     if not _is_text(array.type) and not _is_list(array.type):
         return pa.array([False] * len(array), pa.bool_())
     length = pc.binary_length if _is_text(array.type) else pc.list_value_length
@@ -353,14 +353,6 @@ def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
     if pa.types.is_struct(array.type):
         return sum((text_sizes(child) for child in array.flatten()), np.zeros(len(array), dtype=np.int64))
     return np.zeros(len(array), dtype=np.int64)
-
-
-def _longest(known: list[tuple[int, int]], sizes: np.ndarray[Any, Any], start: int) -> list[tuple[int, int]]:
-    """Find the rows with most text, as (-size, number), of those known and of a batch that begins at row ``start``."""
-    floor = -known[-1][0] if len(known) == LONGEST else -1
-    candidates = (sizes > floor).nonzero()[0]
-    best = candidates[(-sizes[candidates]).argsort(kind="stable")[:LONGEST]]
-    return heapq.nsmallest(LONGEST, [*known, *((-int(sizes[i]), start + int(i)) for i in best)])
 
 
 def _add_sources(found: Scan, array: pa.Array) -> None:

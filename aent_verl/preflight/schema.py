@@ -51,12 +51,12 @@ def node(cfg: DictConfig, key: str) -> Any:
 
 
 def is_mapping(found: Any) -> bool:
-    """Whether this is a mapping with content of its own: no null, and no reference to another."""
+    """Return whether this is a mapping with content of its own: no null, and no reference to another."""
     return isinstance(found, DictConfig) and not found._is_none() and not found._is_interpolation()
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether there is anything at a dotted key, even null."""
+    """Return whether there is anything at a dotted key, even null."""
     return node(cfg, key) is not _ABSENT
 
 
@@ -67,7 +67,7 @@ def value(cfg: DictConfig, key: str) -> Any:
 
 
 def is_default(cfg: DictConfig, key: str) -> bool:
-    """Whether the key holds verl's default: the same text, for a default that refers to another key."""
+    """Return whether the key holds verl's default: the same text, for a default that refers to another key."""
     ours, theirs = node(cfg, key), node(stock(cfg), key)
     if ours is _ABSENT or theirs is _ABSENT:
         return ours is theirs
@@ -114,7 +114,7 @@ def override(key: str, given: Any, *, exists: bool = True) -> str:
 
 
 def has_critic(cfg: DictConfig) -> bool:
-    """Whether verl trains a critic; its warning that none is needed is not repeated."""
+    """Return whether verl trains a critic; its warning that none is needed is not repeated."""
     from verl.trainer.ppo.utils import need_critic
 
     with warnings.catch_warnings():

@@ -18,7 +18,7 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     """Build the actor's config as the workers will, and let verl validate the whole.
 
     Returns:
-        What has no effect or loses work, then what is illegal, or a line on the method.
+        What has no effect or loses work, then what is invalid, or a line on the method.
     """
     from aent_verl.methods.parsing import NoEffectWarning
 
@@ -40,7 +40,7 @@ def control_of(cfg: DictConfig) -> EntropyControlConfig:
     """Build the entropy control that the workers will run.
 
     Raises:
-        ValueError: an illegal setting, or one under which our code would not run.
+        ValueError: an invalid setting, or one under which our code would not run.
         PlugInNotActiveError: the config has none.
     """
     from verl.utils.config import omega_conf_to_dataclass

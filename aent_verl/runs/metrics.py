@@ -122,7 +122,7 @@ def read_file(file: Path) -> dict[int, Metrics]:
             if number == len(lines):
                 break
             raise ValueError(
-                f"{file}, line {number} of {len(lines)} is no metrics line ({error}): remove that line, or the file"
+                f"{file}, line {number} of {len(lines)} is not a metrics line ({error}): remove the line, or the file"
             ) from None
         steps[step] = steps.get(step, {}) | data
     return steps

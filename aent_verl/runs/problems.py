@@ -40,7 +40,7 @@ class ProblemScores:
             where no response gave one, or the reward function does not tell them.
         response_tokens: [P, n], or None if not stored.
         truncated: [P, n] booleans: cut off at the longest response allowed; None if not stored.
-        entropy: [P, n], nats a token; None if not stored.
+        entropy: [P, n], nats per token; None if not stored.
         origin: where this comes from, for people.
         sampling: settings of the generation; empty if not stored.
         protocol: what else has to be equal before scores are compared, see `aent_verl.runs.protocol`.
@@ -61,7 +61,7 @@ class ProblemScores:
 
     @property
     def samples(self) -> int:
-        """n, responses a problem."""
+        """n, responses per problem."""
         return self.scores.shape[1]
 
 

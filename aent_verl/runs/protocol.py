@@ -94,7 +94,7 @@ def differences(protocols: Mapping[str, Protocol]) -> list[str]:
         protocols: by name of the run.
     """
     unknown = [name for name, protocol in protocols.items() if not protocol]
-    lines = [f"the protocol of {', '.join(unknown)} is not known (no run.json, no config beside it)"] if unknown else []
+    lines = [f"the protocol of {', '.join(unknown)} is not known (no run.json, no config there)"] if unknown else []
     known = {name: protocol for name, protocol in protocols.items() if protocol}
     keys = {key for protocol in known.values() for key in protocol}
     if all(protocol.get(STEPS, "None") != "None" for protocol in known.values()):

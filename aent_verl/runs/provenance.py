@@ -1,4 +1,4 @@
-"""Under which versions, from which commit and on which machine something was made."""
+"""The versions, commit and machine with which something was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of a comparison: method, seed, metrics, scores of each problem, and what it was made under."""
+"""One run of a comparison: method, seed, metrics, scores of each problem, and the conditions it was made under."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         seed = None  # An interpolation of a config that is not resolved.
     if method is None or seed is None:
         raise ValueError(
-            f"{path}: its {'method' if method is None else 'seed'} is not written there; say it: "
+            f"{path}: its {'method' if method is None else 'seed'} is not recorded there; name it: "
             f"--from METHOD:SEED={path}"
         )
     scores, notes = _scores(path, max(metrics))
@@ -169,7 +169,7 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, An
     """Read the mapping in a YAML file, its interpolations resolved if asked for and possible.
 
     Raises:
-        ValueError: damaged, or no mapping; the message ends with the remedy.
+        ValueError: damaged, or not a mapping; the message ends with the remedy.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -178,7 +178,7 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, An
     try:
         loaded = OmegaConf.load(file)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"{file} is no readable YAML ({error}): {remedy}") from None
+        raise ValueError(f"{file} is not readable YAML ({error}): {remedy}") from None
     try:
         content = OmegaConf.to_container(loaded, resolve=resolve)
     except OmegaConfBaseException:
@@ -189,7 +189,7 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> dict[str, An
 
 
 def by_method(runs: Iterable[Run], first: str | None = None) -> dict[str, list[Run]]:
-    """Runs grouped by method, `first` first and the others as they come, each group by ascending seed.
+    """Group runs by method, `first` first and the others as they come, each group by ascending seed.
 
     Raises:
         ValueError: two runs of the same method and seed.

@@ -1,7 +1,7 @@
-"""The token dump: JSON lines, one response a line, in files ``step_*.jsonl``.
+"""The token dump: JSON lines, one response per line, in files ``step_*.jsonl``.
 
 JSON has no NaN and no infinity. A number that is not finite is one of the strings ``"NaN"``, ``"Infinity"`` and
-``"-Infinity"``, so every line is strictly valid JSON, and null is left for "there is no such number".
+``"-Infinity"``, so every line is strictly valid JSON, and null is left for a number that does not exist.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FOLDER = "tokens"
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _KINDS = {
-    "int": (int, "no integer"),
-    "str": (str, "no string"),
+    "int": (int, "not an integer"),
+    "str": (str, "not a string"),
     "bool": (bool, "neither true nor false"),
-    "list": (list, "no list"),
+    "list": (list, "not a list"),
 }
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def _to_json_number(value: float | None) -> float | str | None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f'{name} is no JSON: write "{name}", in quotes')
+    raise ValueError(f'{name} is not JSON: write "{name}", in quotes')
 
 
 def _read(kind: str, value: Any) -> Any:
@@ -213,7 +213,7 @@ def _number(value: Any) -> float:
     if isinstance(value, str) and value in _NOT_FINITE:
         return _NOT_FINITE[value]
     if type(value) not in (int, float):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     try:
         return float(value)
     except OverflowError:

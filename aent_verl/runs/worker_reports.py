@@ -1,4 +1,4 @@
-"""What the workers report at the start of a run: where it is kept, and how it is said in one line. Needs no verl."""
+"""What the workers report at the start of a run: where it is kept, and its summary in one line. Needs no verl."""
 
 from typing import Any
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, overridden, resolve
+from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, leads_to, overridden, resolve
 
 
 def sum_ratio() -> str | None:
-    """Two ranks with two micro-batches, and two mini-batches: the ratio of two SUM metrics is that of all sums."""
+    """Check that the ratio of two SUM metrics over micro-batches, mini-batches and ranks is that of all sums."""
     metric = resolve("verl.utils.metric:Metric")
     # [mini-batch][rank] -> values of the micro-batches
     values: dict[str, list[list[list[float]]]] = {
@@ -26,61 +26,56 @@ def sum_ratio() -> str | None:
 
 
 def extremes() -> str | None:
-    """MIN and MAX are taken over all ranks."""
+    """Check that MIN and MAX are taken over all ranks."""
     metric = resolve("verl.utils.metric:Metric")
     found = tuple(metric.aggregate_dp([metric(kind, 1.0), metric(kind, 2.0)]) for kind in ("min", "max"))
     return None if found == (1.0, 2.0) else repr(found)
 
 
 def non_tensor_data() -> str | None:
-    """What is assigned comes back unwrapped, and a missing key gives the default."""
+    """Check that what is assigned comes back unwrapped, and that a missing key gives the default."""
     tu = resolve("verl.utils.tensordict_utils")
     data = tu.get_tensordict(tensor_dict={}, non_tensor_dict={"coefficient": 0.25})
     found = tuple(tu.get_non_tensor_data(data=data, key=key, default=None) for key in ("coefficient", "other"))
     return None if found == (0.25, None) else repr(found)
 
 
-def engine_rows() -> str | None:
-    """The registry is model type -> backend -> device -> class, with verl's own LM engine where we expect it."""
-    engines = resolve("verl.workers.engine:EngineRegistry")._engines
-    stock = resolve("verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead")
-    found = [engines["language_model"][backend]["cuda"] for backend in ("fsdp", "fsdp2")]
-    return None if found == [stock, stock] else repr(found)
-
-
-def trainer_rows() -> str | None:
-    """``TRAINER_REGISTRY`` maps a mode's name to its class."""
-    registry = resolve("verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY")
-    found = registry.get("sync")
-    return None if found is resolve("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync") else f"sync -> {found!r}"
-
-
-def policy_loss_rows() -> str | None:
-    """``POLICY_LOSS_REGISTRY`` maps a name to its function."""
-    found = resolve("verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY").get("vanilla")
-    expected = resolve("verl.trainer.ppo.core_algos:compute_policy_loss_vanilla")
-    return None if found is expected else f"vanilla -> {found!r}"
-
-
 def platform_complete() -> str | None:
-    """Our CPU platform has every method that verl asks of one."""
+    """Check that our CPU platform has every method that verl asks of one."""
     missing = resolve("aent_verl.platforms.cpu").platform_class().__abstractmethods__
     return f"also asks for {', '.join(sorted(missing))}" if missing else None
-
-
-def plain_layers() -> str | None:
-    """Workers and TrainingWorker are plain classes that can be subclassed, with verl's seams as class attributes."""
-    worker = resolve("verl.workers.engine_workers:ActorRolloutRefWorker")
-    training = resolve("verl.workers.engine_workers:TrainingWorker")
-    found = worker.actor_worker_cls, worker.ref_worker_cls
-    return None if found == (training, training) else repr(found)
 
 
 BASE = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 WORKERS = "verl.workers.engine_workers"
 FSDP = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
-TRAINER = (
+# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
+FUSED_HEADS = {
+    "torch": (
+        "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
+        "FusedLinearForPPO(impl_backend=",
+        ".forward(hidden_states=hidden_states, vocab_weights=",
+        "input_ids=rolled_labels, temperature=temperature,",
+    ),
+    "triton": (
+        "from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy",
+        "linear_cross_entropy(hidden_states,",
+        'rolled_labels, temperature, "none",',
+    ),
+}
+
+
+def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
+    """Check that the fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
+    return tuple(
+        in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
+        for backend, calls in FUSED_HEADS.items()
+    )
+
+
+ASSUMPTIONS: tuple[Assumption, ...] = (
+    # The trainer.
     overridden(
         f"{BASE}.__init__",
         "self config",
@@ -155,8 +150,10 @@ TRAINER = (
         why="the controller's state is read after it, from the folder of global_steps, if the run was resumed",
     ),
     called("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", why="our trainers are registered with it"),
-    Assumption(
-        "TRAINER_REGISTRY['sync'] is PPOTrainerSync", trainer_rows, "doctor and tests look our trainer up there"
+    leads_to(
+        "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY.sync",
+        "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        why="doctor and tests look our trainer up there",
     ),
     called("verl.trainer.main_ppo:run_ppo", "config task_runner_class", why="`aent-verl train` ends in it"),
     in_source(
@@ -169,10 +166,11 @@ TRAINER = (
     called("verl.utils.config:validate_config", "config use_reference_policy use_critic", why="train calls it first"),
     called("verl.utils.config:omega_conf_to_dataclass", "config", why="it builds our actor config from its _target_"),
     in_source("verl.utils.tracking:FileLogger", '"VERL_FILE_LOGGER_PATH"', why="plot and progress read that file"),
-)
-
-WORKER = (
-    Assumption("ActorRolloutRefWorker has actor_worker_cls, ref_worker_cls", plain_layers, "our workers go in there"),
+    # The workers.
+    *(
+        leads_to(f"{WORKERS}:ActorRolloutRefWorker.{seam}", f"{WORKERS}:TrainingWorker", why="our workers go in there")
+        for seam in ("actor_worker_cls", "ref_worker_cls")
+    ),
     overridden(
         f"{WORKERS}:ActorRolloutRefWorker.init_model",
         "self",
@@ -208,33 +206,7 @@ WORKER = (
         "ulysses_sequence_parallel_size fsdp_config",
         why="our actor config extends it and checks these settings",
     ),
-)
-
-# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
-FUSED_HEADS = {
-    "torch": (
-        "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
-        "FusedLinearForPPO(impl_backend=",
-        ".forward(hidden_states=hidden_states, vocab_weights=",
-        "input_ids=rolled_labels, temperature=temperature,",
-    ),
-    "triton": (
-        "from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy",
-        "linear_cross_entropy(hidden_states,",
-        'rolled_labels, temperature, "none",',
-    ),
-}
-
-
-def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
-    """The fused forward methods in ``verl.models.transformers.<model>`` call what we replace."""
-    return tuple(
-        in_source(f"verl.models.transformers.{model}:forward_with_{backend}_backend", *calls, why="our op runs there")
-        for backend, calls in FUSED_HEADS.items()
-    )
-
-
-ENGINE = (
+    # The engine and the platform.
     overridden(
         f"{FSDP}.prepare_model_outputs",
         "self output output_args micro_batch logits_processor_func",
@@ -289,16 +261,17 @@ ENGINE = (
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),
     called("verl.workers.engine:EngineRegistry.register", "model_type backend device", why="we register engines"),
-    Assumption(
-        "EngineRegistry._engines is model type -> backend -> device -> class", engine_rows, "we look rows up there"
+    *(
+        leads_to(
+            f"verl.workers.engine:EngineRegistry._engines.language_model.{backend}.cuda", FSDP, why="we look there"
+        )
+        for backend in ("fsdp", "fsdp2")
     ),
     Assumption("PlatformBase asks for no method that our platform lacks", platform_complete, "it could not be made"),
     called("verl.plugin.platform:PlatformRegistry.register", "platform", why="our CPU platform is registered with it"),
     called("verl.plugin.platform:PlatformRegistry.get", "name", why="we look for name clashes"),
     called("verl.plugin.platform:PlatformRegistry.registered_names", "", why="we ask each platform for its devices"),
-)
-
-LOSS = (
+    # The loss.
     called("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", why="our loss wraps it"),
     in_source(
         "verl.workers.utils.losses:ppo_loss", 'model_output.get("entropy", None)', why="verl's entropy term stays off"
@@ -312,7 +285,11 @@ LOSS = (
         why="shaped advantages go in through the data, and our policy losses find the chosen tokens in the config",
     ),
     called("verl.trainer.ppo.core_algos:register_policy_loss", "name", why="our policy losses are registered with it"),
-    Assumption("POLICY_LOSS_REGISTRY maps a name to its function", policy_loss_rows, "we look for name clashes"),
+    leads_to(
+        "verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY.vanilla",
+        "verl.trainer.ppo.core_algos:compute_policy_loss_vanilla",
+        why="we look for name clashes",
+    ),
     has_fields(
         "verl.workers.config:PolicyLossConfig",
         "loss_mode clip_cov_ratio clip_cov_lb clip_cov_ub kl_cov_ratio ppo_kl_coef",
@@ -329,15 +306,11 @@ LOSS = (
     Assumption("get_non_tensor_data unwraps a value", non_tensor_data, "the coefficient reaches the loss this way"),
     Assumption("the ratio of two SUM metrics is exact", sum_ratio, "the controller is driven by such a ratio"),
     Assumption("MIN and MAX metrics are taken over all ranks", extremes, "ranks must agree on the coefficient"),
-)
-
-REWARD = (
+    # The checks of data and reward.
     called("verl.trainer.ppo.reward:get_custom_reward_fn", "config", why="preflight tries the reward function"),
     called("verl.utils.reward_score:get_default_compute_score", "reward_name", why="preflight tries verl's rewards"),
     called("verl.utils.tokenizer:normalize_token_ids", "tokenized_output", why="preflight tries the chat template"),
-)
-
-EVALUATION = (
+    # The evaluation.
     in_source(
         f"{BASE}._write_generations",
         *("{global_steps}.jsonl", '"input": inputs', '"output": outputs', '"gts": gts', '"score": scores'),
@@ -365,5 +338,3 @@ EVALUATION = (
         why="evaluate reads data as validation does",
     ),
 )
-
-ASSUMPTIONS: tuple[Assumption, ...] = TRAINER + WORKER + ENGINE + LOSS + REWARD + EVALUATION

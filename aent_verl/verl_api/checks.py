@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,16 +33,16 @@ class Assumption:
 
 
 def resolve(target: str) -> Any:
-    """Import the object at ``package.module:Class.attribute``."""
+    """Import the object at ``package.module:Class.attribute``, or at ``package.module:REGISTRY.name``."""
     module, _, path = target.partition(":")
     found = importlib.import_module(module)
     for name in path.split(".") if path else ():
-        found = getattr(found, name)
+        found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     return found
 
 
 def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assumption:
-    """A method of verl's that we override has exactly these parameters, or ours would not fit in its place.
+    """Assume that a method of verl's that we override has exactly these parameters, or ours would not fit in its place.
 
     Args:
         target: the method.
@@ -60,7 +60,7 @@ def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assum
 
 
 def called(target: str, parameters: str, *, why: str) -> Assumption:
-    """A function that we call has these parameters, separated by blanks, and needs no other."""
+    """Assume that a function that we call has these parameters, separated by blanks, and needs no other."""
     given = parameters.split()
 
     def check() -> str | None:
@@ -75,7 +75,7 @@ def called(target: str, parameters: str, *, why: str) -> Assumption:
 
 
 def has_fields(target: str, names: str, *, why: str) -> Assumption:
-    """A dataclass of verl's has these fields, separated by blanks."""
+    """Assume that a dataclass of verl's has these fields, separated by blanks."""
 
     def check() -> str | None:
         present = {field.name for field in fields(resolve(target))}
@@ -85,8 +85,18 @@ def has_fields(target: str, names: str, *, why: str) -> Assumption:
     return Assumption(f"dataclass {target} has {', '.join(names.split())}", check, why)
 
 
+def leads_to(target: str, expected: str, *, why: str) -> Assumption:
+    """An attribute, or the entry of a registry, is the object at another place."""
+
+    def check() -> str | None:
+        found = resolve(target)
+        return None if found is resolve(expected) else repr(found)
+
+    return Assumption(f"{target} is {expected}", check, why)
+
+
 def in_source(target: str, *fragments: str, why: str) -> Assumption:
-    """The source of a function holds these fragments in this order; blanks and line ends do not count."""
+    """Assume that a function's source holds these fragments in this order; blanks and line ends do not count."""
     return Assumption(f"{target} does {'; '.join(fragments)}", lambda: _missing(target, fragments), why)
 
 

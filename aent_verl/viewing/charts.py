@@ -33,7 +33,7 @@ class Line:
         mean: [T], over the seeds.
         low: [T], lower end of the interval; None where there is none, as of one seed.
         high: [T], upper end.
-        seeds: [S, T], one line a seed, drawn thin; empty to draw none.
+        seeds: [S, T], one line per seed, drawn thin; empty to draw none.
         label: in the legend of a picture of one run.
         marked: whether some values get a marker; those that stand alone always do.
         style: what its look differs in from that of its place, for matplotlib.
@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A band, which has both ends, or a target or bound, which is one value; at None its place is no line's."""
+    """A band, which has both ends, or a target or bound, which is one value; with place None it belongs to no line."""
 
     place: int | None
     low: float

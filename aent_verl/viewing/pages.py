@@ -113,7 +113,7 @@ def _attributes(element: ElementTree.Element, name: str) -> Iterator[tuple[str, 
         if key == "id" and value.startswith("."):
             yield "class", value[1:]
         elif key == "id":
-            # Of artists that are no class: only definitions are referred to.
+            # Of artists without a class: only definitions are referred to.
             if element.tag not in ("g", "svg"):
                 yield key, f"{name}-{value}"
         elif key == "href":

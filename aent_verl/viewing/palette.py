@@ -1,7 +1,7 @@
 """The colours, dashes and markers of every picture and page: distinct with any colour vision, and without colour.
 
 A page holds every chart once for both themes: in its SVG a colour is a CSS variable. Matplotlib knows none, so it
-draws with colours that stand for them, see `aent_verl.viewing.svg`.
+draws with colours that stand for them, see `aent_verl.viewing.pages`.
 
 Behind text, a colour is a level of a scale. Every scale starts at the colour of the paper and moves away from it in
 equal steps of lightness (OKLab), so it is read with any colour vision; hue only helps. It ends while the theme's ink
@@ -89,7 +89,7 @@ DARK = Theme(
     cold="#2063b0",
     warm="#975105",
 )
-# Names of CSS variables, besides those of the methods.
+# Names of CSS variables other than those of the methods.
 _NAMES = ("paper", "ink", "muted", "grid", "ground", "line", "accent")
 # Stand for the page's CSS variables, see `variables`.
 _STANDING: dict[str, Any] = {name: f"#fe{number:04}" for number, name in enumerate(_NAMES)}

@@ -148,7 +148,7 @@ class CountDisplay(Display):
 
 
 class TrainingDisplay(Display):
-    """Shows a training: its last steps as a table, or one line a step, and a summary line at its end.
+    """Shows a training: its last steps as a table, or one line per step, and a summary line at its end.
 
     verl trains in a blocking call, so a thread follows the run from outside: the metrics file that verl's logger writes
     and the report that our trainer writes once the workers are up. Nothing that goes wrong here reaches the training.
@@ -200,7 +200,7 @@ class TrainingDisplay(Display):
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Take a last look at the run and sum it up."""
+        """Take a last look at the run and summarise it."""
         self._error = raised[1]
         self._stop.set()
         # Long enough for a last look; a terminal that blocks its writers must not keep a finished run from ending.

@@ -127,7 +127,7 @@ def train(
 
 
 def _per_row(values: list[float], shape: tuple[int, int, int]) -> Tensor:
-    """One value a method, repeated for all its rows; ``[R]``."""
+    """One value per method, repeated for all its rows; ``[R]``."""
     return torch.tensor(values).view(-1, 1, 1).expand(shape).reshape(-1)
 
 

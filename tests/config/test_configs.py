@@ -1,4 +1,4 @@
-"""Every shipped YAML composes and means what it says; every illegal value fails with key, value and range."""
+"""Every shipped YAML composes and means what it says; every invalid value fails with key, value and range."""
 
 import warnings
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_presets_are_short_and_start_with_what_they_are(path: Path) -> None:
         assert "reconstructed" in lines[1]
 
 
-def test_grpo_is_no_control() -> None:
+def test_grpo_controls_nothing() -> None:
     parsed = control("entropy_control=grpo")
     assert parsed.bonus.controller == ConstantController(init=0.0)
     assert parsed.functional == FunctionalConfig("full")
@@ -226,7 +226,7 @@ def test_axes_can_be_combined() -> None:
     assert parsed.functional.name == "clamped"
 
 
-def test_verl_overrides_work_beside_ours() -> None:
+def test_verl_overrides_work_alongside_ours() -> None:
     cfg = composed("actor_rollout_ref.actor.optim.lr=3e-5", "entropy_control.bonus.controller.low=0.1", *MICRO_BATCHES)
     parsed = actor_config(cfg)
     assert parsed.optim.lr == 3e-5

@@ -13,7 +13,7 @@ from aent_verl.comparison.grid import plan
 from aent_verl.comparison.grid.settings import parse
 from aent_verl.evaluation.settings import long_form, sampling_of
 from aent_verl.platforms import cpu
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from tests.unit.data.prepare import native
 
 GRIDS = sorted(Path("examples/paper").glob("*.yaml"))
@@ -93,7 +93,7 @@ def test_each_method_passes_the_checks_before_a_start(
     file: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
-    monkeypatch.setattr(resources, "available_gib", lambda: 1e6)
+    monkeypatch.setattr(machines, "available_gib", lambda: 1e6)
     chosen = grid(file.absolute(), "platform=cpu", f"actor_rollout_ref.model.path={model}", f"results={data}/results")
     monkeypatch.chdir(data)
     for run in plan.plan_runs(chosen):

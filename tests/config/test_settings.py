@@ -1,4 +1,4 @@
-"""Every illegal value fails with key, value and range; pairs without meaning are refused; no effect warns."""
+"""Every invalid value fails with key, value and range; pairs without meaning are refused; no effect warns."""
 
 import sys
 import warnings
@@ -77,6 +77,7 @@ ACTOR = "actor_rollout_ref.actor"
         ([f"+{KEY}.gain=1"], rf"{KEY}\.gain is not a known key"),
         (["entropy_control.restart_controller=maybe"], r"entropy_control\.restart_controller='maybe' .*true or false"),
         (["trainer.use_v1=false"], r"trainer\.use_v1=False .*v1 trainers"),
+        (["trainer.v1.trainer_mode=aent_synch"], r"trainer\.v1\.trainer_mode='aent_synch' .*aent_sync"),
         (["trainer.v1.trainer_mode=sync"], r"trainer\.v1\.trainer_mode='sync' .*aent_sync"),
         (["trainer.v1.trainer_mode=colocate_async"], r"trainer\.v1\.trainer_mode='colocate_async' .*aent_sync"),
         (["distillation.enabled=true"], r"distillation\.enabled=True"),
@@ -96,7 +97,7 @@ ACTOR = "actor_rollout_ref.actor"
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_illegal_settings_name_key_value_and_range(overrides: list[str], message: str) -> None:
+def test_invalid_settings_name_key_value_and_range(overrides: list[str], message: str) -> None:
     """Both ways in: our own entry parses the block; verl's main_ppo builds the actor's config."""
     with pytest.raises(Exception, match=message) as caught:
         control(*overrides)
@@ -245,7 +246,7 @@ def test_with_ratios_other_than_one_they_have_an_effect(preset: str, off_policy:
 
 
 def test_methods_that_act_through_more_than_the_ratio_say_nothing() -> None:
-    """Clip-Cov drops tokens whatever the ratio; its clip range of 1 on both sides is no range to miss."""
+    """Clip-Cov drops tokens whatever the ratio; its clip range of 1 on both sides is not a range to miss."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", NoEffectWarning)
         for preset in ("clip_cov", "entropy_adv", "par_stage", "aent"):

@@ -121,7 +121,7 @@ def test_lengths_are_those_of_transformers_within_noise(evaluated: Evaluated) ->
     assert truncated.sum() <= (tokens == LONGEST).sum()
 
 
-def test_scores_belong_to_the_texts_beside_them(evaluated: Evaluated) -> None:
+def test_scores_belong_to_the_texts_next_to_them(evaluated: Evaluated) -> None:
     for one in read_responses(evaluated.run).values():
         for text, score in zip(one.responses, one.scores, strict=True):
             assert score == float(text.strip() == one.ground_truth), (text, one.ground_truth)

@@ -69,7 +69,7 @@ def test_coefficients_are_a_replay_of_the_controller_over_the_logged_entropies(g
     assert moved[2] > moved[1]
 
 
-def test_killed_and_resumed_goes_on_as_if_never_killed(grid: Grid) -> None:
+def test_killed_and_resumed_continues_as_if_never_killed(grid: Grid) -> None:
     assert grid.saved == assert_replay({step: grid.killed[step] for step in (1, 2)}, INITIAL)
     assert sorted(training(grid.resumed)) == [3, 4]
     for key, axis in (("aent/coefficient", "bonus"), ("aent/advantages_coefficient", "advantages")):

@@ -1,1 +1,1 @@
-"""``aent-verl compare``: every method with every seed from the same start, and a report of what can be told."""
+"""``aent-verl compare``: every method with every seed from the same start, and a report of what the results support."""

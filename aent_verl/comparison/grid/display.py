@@ -45,7 +45,7 @@ class GridDisplay(Display):
         return Group(table(self._grid), total(self._grid, self._parallel))
 
     def heartbeat(self) -> str:
-        """Name the active runs and sum up all."""
+        """Name the active runs and summarise them all."""
         active = (status for status in self._grid if status.state not in (WAITING, DONE, FAILED))
         running = "; ".join(f"{status.run.name} {describe(status)}" for status in active)
         return f"{running}; {total(self._grid, self._parallel)}"

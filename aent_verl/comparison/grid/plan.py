@@ -110,7 +110,7 @@ def plan_runs(settings: Settings) -> list[GridRun]:
 
 
 def _compose(settings: Settings, method: str, own: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
-    """Compose a method's overrides and config, before any seed and folder: composing is slow."""
+    """Compose a method's overrides and config, without seed and folder: composing is slow."""
     from hydra.errors import HydraException
 
     from aent_verl.launch import compose

@@ -1,4 +1,4 @@
-"""How far a run has come, in its ``run.json``: from there a comparison that is started again resumes.
+"""How far a run has come, in its ``run.json``: a comparison that is started again resumes from there.
 
 A grid may also be extended: with more training steps, and nothing else changed, its runs resume from their last
 checkpoints.
@@ -56,7 +56,7 @@ def check(run: GridRun) -> None:
 def begin(run: GridRun, *, versions: dict[str, str], commit: str | None) -> dict[str, Any]:
     """Return the record of a run that `check` has passed, written with its config if it is new or extended.
 
-    A run that resumes with other versions, or another commit, has all of them.
+    A run that resumes with other versions, or another commit, records all of them.
     """
     record = read_record(run.folder)
     if record is None or not record["starts"]:
@@ -96,7 +96,7 @@ def stage_begins(run: GridRun, record: dict[str, Any], stage: str) -> None:
 
 
 def stage_ends(run: GridRun, record: dict[str, Any], stage: str, seconds: float, *, succeeded: bool) -> None:
-    """Write down how a stage of a run ended; all starts of a stage count in its seconds."""
+    """Write down how a stage of a run ended; its seconds include all starts of the stage."""
     record["seconds"][stage] = round(record["seconds"].get(stage, 0.0) + seconds, 1)
     if succeeded:
         record["state"] = COMPLETE if stage == EVALUATE or run.evaluation is None else TRAINED
@@ -125,12 +125,12 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
     before, now = record["protocol"].get(STEPS), run.total_steps
     if now is None or before in (None, "None", str(now)):
         return False
-    asked = f"{STEPS}={now}: {run.folder} has {before} training steps, asked for are {now}"
+    asked = f"{STEPS}={now}: {run.folder} has {before} training steps, but {now} are asked for"
     if now < int(before):
-        raise ValueError(f"{asked}: it can only get more; {_RESULTS_HINT}")
+        raise ValueError(f"{asked}: the number can only increase; {_RESULTS_HINT}")
     if by_length := _by_length(run.config):
         raise ValueError(
-            f"{asked}, and {', '.join(by_length)} goes by the length of the run: a longer one differs from its "
+            f"{asked}, and {', '.join(by_length)} depends on the length of the run: a longer one differs from its "
             f"first step on; {_RESULTS_HINT}"
         )
     return True
@@ -152,7 +152,7 @@ def _by_length(config: DictConfig) -> list[str]:
 
 
 def _start(run: GridRun, record: dict[str, Any]) -> None:
-    """Make a record that of a run with these settings that has not been trained, or not far enough."""
+    """Reset a record to that of a run with these settings that has not been trained, or not far enough."""
     record |= {"overrides": list(run.overrides), "protocol": run.protocol, "state": STARTED}
     last_start.write(run.config, run.folder)
     write_json(run.folder / RECORD, record)

@@ -142,7 +142,7 @@ class Scheduler:
 
 
 def _shortfall(run: GridRun) -> str:
-    """Say why a training that ended well is not what was asked for; empty if it is."""
+    """Say why a training that ended without an error is not what was asked for; empty if it is."""
     try:
         last = max(read_run(run.folder))
     except (FileNotFoundError, ValueError) as error:

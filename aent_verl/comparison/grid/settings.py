@@ -38,13 +38,13 @@ _RESERVED_FOR_EVALUATION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A comparison.
+    """The settings of a comparison.
 
     Attributes:
         overrides: what every run gets.
         methods: overrides of each method by its label. A label that is a preset needs none: ``aent`` means
             ``entropy_control=aent``.
-        seeds: one run a method for each.
+        seeds: one run per method for each.
         baseline: the method that the others are compared with.
         results: folder of all runs and of the report.
         evaluation: settings of ``aent-verl evaluate`` for the final checkpoint of each run; empty: none, and the last
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         arguments: Hydra overrides.
 
     Raises:
-        ValueError: what is not one; the message names key, value and what is allowed.
+        ValueError: an invalid setting; the message names key, value and what is allowed.
     """
     given: dict[str, Any] = {}
     from_file: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def _by_label(value: Any) -> Mapping[str, Any]:
-    """Turn a list of labels into a mapping to nothing."""
+    """Turn a list of labels into a mapping from each to no overrides."""
     if isinstance(value, list):
         if len(set(map(str, value))) < len(value):
             raise ValueError(f"methods={value}: names one twice")
@@ -135,7 +135,7 @@ def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
         key = override.key_or_group
         if override.is_sweep_override():
             raise ValueError(
-                f"{text}: one value a key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
+                f"{text}: one value per key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
             )
         yield text, key, override.value()
 
@@ -214,7 +214,7 @@ def _methods(value: Any) -> dict[str, tuple[str, ...]]:
 def _seeds(value: Any) -> tuple[int, ...]:
     seeds = value if isinstance(value, list) else [value]
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={value!r}: give different whole numbers from 0, as in seeds=[1,2,3]")
+        raise ValueError(f"seeds={value!r}: give distinct whole numbers from 0, as in seeds=[1,2,3]")
     return tuple(seeds)
 
 

@@ -19,7 +19,7 @@ _RECENT_STEPS = 20
 
 @dataclass
 class Status:
-    """One run, as far as its files tell.
+    """The state of one run, according to its files.
 
     Attributes:
         run: the run.
@@ -51,13 +51,13 @@ class Status:
             pass  # no start of it has logged a step
 
     def look(self) -> None:
-        """Take in what was logged since the last look."""
+        """Read what was logged since the last look."""
         for step, data in self._tail.read_new():
             self._take(step, data)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each stage took that has ended."""
+        """How long each finished stage took."""
         return self.record["seconds"]
 
     @property

@@ -1,4 +1,4 @@
-"""How right the methods are after training, and what can be said about the difference to the baseline."""
+"""How accurate the methods are after training, and what can be said about the difference from the baseline."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -38,7 +38,7 @@ class MethodAccuracy:
         by_source: mean@n by data source.
         response_tokens: mean tokens of a response.
         truncated: share of responses cut off at the longest allowed.
-        entropy: nats a token: of all tokens of the responses.
+        entropy: nats per token: of all tokens of the responses.
         calibration_error: of the vote share as a confidence, mean over seeds.
         checks: other tests against the baseline; None with fewer than two seeds of either.
     """
@@ -68,7 +68,7 @@ class Accuracy:
         target: what the intervals are about.
         verdicts: by method; empty where nothing can be compared.
         notes: what was left out and why, in sentences.
-        samples: n responses a problem; None where only the mean of a validation is known.
+        samples: n responses per problem; None where only the mean of a validation is known.
         problems: how many; None likewise.
         methods: by method; empty likewise.
         thresholds: of the profiles; empty likewise.
@@ -96,7 +96,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
     several = groups.baseline is not None and len(groups.methods) > 1
     if scored and several and (groups.baseline not in scored or len(scored) < 2):
         notes.append(
-            f"Scores of single problems are stored of {', '.join(scored)} only, so methods are compared by their final "
+            f"Scores of single problems exist for {', '.join(scored)} only, so methods are compared by their final "
             "validation: aent-verl evaluate the others."
         )
         scored = {}
@@ -207,7 +207,7 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
         notes.append(f"{problems} problems are too few to stand for others like them: there are no intervals.")
     without = [run.name for run in groups.all if run.scores is None]
     if without:
-        notes.append(f"No scores of single problems are stored of {first_few(without)}: left out of the accuracy.")
+        notes.append(f"No scores of single problems exist for {first_few(without)}: left out of the accuracy.")
     if any(method.pass_at_k is None for method in methods.values()):
         notes.append("No pass@k where scores are other than 0 and 1: it asks whether a response is right.")
     origin = next(iter(aligned.values()))[0].origin

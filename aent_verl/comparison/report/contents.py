@@ -19,7 +19,7 @@ from aent_verl.runs.protocol import NOT_RECORDED, by_value
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart, Interval, Line
 
-# Where a run's files went has no part in its numbers, and other folders will serve as well.
+# Where a run's files went does not affect its numbers, and any other folder would serve as well.
 _PLACES = ("run.dir=", "trainer.validation_data_dir=")
 
 

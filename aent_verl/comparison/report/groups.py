@@ -11,7 +11,7 @@ from aent_verl.runs.metrics import validation_accuracy, validation_left_out, val
 from aent_verl.runs.protocol import Protocol, differences
 from aent_verl.runs.run import Run, by_method
 
-# What is looked through for NaN.
+# What is searched for NaN.
 _CHECKED = (metrics.REWARD, metrics.ENTROPY, metrics.ENTROPY_FULL, metrics.COEFFICIENT)
 
 

@@ -46,7 +46,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
 
     Args:
         report: what `aent_verl.comparison.report.build` made.
-        folder: made if need be; files of an earlier report in it are replaced.
+        folder: made if missing; files of an earlier report in it are replaced.
 
     Returns:
         The page's path.
@@ -223,7 +223,7 @@ def _chart(chart: Chart, methods: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Reduce to what JSON has."""
+    """Reduce to JSON's types."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,6 +1,6 @@
 """Aggregates of one method's scores over seeds and tasks, each with an interval that counts seeds as wholes.
 
-A task is a column: a problem, or a data source whose problems were averaged. A few data sources are no sample of
+A task is a column: a problem, or a data source whose problems were averaged. A few data sources are not a sample of
 others, so ``target="these problems"`` is theirs. One seed, or too few tasks for the target, is a ValueError throughout.
 
 The point estimates are those of Agarwal et al. 2021 (arXiv 2108.13264, sections 4.2 and 4.3), known from rliable. Their
@@ -20,7 +20,7 @@ TRIMMED = 0.25
 
 
 def mean(scores: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE) -> Estimate:
-    """Mean score, ``[S, T]`` or ``[S, T, n]``."""
+    """Return the mean score, ``[S, T]`` or ``[S, T, n]``."""
     matrix = _checked(score_matrix(scores, "method"), target)
     return estimate(float(matrix.mean()), variance_parts([matrix], matrix.mean(axis=0)), target, confidence)
 
@@ -28,7 +28,7 @@ def mean(scores: np.ndarray, *, target: Target = "problems like these", confiden
 def interquartile_mean(
     scores: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Mean of the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]`` (Agarwal et al. 2021, section 4.3).
+    """Average the middle half of all S x T scores, ``[S, T]`` or ``[S, T, n]`` (Agarwal et al. 2021, section 4.3).
 
     Made for tasks of unequal scale with odd seeds. Over problems of mostly 0 and 1 it leaves out the easiest and the
     hardest quarter.
@@ -43,7 +43,7 @@ def interquartile_mean(
 def probability_of_improvement(
     scores: np.ndarray, baseline: np.ndarray, *, target: Target = "problems like these", confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Chance that a run of the method beats one of the baseline on a task, ``[S, T]`` and ``[R, T]``; ties count half.
+    """Estimate the chance that a run of the method beats one of the baseline on a task, ``[S, T]`` and ``[R, T]``.
 
     The mean over tasks, and pairs of a run x of the method and y of the baseline, of 1 if x > y, 1/2 if x = y, else 0
     (Agarwal et al. 2021, section 4.3; Mann and Whitney's U over S R). The interval is cut at 0 and 1.
@@ -66,7 +66,7 @@ def performance_profile(
     target: Target = "problems like these",
     confidence: float = CONFIDENCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of runs and tasks with a score above each threshold, with its interval: value, low, high, ``[thresholds]``.
+    """Return the share of runs and tasks with a score above each threshold: value, low, high, ``[thresholds]``.
 
     The run-score distribution of Agarwal et al. 2021, section 4.2. The interval holds at each threshold, not for the
     whole profile at once.
@@ -79,13 +79,13 @@ def performance_profile(
 
 
 def middle_half(ordered: np.ndarray) -> np.ndarray:
-    """Sorted scores without the lowest and the highest quarter, ``[N]`` -> ``[N - 2 floor(N / 4)]``."""
+    """Sort scores and drop the lowest and the highest quarter, ``[N]`` -> ``[N - 2 floor(N / 4)]``."""
     cut = int(TRIMMED * len(ordered))
     return ordered[cut : len(ordered) - cut]
 
 
 def win_shares(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """1 where a run beats one of the baseline on a task, .5 for a tie, ``[S, T]``, ``[R, T]`` -> ``[S, R, T]``."""
+    """Compare runs in pairs on each task: 1 for a win, .5 for a tie, ``[S, T]``, ``[R, T]`` -> ``[S, R, T]``."""
     return (np.sign(scores[:, None, :] - baseline[None, :, :]) + 1) / 2
 
 

@@ -51,7 +51,7 @@ def cross_checks(scores: np.ndarray, baseline: np.ndarray, *, confidence: float 
 def paired_bootstrap(
     scores: np.ndarray, baseline: np.ndarray, *, confidence: float = CONFIDENCE, reps: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the difference over two levels (the pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1).
+    """Bootstrap a percentile interval of the difference over two levels (pigeonhole; Owen 2007, Ann. Appl. Stat. 1).
 
     Each replication draws seeds of the method, seeds of the baseline, and problems, the same problems for both. It
     counts the interaction more than once, which widens, and has no t-quantile for few seeds, which narrows.
@@ -70,9 +70,9 @@ def paired_bootstrap(
 
 
 def wilcoxon_over_problems(scores: np.ndarray, baseline: np.ndarray) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test over the problems' seed means; 1 where no problem differs."""
+    """Return Wilcoxon's two-sided signed-rank p-value over the problems' seed means; 1 where no problem differs."""
     ours, theirs = score_matrices({"method": scores, "baseline": baseline}).values()
-    # Means of the same scores in another order differ by rounding, which ranks would take for a difference.
+    # Means of the same scores in another order differ by rounding, which ranks would count as a difference.
     differences = np.round(ours.mean(axis=0) - theirs.mean(axis=0), 12)
     if not differences.any():
         return 1.0

@@ -15,7 +15,7 @@ from scipy import stats
 
 from aent_verl.comparison.stats import TARGETS, Target
 
-# Fewer are no sample to speak of others from: a single odd one decides, and the t-quantile is no safeguard against it.
+# Fewer do not stand for others: a single odd one decides, and the t-quantile does not guard against that.
 MIN_PROBLEMS = 20
 
 
@@ -61,7 +61,7 @@ class Variance:
         return any(np.any(variance > 0) for variance in self.seed_variances)
 
     def of_mean(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
-        """Variance of the mean and its degrees of freedom (see `_sum`; NaN where the variance is 0), ``[...]`` each.
+        """Return variance and degrees of freedom of the mean (see `_sum`; NaN where the variance is 0), ``[...]`` each.
 
         These problems: the sum of s_m^2 / S_m, as Welch has it. Problems like these: that, which holds the interaction
         of seed and problem, plus the excess over problems divided by P.
@@ -80,7 +80,7 @@ class Variance:
 
 
 def variance_parts(matrices: Sequence[np.ndarray], per_problem: np.ndarray) -> Variance:
-    """Parts of the variance of a mean over seeds and problems.
+    """Estimate the parts of the variance of a mean over seeds and problems.
 
     Args:
         matrices: what each seed contributes on each problem, ``[..., S_m, P]`` a method: the scores themselves for a
@@ -111,14 +111,14 @@ def variance_parts(matrices: Sequence[np.ndarray], per_problem: np.ndarray) -> V
 
 
 def rounding_of(matrices: Sequence[np.ndarray]) -> float:
-    """By how much means of these may differ that are equal: they depend on the order of what is added."""
+    """Bound how far equal means of these may differ by rounding, which depends on the order of addition."""
     return 1e-12 * max(float(np.abs(matrix).max()) for matrix in matrices)
 
 
 def interval(
     value: np.ndarray, variance: Variance, target: Target, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper end, standard error and degrees of freedom of a t-interval, ``[...]`` each."""
+    """Return lower and upper end, standard error and degrees of freedom of a t-interval, ``[...]`` each."""
     check_confidence(confidence)
     total, degrees = variance.of_mean(target)
     error = np.sqrt(total)
@@ -127,13 +127,13 @@ def interval(
 
 
 def estimate(value: float, variance: Variance, target: Target, confidence: float) -> Estimate:
-    """`interval` of a single number."""
+    """Compute the `interval` of a single number."""
     low, high, error, degrees = interval(np.asarray(value), variance, target, confidence)
     return Estimate(float(value), float(low), float(high), float(error), float(degrees))
 
 
 def check_target(target: Target) -> Target:
-    """The target itself.
+    """Return the target itself.
 
     Raises:
         ValueError: it is none of the two.
@@ -182,5 +182,5 @@ def _sum(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndar
 
 
 def _without(variance: np.ndarray, rounding: float) -> np.ndarray:
-    """The variance, 0 where it is negative or no more than rounding."""
+    """Return the variance, 0 where it is negative or no more than rounding."""
     return np.where(variance <= rounding, 0.0, variance)

@@ -43,7 +43,7 @@ class Curve:
 
 
 def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = CONFIDENCE) -> Curve:
-    """Mean over seeds with a t-interval, over the steps that all seeds have.
+    """Average over seeds, with a t-interval, over the steps that all seeds have.
 
     Means over a changing set of seeds would jump where a seed ends, and a seed that ended early may have failed: such
     steps are dropped and named instead (`Curve.dropped`).
@@ -69,7 +69,7 @@ def mean_curve(runs: Sequence[Mapping[int, float]], *, confidence: float = CONFI
 
 
 def binned(curve: Curve, width: int, *, confidence: float = CONFIDENCE) -> Curve:
-    """Means over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
+    """Average over spans of ``width`` steps, 1 to ``width`` and so on, each at the mean of the steps that are in it.
 
     Step 0, before training, stays alone. What was dropped is known of the curve itself, no longer of its bins.
     """
@@ -81,7 +81,7 @@ def binned(curve: Curve, width: int, *, confidence: float = CONFIDENCE) -> Curve
 
 
 def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray | None:
-    """Mean of each seed over the last ``fraction`` of training, at least one step of it, ``[S]``.
+    """Average each seed over the last ``fraction`` of training, at least one step of it, ``[S]``.
 
     None if the curve has no step there, as where a seed turned NaN halfway: what it has is not the end.
 
@@ -100,12 +100,12 @@ def mean_over_last(curve: Curve, fraction: float, last_step: int) -> np.ndarray 
 
 
 def best(curve: Curve) -> float:
-    """Highest value of the seeds' mean; the highest of many noisy values is above the true height."""
+    """Return the highest value of the seeds' mean; the highest of many noisy values is above the true height."""
     return float(curve.mean.max())
 
 
 def first_reaching(curve: Curve, level: float, *, at: np.ndarray | None = None) -> float | None:
-    """Where the seeds' mean first reaches ``level``; None if it never does.
+    """Find where the seeds' mean first reaches ``level``; None if it never does.
 
     Args:
         curve: of the metric that rises.

@@ -42,7 +42,7 @@ def difference(
     target: Target = "problems like these",
     confidence: float = CONFIDENCE,
 ) -> Difference:
-    """Difference of means, ``[S, P]`` or ``[S, P, n]`` less the same of a baseline, with another S if need be.
+    """Compute the difference of means, ``[S, P]`` or ``[S, P, n]`` less the same of a baseline, whose S may differ.
 
     Unequal numbers of seeds cost degrees of freedom, the more the smaller number is below 5: see
     `aent_verl.comparison.stats.crossed.Variance.of_mean`.
@@ -75,7 +75,7 @@ def difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the given order: the chance of a single false claim among all stays below alpha."""
+    """Adjust p-values by Holm, in the given order: the chance of any false claim among all stays below alpha."""
     order = np.argsort(p_values)
     factors = len(p_values) - np.arange(len(p_values))
     stepped = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)

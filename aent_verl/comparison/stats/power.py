@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(found: Difference, *, alpha: float) -> Plan:
-    """Seeds to add, or problems, until a two-sided t-test at level ``alpha`` resolves the difference as measured.
+    """Find how many more seeds, or problems, a two-sided t-test at level ``alpha`` needs to resolve the difference.
 
     More seeds shrink the seed part of the variance only; for problems like these the problem part stays.
     """
@@ -59,10 +59,10 @@ def plan(found: Difference, *, alpha: float) -> Plan:
 
 
 def power_of(value: float, variance: Variance, target: Target, alpha: float) -> float:
-    """Chance that a two-sided t-test at level ``alpha`` finds a true difference of ``value``, with its sign.
+    """Return the chance that a two-sided t-test at level ``alpha`` finds a true difference of ``value``, with its sign.
 
     ``variance`` holds the true parts; the test will estimate each, and its degrees of freedom from them. So what it
-    divides by is no multiple of one chi-squared variable, and a noncentral t with the degrees of freedom of the true
+    divides by is not a multiple of one chi-squared variable, and a noncentral t with the degrees of freedom of the true
     parts promises too much: .80 where 3 seeds each find .69. But given the estimated parts, which are independent of
     the difference, the test finds it with the chance Phi((value - critical * error) / true error). That is averaged
     over the parts, each a chi-squared variable of its own degrees of freedom. Of a single part it is the noncentral t.
@@ -92,13 +92,13 @@ def _draws() -> np.ndarray:
 
 @cache
 def _chi_squared_mean(column: int, degrees: float) -> np.ndarray:
-    """What an estimated variance is of the true one, at the points of a column of `_draws`."""
+    """Return the ratio of an estimated variance to the true one, at the points of a column of `_draws`."""
     uniform = _draws()[column]
     return np.ones_like(uniform) if math.isinf(degrees) else stats.chi2.ppf(uniform, degrees) / degrees
 
 
 def _fewest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """Smallest number from ``low`` to ``high`` that is enough, if all above it are; None if not even ``high`` is."""
+    """Find the smallest number from ``low`` to ``high`` that is enough, if all above are; None if ``high`` is not."""
     numbers = range(low, high + 1)
     place = bisect_left(numbers, True, key=enough)
     return numbers[place] if place < len(numbers) else None

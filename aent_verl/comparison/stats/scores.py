@@ -1,4 +1,4 @@
-"""Scores as the statistics take them: one row a training seed, one column a problem."""
+"""Scores as the statistics take them: one row per training seed, one column per problem."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def score_matrix(scores: np.ndarray, name: str) -> np.ndarray:
-    """Scores of one method as floats, ``[S, P, n]`` or ``[S, P]`` -> ``[S, P]``; n samples are averaged.
+    """Return scores of one method as floats, ``[S, P, n]`` or ``[S, P]`` -> ``[S, P]``; n samples are averaged.
 
     Raises:
         ValueError: another number of axes, an empty axis, or a score that is NaN or infinite.
@@ -21,14 +21,14 @@ def score_matrix(scores: np.ndarray, name: str) -> np.ndarray:
     if bad.any():
         seed, problem = np.argwhere(bad)[0][:2]
         raise ValueError(
-            f"scores[{name!r}] hold {int(bad.sum())} values that are no finite number, first at seed {seed}, problem "
+            f"scores[{name!r}] hold {int(bad.sum())} values that are not finite, first at seed {seed}, problem "
             f"{problem}: evaluate that run again, or leave it out"
         )
     return matrix.mean(axis=2) if matrix.ndim == 3 else matrix
 
 
 def score_matrices(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`score_matrix` of every method; all must have the same number of problems, in the same order.
+    """Return the `score_matrix` of every method; all must have the same number of problems, in the same order.
 
     Raises:
         ValueError: see `score_matrix`; or the numbers of problems differ.
@@ -41,7 +41,7 @@ def score_matrices(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def shared_problems(problems: Mapping[str, Sequence[str]], *, intersect: bool = False) -> dict[str, np.ndarray]:
-    """Columns that bring every method's scores into one order of problems: ``scores[name][:, columns[name]]``.
+    """Find columns that bring all methods' scores into one order of problems: ``scores[name][:, columns[name]]``.
 
     Args:
         problems: ids of the problems of each method, in the order of its scores.

@@ -52,7 +52,7 @@ class Verdict:
             return f"refused: {self.reason}"
         found = self.difference
         value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
-        # One number a seed, such as a length, has no problems of its own.
+        # One number per seed, such as a length, has no problems of its own.
         where = f"in {self.metric}" + (f" on {found.target}" if found.problems > 1 else "")
         if not found.variance.seeds_vary:
             return f"not resolved: {self.method} and {self.baseline} have the same mean score in every run {where}"
@@ -85,7 +85,7 @@ def verdicts(
     target: Target = "problems like these",
     confidence: float = CONFIDENCE,
 ) -> dict[str, Verdict]:
-    """The verdict on every method but the baseline.
+    """Return the verdict on every method but the baseline.
 
     Args:
         scores: ``[S, P]`` or ``[S, P, n]`` by method, the same problems in the same order; higher is better. The
@@ -140,7 +140,7 @@ def _compare(
     if single:
         return (
             f"one seed of {' and of '.join(single)}: nothing can be claimed about {method} against {baseline}; another "
-            "seed might turn it round. Train at least 3 seeds of each, better 5"
+            "seed might reverse it. Train at least 3 seeds of each, better 5"
         )
     if target == "problems like these" and ours.shape[1] < MIN_PROBLEMS:
         return (
@@ -163,7 +163,7 @@ def _notes(matrices: Mapping[str, np.ndarray], method: str, baseline: str) -> tu
     for name in (method, baseline):
         matrix = matrices[name]
         distinct = len(np.unique(matrix, axis=0))
-        # One number a seed is soon the same in two of them.
+        # One number per seed is soon the same in two of them.
         if distinct < len(matrix) and matrix.shape[1] > 1 and not _is_constant(matrix):
             notes.append(
                 f"{name}: only {distinct} of {len(matrix)} seeds differ in any score. If one run was counted twice, "

@@ -1,4 +1,4 @@
-"""Controllers that follow the step alone. The entropy is recorded, and they move where it is not finite, too."""
+"""Controllers that follow the step alone. They record the entropy, and move even where it is not finite."""
 
 import dataclasses
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from aent_verl.core.controllers.state import (
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Controller):
-    """A coefficient that is a function of the training step. It has no bounds to stand on."""
+    """A coefficient that is a function of the training step, without bounds."""
 
     @abstractmethod
     def coefficient_at(self, step: int) -> float:
@@ -36,7 +36,7 @@ class Schedule(Controller):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantController(Schedule):
-    """A coefficient that never moves: the plain entropy bonus; ``init=0`` is no bonus at all.
+    """A coefficient that never moves: the plain entropy bonus; ``init=0`` means no bonus at all.
 
     Raises:
         ValueError: ``init`` is not a finite number.
@@ -48,7 +48,7 @@ class ConstantController(Schedule):
         require_finite(init=self.init)
 
     def coefficient_at(self, step: int) -> float:
-        """``init``, at every step."""
+        """Return ``init``, at every step."""
         return self.init
 
 
@@ -68,7 +68,7 @@ class _RunSchedule(Schedule):
         return self.total_steps is not None
 
     def for_run(self, *, total_steps: int, steps_per_epoch: int) -> Controller:
-        """This schedule over a run of that length; a length among its settings stays.
+        """Return this schedule for a run of that length; a length among its settings stays.
 
         Raises:
             ValueError: a length that is needed is not an integer >= 1.
@@ -164,7 +164,7 @@ class EpochController(_RunSchedule):
         return self.total_steps is not None and self.steps_per_epoch is not None
 
     def for_run(self, *, total_steps: int, steps_per_epoch: int) -> Controller:
-        """This schedule over a run of those lengths; a length among its settings stays.
+        """Return this schedule for a run of those lengths; a length among its settings stays.
 
         Raises:
             ValueError: a length that is needed is not an integer >= 1.

@@ -45,7 +45,7 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def checked_fields(cls: type, data: Any, *, name: str, optional: Collection[str] = ()) -> dict[str, Any]:
-    """``data``, read from JSON, as keyword arguments of the dataclass ``cls``.
+    """Check ``data``, read from JSON, as keyword arguments of the dataclass ``cls``.
 
     Raises:
         ValueError: not a mapping, a field that is unknown, or missing and not ``optional``, or a value that is not what
@@ -80,7 +80,7 @@ class ControllerState:
         at_bound: whether the coefficient stands on one of its bounds.
         nonfinite: how many measurements were NaN or infinite, and therefore ignored.
         bound_hits: how many updates by a finite entropy ended with the coefficient on one of its bounds.
-        initial_entropy: measured before the first update of the model: AER's ``H_0``; None where nobody measured it.
+        initial_entropy: measured before the first update of the model: AER's ``H_0``; None where it was not measured.
         level: the coefficient of `StepToTargetController` before its gate; None for the others.
         entropy_smoothed: the moving average of `EntropyGuidedController`; None before the first, and for the others.
         entropy_mean: mean of all finite measurements so far; None before the first.
@@ -133,7 +133,7 @@ def record(state: ControllerState, *, entropy: float, step: int) -> ControllerSt
 
 @dataclass(frozen=True, kw_only=True)
 class Controller(ABC):
-    """Hyper-parameters and the rule that maps one `ControllerState` to the next.
+    """A rule, with its hyper-parameters, that maps one `ControllerState` to the next.
 
     Attributes:
         needs_initial_entropy: whether the rule cannot start before `observe_initial`.
@@ -170,5 +170,5 @@ class Controller(ABC):
         return True
 
     def for_run(self, *, total_steps: int, steps_per_epoch: int) -> "Controller":
-        """This controller with the run's lengths where a schedule needs them and its settings leave them open."""
+        """Fill in the run's lengths where a schedule needs them and its settings leave them open."""
         return self

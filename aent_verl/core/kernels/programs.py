@@ -1,4 +1,4 @@
-r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits a program.
+r"""Device programs of `token_entropy`: what `aent_verl.core.rows` computes, one row of logits per program.
 
 Sums are kept in fp32 per lane (``[BLOCK]``) and added up once, at the end of a row. That and the few operations that
 follow are in fp64, which costs nothing there and makes up for what the GPU's exponential lacks in accuracy. One token
@@ -27,13 +27,13 @@ _LOWEST_FP32 = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def _floored(x):
-    """``max(x, -126)``, which keeps NaN."""
+    """Compute ``max(x, -126)``, which keeps NaN."""
     return tl.maximum(x, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _scale_of(scale, row):
-    """Inverse temperature of the row, 1 without one."""
+    """Load the inverse temperature of the row; 1 without one."""
     factor = 1.0
     if scale is not None:
         factor = tl.load(scale + row)
@@ -42,13 +42,13 @@ def _scale_of(scale, row):
 
 @triton.jit
 def _weights(values, threshold, share):
-    """1 above the boundary, the share on it, 0 below."""
+    """Give 1 above the boundary, the share on it, 0 below."""
     return tl.where(values > threshold, 1.0, tl.where(values == threshold, share, 0.0))
 
 
 @triton.jit
 def _keys(values):
-    """Unsigned numbers in the order of the floats, in the floats' own width; equal for both zeros."""
+    """Map floats to unsigned numbers of the same order, in the floats' own width; equal for both zeros."""
     if values.dtype == tl.float32:
         bits = values.to(tl.int32, bitcast=True)
         keys = tl.where(bits < 0, 0 - bits, bits - _LOWEST_INT32)
@@ -60,7 +60,7 @@ def _keys(values):
 
 @triton.jit
 def _values(keys, dtype: tl.constexpr):
-    """Inverse of `_keys`, in fp32."""
+    """Invert `_keys`, in fp32."""
     bits = keys.to(tl.int32, bitcast=True)
     if dtype == tl.float32:
         # Negative floats have the keys below 0x80000000, which are the positive numbers of int32.
@@ -73,14 +73,14 @@ def _values(keys, dtype: tl.constexpr):
 
 @triton.jit
 def _next_digit(counts, bins, rank):
-    """Digit of the ``rank``-th smallest (from 1), and its rank among those with this digit."""
+    """Find the digit of the ``rank``-th smallest (from 1), and its rank among those with this digit."""
     digit = tl.sum((tl.cumsum(counts, 0) < rank).to(tl.int32), 0)
     return digit, rank - tl.sum(tl.where(bins < digit, counts, 0), 0)
 
 
 @triton.jit
 def _log1p(x):
-    """``log(1 + x)`` in fp64, to its last bits also where ``1 + x`` rounds most of ``x`` away (Kahan's form)."""
+    """Compute ``log(1 + x)`` in fp64, to its last bits even where ``1 + x`` rounds most of ``x`` away (Kahan)."""
     one_and_x = 1.0 + x
     rounded = one_and_x - 1.0
     return tl.where(rounded == 0, x, tl.log(one_and_x) * (x / tl.where(rounded == 0, 1.0, rounded)))
@@ -122,7 +122,7 @@ def _store_results(
 
 @triton.jit
 def _exp_without(x, top):
-    """``exp(x)``, but 0 at the row's largest token: ``x`` is 0 there, or NaN, which stays, if its logit is infinite."""
+    """Compute ``exp(x)``, but 0 at the row's largest token: ``x`` is 0 there, or NaN, which stays, if infinite."""
     return tl.where(top, x, tl.exp(x))
 
 
@@ -134,7 +134,7 @@ def _total(lanes):
 
 @triton.jit
 def _rescaled(total, moment, shift):
-    """Sums of ``exp(x)`` and ``x exp(x)`` after all ``x`` have moved by ``shift <= 0``: terms of one sign are added."""
+    """Shift all ``x`` by ``shift <= 0`` in sums of ``exp(x)`` and ``x exp(x)``: terms of one sign are added."""
     factor = tl.exp(shift)
     return factor * total, factor * (moment + shift * total)
 
@@ -144,7 +144,7 @@ def forward_in_one_read(
     logits, row_stride, vocabulary, labels, scale, thresholds, shares, results, count,
     STATISTICS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Forward pass with every token kept (``thresholds`` None) or with given boundaries; grid ``(rows,)``."""
+    """Run the forward pass with every token kept (``thresholds`` None) or with given boundaries; grid ``(rows,)``."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     factor = _scale_of(scale, row)
@@ -217,7 +217,7 @@ def _top_digit_and_maximum(logits, vocabulary, bins, rank, DIGITS: tl.constexpr,
 
 @triton.jit
 def _middle_digit(logits, vocabulary, bins, prefix, rank, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """Digit of the boundary at bit ``SHIFT``, and its rank there, given the digits above, in one read."""
+    """Find the boundary's digit at bit ``SHIFT``, and its rank there, given the digits above, in one read."""
     counts = tl.zeros([256], tl.int32)
     for start in range(0, vocabulary, BLOCK):
         columns = start + tl.arange(0, BLOCK)
@@ -233,7 +233,7 @@ def forward_without_smallest(
     logits, row_stride, vocabulary, labels, scale, removed, results, count,
     DIGITS: tl.constexpr, STATISTICS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Forward pass without the ``removed`` smallest logits, read ``DIGITS`` times (16 bits: 2); grid ``(rows,)``."""
+    """Run it without the ``removed`` smallest logits, read ``DIGITS`` times (16 bits: 2); grid ``(rows,)``."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     factor = _scale_of(scale, row)
@@ -293,7 +293,7 @@ def backward(
     grad_log_probs, grad_entropy, out, out_stride,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one block of one row; grid ``(rows * blocks of a row,)``. Each element is read before it is written.
+    """Write the gradient of a block of a row; grid ``(rows * blocks of a row,)``. Elements are read before written.
 
     A gradient that comes as None costs nothing; where those of a row are 0, its logits are not read.
     """

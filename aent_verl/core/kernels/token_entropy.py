@@ -21,7 +21,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # of rows changes with every batch, and vocabularies are long. 8 warps share a block, so that a thread has 8 elements
 # in the forward pass, one 16-byte load in half precision: with up to four sums for each that leaves registers for
 # several programs on a multiprocessor, which hide each other's barriers. The backward pass has no sums: twice the
-# columns. How fast other sizes are has not been measured.
+# columns. Other sizes have not been measured.
 _FORWARD: dict[str, int | bool] = {"BLOCK": 2048, "num_warps": 8, "enable_fp_fusion": True}
 _BACKWARD: dict[str, int | bool] = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
 
@@ -51,12 +51,12 @@ def supported(logits: Tensor) -> bool:
 
 
 def _on_device_of(logits: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever the tensors are."""
+    """Make the tensors' device the current one, on which Triton launches, wherever the tensors are."""
     return torch.cuda.device(logits.device) if logits.is_cuda else nullcontext()
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Columns ``[N, 1]`` as the kernels read them; gradients may come expanded."""
+    """Return columns ``[N, 1]`` as the kernels read them; gradients may come expanded."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
@@ -69,7 +69,7 @@ def forward(
     boundary: tuple[Tensor, Tensor] | None,
     statistics: bool,
 ) -> tuple[Forward, Rows]:
-    """Log-prob and entropy of the rows ``[N, V]``, with what the backward pass needs.
+    """Compute log-prob and entropy of the rows ``[N, V]``, with what the backward pass needs.
 
     Args:
         logits: ``[N, V]`` that are `supported`; any row stride, columns next to each other.

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: each finding with its number and examples, and what was done about it."""
+"""What is wrong with a data set: each finding with its count and examples, and what was done about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One data set from request to rows: from the table, from the user's own file, or from a generator."""
+"""One data set from request to rows: from the table, a local file, or a generator."""
 
 from __future__ import annotations
 

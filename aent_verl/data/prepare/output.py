@@ -33,7 +33,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def is_done(folder: Path, job: Job, request: Mapping[str, Any]) -> bool:
-    """Check whether the folder holds this data set made by this request, its files unchanged.
+    """Return whether the folder holds this data set, made by this request, its files unchanged.
 
     Args:
         folder: The output folder.

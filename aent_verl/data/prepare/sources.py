@@ -153,7 +153,7 @@ def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | Non
             raise ValueError(f"{folder} holds one split; say which: --from train={folder} or test={folder}")
         return saved
     if not split:
-        raise ValueError(f"{folder} is no folder of a single split that `datasets` saved; name a file, or no split")
+        raise ValueError(f"{folder} is not a folder of a single split that `datasets` saved; name a file, or no split")
     if saved is None:
         try:
             return datasets.load_dataset(str(folder), config, split=hub_split)

@@ -267,6 +267,6 @@ def unknown(name: str) -> ValueError:
     near = difflib.get_close_matches(name.lower(), TABLE, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ValueError(
-        f"{name!r} is no data set and no file: {hint}There are {', '.join(TABLE)}, reasoning-gym:GENERATOR, "
+        f"{name!r} is neither a data set nor a file: {hint}There are {', '.join(TABLE)}, reasoning-gym:GENERATOR, "
         "and your own .parquet, .jsonl or .json files (aent-verl prepare --list)"
     )

@@ -41,7 +41,7 @@ def prepare(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Build the data and the warm-started model once; later calls with the same settings return at once.
+    """Build the data and the warm-started model once; later calls with the same settings return immediately.
 
     Args:
         cache: Folder for `train.parquet`, `validation.parquet`, `model/`, the manifest and what was measured.
@@ -61,7 +61,7 @@ def prepare(
         seed: Decides questions, weights and order.
 
     Returns:
-        Paths "train", "validation", "model", and "warm_start": "accuracy", "entropy" (nats a token) and
+        Paths "train", "validation", "model", and "warm_start": "accuracy", "entropy" (nats per token) and
         "response_tokens" on validation questions at temperature 1, "prompt_tokens_max", "steps", "loss".
 
     Raises:
@@ -82,7 +82,7 @@ def prepare(
     )
     print(
         f"arithmetic task: warm start answers {measured['accuracy']:.0%} of sampled validation questions, "
-        f"entropy {measured['entropy']:.2f} nats a token",
+        f"entropy {measured['entropy']:.2f} nats per token",
         flush=True,
     )
     return {**paths, "warm_start": measured}

@@ -1,6 +1,6 @@
 """Build a set of files once: a manifest says what a cache holds, and a killed build leaves no half-done result.
 
-The manifest is also the mark of ownership: files in the way without one belong to somebody else and are never
+The manifest is also the mark of ownership: files in the way without one belong to someone else and are never
 overwritten.
 """
 
@@ -61,7 +61,7 @@ def build_task(
     paths = {Path(name).stem: str(folder / name) for name in files}
     start = time.monotonic()
     with locked(folder / _LOCK_FILE):
-        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # what a killed build left
+        shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # left by a killed build
         manifest = read_json(folder / MANIFEST, "remove it and the files next to it") or {}
         present = [name for name in files if (folder / name).exists()]
         if manifest.get("complete") and manifest.get("recipe") == identity and len(present) == len(files):
@@ -69,7 +69,7 @@ def build_task(
             return paths, manifest["result"]
         if present and not manifest:
             raise ValueError(
-                f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so this is no cache of ours and nothing "
+                f"cache={folder}: has {', '.join(present)} but no {MANIFEST}, so it is not our cache, and nothing "
                 "in it was changed; name another folder, or remove these files"
             )
         result = _build(folder, identity, files, build)

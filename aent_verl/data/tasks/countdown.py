@@ -59,7 +59,7 @@ def prepare(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Build the data and the warm-started model once; later calls with the same settings return at once.
+    """Build the data and the warm-started model once; later calls with the same settings return immediately.
 
     Args:
         cache: Folder for `train.parquet`, `validation.parquet`, `test.parquet`, `model/`, the manifest and what was
@@ -86,7 +86,7 @@ def prepare(
 
     Returns:
         Paths "train", "validation", "test", "model", and "warm_start": "accuracy", "solved" (share with a right answer
-        among 16), "entropy" (nats a token) and "response_tokens" on validation problems at temperature 1,
+        among 16), "entropy" (nats per token) and "response_tokens" on validation problems at temperature 1,
         "prompt_tokens_max", "steps", "loss".
 
     Raises:
@@ -110,7 +110,7 @@ def prepare(
     )
     print(
         f"countdown task: warm start solves {measured['accuracy']:.0%} of sampled validation problems "
-        f"({measured['solved']:.0%} in {SAMPLES} attempts), entropy {measured['entropy']:.2f} nats a token",
+        f"({measured['solved']:.0%} in {SAMPLES} attempts), entropy {measured['entropy']:.2f} nats per token",
         flush=True,
     )
     return {**paths, "warm_start": measured}

@@ -34,10 +34,10 @@ def compute_score(
     r"""Score a response against the ground truth, 1.0 where math-verify finds them equal, else 0.0.
 
     Args:
-        data_source: verl's name of the data set; not used.
+        data_source: verl's name of the data set; unused.
         solution_str: the response.
         ground_truth: the answer in LaTeX, without ``\boxed``.
-        extra_info: verl's extra columns; not used.
+        extra_info: verl's extra columns; unused.
 
     Returns:
         ``score`` for the reward and ``acc`` for validation, equal, both 0 where the comparison took too long; ``pred``,

@@ -38,7 +38,7 @@ _PADDING = "<|endoftext|>"
 def prepare(
     cache: str, *, train_size: int = 1024, validation_size: int = 64, digits: int = 2, seed: int = 0
 ) -> dict[str, Any]:
-    """Convert the weights and build the data once; later calls with the same settings return at once.
+    """Convert the weights and build the data once; later calls with the same settings return immediately.
 
     Args:
         cache: Folder for `train.parquet`, `validation.parquet`, `model/` (bf16, 270 MB) and the manifest.

@@ -175,7 +175,7 @@ def summarise(records: Iterable[TokenRecord]) -> tuple[list[Group], list[Group]]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Average; NaN of nothing. Sums of infinities of both signs are NaN, not an error."""
+    """Average the values; NaN of nothing. Sums of infinities of both signs are NaN, not an error."""
     return sum(values) / len(values) if values else math.nan
 
 

@@ -128,7 +128,7 @@ def test_a_damaged_grid_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     make_runs(tmp_path / "runs", (GRPO, AENT), seeds=3)
     (tmp_path / "grid.yaml").write_text("methods: {grpo: [")
     assert compare("--from", tmp_path) == 1
-    assert "grid.yaml is no readable YAML" in capsys.readouterr().err
+    assert "grid.yaml is not readable YAML" in capsys.readouterr().err
 
 
 def test_runs_side_by_side_would_share_gpus_without_a_cluster(

@@ -159,7 +159,7 @@ BAD = ("nan", "-nan", "inf", "two inf", "nan and inf", "all -inf", "all nan")
 
 
 def on_bad_rows(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Results and gradients of rows that are no distribution, each between two that are."""
+    """Results and gradients of rows that are not a distribution, each between two that are."""
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(2 * len(BAD) + 1, 2500, generator=generator) * 3
     for row, kind in enumerate(BAD):
@@ -183,7 +183,7 @@ def on_bad_rows(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Tenso
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("settings", FUNCTIONALS, ids=str)
-def test_a_row_that_is_no_distribution_is_nan_in_every_number_and_backend(
+def test_a_row_that_is_not_a_distribution_is_nan_in_every_number_and_backend(
     worker: ProcessPoolExecutor, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     both = {

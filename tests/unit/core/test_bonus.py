@@ -172,7 +172,7 @@ def test_number_of_peaks_of_distinct_entropies(quantile: float) -> None:
 
 
 @pytest.mark.parametrize("percent", range(100))
-def test_the_token_at_the_quantile_itself_is_no_peak(percent: int) -> None:
+def test_the_token_at_the_quantile_itself_is_not_a_peak(percent: int) -> None:
     """Of the entropies 0, 1, ..., 100 the quantile of p % is p; .29 of 100 is less than 29 in fp64."""
     h = torch.arange(101.0).unsqueeze(0)
     assert peak_mask(h, torch.ones_like(h), percent / 100).sum() == 100 - percent
@@ -197,7 +197,7 @@ def test_near_entropies_of_low_precision_are_told_apart() -> None:
     assert peak_mask(h, torch.ones(1, 4, dtype=torch.bool), 0.9).tolist() == [[False, False, False, True]]
 
 
-def test_nan_is_no_peak_but_reaches_the_loss() -> None:
+def test_nan_is_not_a_peak_but_reaches_the_loss() -> None:
     h = torch.tensor([[math.nan, 1.0, 2.0, 3.0, math.nan]])
     mask = torch.tensor([[True] * 4 + [False]])
     peaks = peak_mask(h, mask, 0.4)

@@ -152,7 +152,7 @@ def test_a_restored_constant_is_what_this_run_sets() -> None:
     assert ConstantController(init=0.2).restore(state) == dataclasses.replace(state, coefficient=0.2)
 
 
-def test_illegal_constant() -> None:
+def test_invalid_constant() -> None:
     with pytest.raises(ValueError, match=r"init=nan .* finite number"):
         ConstantController(init=NAN)
 
@@ -216,6 +216,6 @@ def test_state_with_a_missing_field_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "state", 1], ids=str)
-def test_a_state_that_is_no_mapping_is_refused(data: object) -> None:
+def test_a_state_that_is_not_a_mapping_is_refused(data: object) -> None:
     with pytest.raises(ValueError, match="controller state needs the fields"):
         ControllerState.from_dict(data)  # type: ignore[arg-type]

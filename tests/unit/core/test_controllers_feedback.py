@@ -256,7 +256,7 @@ BOUNDED: list[tuple[dict[str, Any], str]] = [
     ({"max": math.inf}, r"max=inf .* finite number"),
     ({"max": True}, r"max=True .* finite number"),
 ]
-ILLEGAL: dict[str, list[tuple[dict[str, Any], str]]] = {
+INVALID: dict[str, list[tuple[dict[str, Any], str]]] = {
     "band": [
         ({"low": 2.5}, r"high=2\.0 .* >= low=2\.5"),
         ({"low": -0.1}, r"low=-0\.1 .* >= 0 nats"),
@@ -296,12 +296,12 @@ NUMBERS = {
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
-    [(name, *case) for name, cases in ILLEGAL.items() for case in BOUNDED + cases]
+    [(name, *case) for name, cases in INVALID.items() for case in BOUNDED + cases]
     + [(name, {key: math.nan}, f"{key}=nan .* finite number") for name, keys in NUMBERS.items() for key in keys]
     + [(name, {key: "1"}, f"{key}='1' .* finite number") for name, keys in NUMBERS.items() for key in keys],
     ids=str,
 )
-def test_illegal_settings_name_key_value_and_range(name: str, change: dict[str, Any], message: str) -> None:
+def test_invalid_settings_name_key_value_and_range(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         dataclasses.replace(EACH[name], **change)
 

@@ -159,7 +159,7 @@ def test_without_the_length_of_the_run_a_schedule_says_what_sets_it(controller: 
     ("name", "key"),
     [("linear_decay", "total_steps"), ("stage", "total_steps"), ("epoch", "total_steps"), ("epoch", "steps_per_epoch")],
 )
-def test_illegal_lengths_name_key_value_and_range(name: str, key: str, value: Any) -> None:
+def test_invalid_lengths_name_key_value_and_range(name: str, key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{key}={value!r} is not allowed: must be an integer >= 1"):
         dataclasses.replace(SCHEDULES[name], **{key: value})
     lengths: dict[str, Any] = {"total_steps": 5, "steps_per_epoch": 2} | {key: value}
@@ -170,6 +170,6 @@ def test_illegal_lengths_name_key_value_and_range(name: str, key: str, value: An
 
 @pytest.mark.parametrize("key", ["init", "final"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "1", True])
-def test_illegal_ends_of_the_line(key: str, value: Any) -> None:
+def test_invalid_ends_of_the_line(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{key}={value!r} is not allowed: must be a finite number"):
         dataclasses.replace(SCHEDULES["linear_decay"], **{key: value})

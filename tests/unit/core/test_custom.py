@@ -1,4 +1,4 @@
-"""A functional of one's own: the fused op's log-probs and statistics, its own value and gradient, in chunks."""
+"""A custom functional: the fused op's log-probs and statistics, its own value and gradient, in chunks."""
 
 from functools import partial
 

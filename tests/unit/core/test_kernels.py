@@ -230,7 +230,7 @@ def test_rows_beyond_two_gigaelements(run: Run) -> None:
 @pytest.mark.parametrize("removed", [0, 100])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, "all -inf"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_no_distribution_is_nan_and_stays_in_its_row(
+def test_what_is_not_a_distribution_is_nan_and_stays_in_its_row(
     run: Run, dtype: torch.dtype, bad: float | str, removed: int
 ) -> None:
     logits = kinds_of_rows(257)[:4].to(dtype)

@@ -49,7 +49,7 @@ class Result(NamedTuple):
 def peaked(rest: float, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Logits ``[N, V]`` of one token with the odds 1 to ``rest``, and the labels: itself, but for the last row.
 
-    It comes first, last, in the middle of growing logits, beside tokens of no probability, and with a strong second.
+    It comes first, last, in the middle of growing logits, among tokens of no probability, and with a strong second.
     """
     z = torch.randn(6, vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     z[2] = z[2].sort().values

@@ -73,7 +73,7 @@ def test_out_of_range(setting: dict[str, float]) -> None:
 
 
 @both_layouts
-def test_the_engine_measures_it_beside_the_entropy_of_the_method(padded: bool) -> None:
+def test_the_engine_measures_it_alongside_the_entropy_of_the_method(padded: bool) -> None:
     logits, _ = packed()
     t = (0.5, 1.0, 2.0)
     found = outputs(logits, padded=padded, temperature=t, truncation=Truncation(9, 0.8))

@@ -65,11 +65,10 @@ def test_a_checkpoint_is_found_with_its_run(step: Path, part: str) -> None:
     assert model.actor == step / "actor"
     assert model.run == step.parents[1]
     assert model.output == step.parents[1] / "evaluation"
-    assert model.name == "run/global_step_40"
     assert model.given == str(step)
 
 
-def test_a_checkpoint_without_a_run_of_ours_is_evaluated_beside_itself(step: Path) -> None:
+def test_a_checkpoint_without_a_run_of_ours_is_evaluated_next_to_itself(step: Path) -> None:
     (step.parents[1] / "hydra" / "config.yaml").unlink()
     model = checkpoint.locate(str(step))
     assert model.run is None
@@ -92,7 +91,7 @@ def test_no_model(path: Any) -> None:
         checkpoint.locate(path)
 
 
-def test_a_folder_that_is_no_model_and_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_that_is_neither_model_nor_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=r"no config.json, and there are no model_world_size.*Megatron"):
         checkpoint.locate(str(tmp_path))
 

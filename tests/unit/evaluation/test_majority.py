@@ -14,7 +14,7 @@ from aent_verl.evaluation.majority import calibration_error, majority_vote
         # Ties: the expected value of a random choice among those that lead, and only those.
         (["a", "a", "b", "b", "c"], [1, 1, 0, 0, 0], 1 / 2, 2 / 5),
         (["a", "b", "c"], [0, 1, 0], 1 / 3, 1 / 3),
-        # None is no vote, but a sample.
+        # None is not a vote, but a sample.
         ([None, None, None, "a"], [0, 0, 0, 1], 1, 1 / 4),
         ([None, None], [0, 1], 0, 0),
         # A reward that judges the same answer differently.
@@ -62,6 +62,6 @@ def test_perfect_calibration_has_no_error_and_blind_confidence_has_all():
 
 
 @pytest.mark.parametrize(("share", "correct"), [([], []), ([0.5], [1, 0]), ([1.2], [1]), ([np.nan], [1])])
-def test_what_is_no_share_is_refused(share, correct):
+def test_what_is_not_a_share_is_refused(share, correct):
     with pytest.raises(ValueError, match="share"):
         calibration_error(share, correct)

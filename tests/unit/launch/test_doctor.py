@@ -165,7 +165,7 @@ def main_ppo(overrides):
 
 
 @pytest.mark.parametrize("words", [[], ["python", "-m", "verl.trainer.main_ppo"]])
-def test_doctor_takes_the_two_overrides_of_somebodys_own_script(overrides, words):
+def test_doctor_takes_the_two_overrides_of_a_custom_script(overrides, words):
     arguments = [*words, *main_ppo(overrides), *guard.LINE.split(), "ray_kwargs.ray_init.num_cpus=16"]
     rows = list(doctor.examine(arguments))
     assert [row.detail for row in rows if row.state == doctor.FAILED] == []

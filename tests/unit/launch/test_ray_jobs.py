@@ -43,7 +43,7 @@ def test_a_job_ends_even_if_its_output_cannot_be_fetched(tmp_path: Path, status:
     assert well is None or "the output of job name cannot be fetched: the node of this job is gone" in log.read_text()
 
 
-def test_a_second_job_is_not_put_beside_one_that_trains_in_the_same_folder(tmp_path: Path):
+def test_a_second_job_is_not_put_next_to_one_that_trains_in_the_same_folder(tmp_path: Path):
     log = tmp_path / "mine" / "runs" / "grpo_seed1" / "train.log"
     busy = Cluster(
         "RUNNING", f"python -m aent_verl.commands.train run.dir='{log.parent}' trainer.total_training_steps=40"
@@ -51,7 +51,7 @@ def test_a_second_job_is_not_put_beside_one_that_trains_in_the_same_folder(tmp_p
     with pytest.raises(RuntimeError, match="`ray job stop aent-verl-mine-grpo_seed1-train-1`"):
         jobs(busy).start(["-m", "aent_verl.commands.train", "trainer.total_training_steps=60"], log)
     assert not busy.submitted
-    # A comparison of the same name in another place is no hindrance.
+    # A comparison of the same name in another place is fine.
     other = Cluster("RUNNING", "python -m aent_verl.commands.train run.dir='/elsewhere/mine/runs/grpo_seed1'")
     jobs(other).start(["-m", "aent_verl.commands.train"], log)
     assert other.submitted == ["aent-verl-mine-grpo_seed1-train-2"]

@@ -32,7 +32,7 @@ def test_ours_are_no_functions() -> None:
         ("renyi", {}, "must be one of full, clamped, nucleus, a function's package.module:name"),
     ],
 )
-def test_what_is_no_function_is_refused(name: str, arguments: dict[str, float], message: str) -> None:
+def test_what_is_not_a_function_is_refused(name: str, arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         parse_functional({"name": name, "arguments": arguments})
     assert f"{KEY}.name={name!r} is not allowed" in str(error.value)

@@ -135,7 +135,7 @@ def test_switched_off_every_preset_is_verls_own_loss(preset: str, batch: list[Se
 def test_at_coefficient_0_a_combination_is_its_other_half(name: str, batch: list[Sequence]) -> None:
     one = harness.run(shipped(name), batch, OFF)
     other = harness.run(harness.config("entreg", **COMBINED[name]), batch, OFF)
-    # The full entropy beside the clamped one is the same number up to rounding.
+    # The full entropy alongside the clamped one is the same number up to rounding.
     assert one.loss == pytest.approx(other.loss, rel=1e-14)
     close(one.gradients, other.gradients, 1e-15)
 

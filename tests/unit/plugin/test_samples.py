@@ -56,7 +56,7 @@ def test_without_acc_the_score_is_the_accuracy(extra: Any) -> None:
     assert group_accuracies(["a", "a"], [extra, extra], [1.0, 0.5], [True, True]).tolist() == [0.75, 0.75]
 
 
-def test_acc_beside_the_score_holds_even_if_it_is_0() -> None:
+def test_acc_next_to_the_score_holds_even_if_it_is_0() -> None:
     assert group_accuracies(["a"], [acc(0)], [1.0], [True]).tolist() == [0.0]
 
 
@@ -67,7 +67,7 @@ def test_samples_that_fill_up_the_batch_count_in_no_group() -> None:
 
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, 10.0, -1.0, float("nan"), float("inf")])
-def test_what_is_no_accuracy_is_refused_by_name_and_value(bad: float) -> None:
+def test_what_is_not_an_accuracy_is_refused_by_name_and_value(bad: float) -> None:
     with pytest.raises(ValueError, match=r"^score=.* is not an accuracy.*`acc` in \[0, 1\]") as error:
         group_accuracies(["a", "a"], [{}, {}], [1.0, bad], [True, True])
     assert f"score={bad!r}" in str(error.value)

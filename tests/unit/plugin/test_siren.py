@@ -106,7 +106,7 @@ def test_the_term_is_the_authors_formula(parts: list[list[int]] | None) -> None:
 
 
 def test_the_gradient_is_the_chain_rules() -> None:
-    """``2 c (a - a_0)`` times the slope of the average, a finite difference; tokens that are no peak have none.
+    """``2 c (a - a_0)`` times the slope of the average, a finite difference; tokens that are not peaks have none.
 
     Where tokens are equal at the nucleus's edge there is no finite difference, so all rows are tilted a little.
     """
@@ -140,7 +140,7 @@ def test_the_gradient_is_the_chain_rules() -> None:
 
 
 @pytest.mark.parametrize("mode", ["seq-mean-token-mean", "token-mean"])
-def test_a_nan_entropy_reaches_the_term_though_it_is_no_peak(mode: str) -> None:
+def test_a_nan_entropy_reaches_the_term_though_it_is_not_a_peak(mode: str) -> None:
     config, batch = harness.config("siren", **{"bonus.loss_agg_mode": mode}), sequences(NOW)
     batch[1].logits[3] = math.nan
     found = run(config, batch, 0.5, [[0], [1], [2]]).metrics[1]
@@ -149,7 +149,7 @@ def test_a_nan_entropy_reaches_the_term_though_it_is_no_peak(mode: str) -> None:
 
 
 def test_difficulty_weighs_the_average_and_not_its_size() -> None:
-    """Easier prompts at unchanged entropies are no distance; a solved one counts as little as a masked one."""
+    """Easier prompts at unchanged entropies are not a distance; a solved one counts as little as a masked one."""
     config = harness.config("siren", **{"bonus.sample_weight": {"name": "difficulty_linear"}})
     twice = [NOW[1], NOW[1]]
     anchor = anchor_of(config, sequences(twice, [0.0, 0.25]))

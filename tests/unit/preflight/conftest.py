@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from aent_verl.platforms import cpu
-from aent_verl.preflight import resources
+from aent_verl.preflight import machines
 from tests.unit.preflight.finding import config
 from tests.unit.preflight.rows import ROWS, write
 
@@ -25,7 +25,7 @@ def settings(composed, tiny_model_folder, tmp_path, monkeypatch):
     """A config that passes every check; a test spoils one thing."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
-    monkeypatch.setattr(resources, "available_gib", lambda: 64.0)
+    monkeypatch.setattr(machines, "available_gib", lambda: 64.0)
     cfg = composed
     (tmp_path / "score.py").write_text(RIGHT)
     cfg.data.train_files = write(tmp_path / "train.parquet", ROWS)

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-from aent_verl.preflight import algorithm, estimators, schema
+from aent_verl.preflight import algorithm, schema
 from tests.unit.preflight.finding import config, findings, stops, stops_and_warns
 
 ESTIMATOR, N = "algorithm.adv_estimator", "actor_rollout_ref.rollout.n"
@@ -28,7 +28,7 @@ def test_every_estimator_of_the_registry_tells_scores_apart_or_stops(name):
     cfg = of(f"{ESTIMATOR}={name}")
     assert stops(algorithm.check, cfg) == ({ESTIMATOR} if name in FAULTY else set())
     if name not in FAULTY:
-        tried = estimators.trial(cfg, name)
+        tried = algorithm.trial(cfg, name)
         assert torch.isfinite(tried.advantages).all()
         assert tried.mean(1.0) > tried.mean(0.0) + 0.1
 
@@ -41,11 +41,11 @@ def test_resampling_stops_with_every_estimator(name):
 def test_what_resampling_does():
     """Rows that scored 0 get the advantages of rows that scored 1."""
     cfg = of(f"{ESTIMATOR}=gae")
-    assert estimators.trial(cfg, "gae").mean(0.0) < 0
-    assert estimators.trial(cfg, "gae", use_pf_ppo=True).mean(0.0) > 0.9
+    assert algorithm.trial(cfg, "gae").mean(0.0) < 0
+    assert algorithm.trial(cfg, "gae", use_pf_ppo=True).mean(0.0) > 0.9
 
 
-def test_an_estimator_of_somebody_elses_that_ignores_the_scores():
+def test_an_estimator_of_another_package_that_ignores_the_scores():
     @register_adv_est("ignores_scores")
     def ignores_scores(token_level_rewards, response_mask, config, **kwargs):
         return response_mask.float(), response_mask.float()

@@ -140,13 +140,13 @@ def test_a_key_without_a_reader_that_does_not_change_the_run_warns(cfg, key, val
     assert re.search(problem, str(finding))
 
 
-def test_a_key_without_a_reader_is_no_matter_where_the_one_that_is_read_says_the_same(cfg):
+def test_a_key_without_a_reader_is_fine_where_the_one_that_is_read_says_the_same(cfg):
     put(cfg, "actor_rollout_ref.actor.grad_clip", 0.5)
     put(cfg, "actor_rollout_ref.actor.optim.clip_grad", 0.5)
     assert found(cfg) == {}
 
 
-def test_a_micro_batch_size_is_no_matter_where_batches_are_dynamic(cfg):
+def test_a_micro_batch_size_is_fine_where_batches_are_dynamic(cfg):
     put(cfg, "actor_rollout_ref.actor.use_dynamic_bsz", True)
     (finding,) = keys.check(put(cfg, "actor_rollout_ref.actor.ppo_micro_batch_size", 8))
     assert isinstance(finding, PreflightWarning)
@@ -292,7 +292,7 @@ HANDED_ON = (
 BY_ADVANTAGES = ("algorithm.use_pf_ppo", "algorithm.pf_ppo.")
 ENGINES = frozenset({"automodel", "fsdp", "torchtitan", "veomni"})
 CONFIG = frozenset({"workers.config.actor", "workers.config.critic"})
-# Keys of the table whose name is read somewhere: where, and why that is no reader of this key. Left out are names
+# Keys of the table whose name is read somewhere: where, and why that is not a reader of this key. Left out are names
 # such as "enable" and "rank", which are everywhere; each was followed by hand.
 READ_ELSEWHERE = {
     # Of the optimizer's block.

@@ -104,7 +104,7 @@ def test_what_stops_and_what_warns(overrides, stop, warn):
         ((*DYNAMIC, *LONG, f"{UPDATE}=1000", f"{ULYSSES}=2", f"{OLD}=9000", f"{UPDATE}=700"), UPDATE, f"{UPDATE}=768"),
         ((*DYNAMIC, *LONG, f"{CONTEXT}=513"), CONTEXT, "silently cut short.*max_model_len=1536"),
         ((*DYNAMIC, *LONG, f"{CONTEXT}=512"), CONTEXT, "no room for a response.*max_model_len=1536"),
-        ((*FIXED, f"{MICRO}=5"), MICRO, f"32 sequences a device.*Set {MICRO}=4"),
+        ((*FIXED, f"{MICRO}=5"), MICRO, f"32 sequences per device.*Set {MICRO}=4"),
         ((*DYNAMIC, f"{MINI}=96"), MINI, "96 \\* 4|384 responses.*adds 128 empty rows"),
         (
             (*DYNAMIC, f"{MINI}=96", f"{ACTOR}.loss_agg_mode=seq-mean-token-sum"),

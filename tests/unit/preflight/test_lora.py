@@ -38,7 +38,7 @@ def test_an_adapter_is_announced(cfg):
 
 
 @pytest.mark.parametrize("rank", [-1, 8.5, "8", True, None])
-def test_illegal_ranks(cfg, rank):
+def test_invalid_ranks(cfg, rank):
     assert "a whole number from 0" in str(found(cfg, lora_rank=rank)[MODEL + "lora_rank"])
 
 
@@ -94,7 +94,7 @@ def test_the_folder_of_an_adapter(cfg, tmp_path):
     assert "expected 16. Set actor_rollout_ref.model.lora_rank=16" in str(found(cfg)[MODEL + "lora_rank"])
     assert not found(cfg, lora_rank=16)
     assert next(lora.check(cfg)).startswith(f"{tmp_path} trains")
-    assert not found(cfg, lora_adapter_path="somebody/adapter")
+    assert not found(cfg, lora_adapter_path="someone/adapter")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rollout correction beside what verl's v1 trainers and policy losses do with it."""
+"""Rollout correction against what verl's v1 trainers and policy losses do with it."""
 
 import inspect
 

@@ -162,7 +162,7 @@ def test_types_that_other_writers_use(verls, tmp_path):
         data.check(verls)
 
 
-def test_not_a_number_is_no_ground_truth(verls, tmp_path):
+def test_nan_is_not_a_ground_truth(verls, tmp_path):
     truths = [{"ground_truth": float(index) if index != 7 else float("nan")} for index in range(20)]
     rows = [row(reward_model=truth) for truth in truths]
     with pytest.raises(PreflightError, match="'reward_model' of row 7 is"):
@@ -233,7 +233,7 @@ def test_the_longest_prompts_are_in_the_sample(settings, tmp_path, name):
 
 
 @pytest.mark.parametrize("extra", ['{"index": 0}', ["a"]])
-def test_extra_information_that_is_no_record(settings, tmp_path, extra):
+def test_extra_information_that_is_not_a_record(settings, tmp_path, extra):
     with pytest.raises(PreflightError, match="'extra_info' of row 0 is"):
         checked(settings, tmp_path / "rows.parquet", spoilt(slice(None), extra_info=extra))
 

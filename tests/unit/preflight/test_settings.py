@@ -55,7 +55,7 @@ def test_no_setting_without_effect_reaches_the_terminal_as_pythons_own_warning()
         ("actor_rollout_ref.actor.ppo_mini_batch_size=100000", "100000"),
     ],
 )
-def test_an_illegal_setting_of_ours_or_verls_fails_without_the_layers_of_hydra(override: str, problem: str) -> None:
+def test_an_invalid_setting_of_ours_or_verls_fails_without_the_layers_of_hydra(override: str, problem: str) -> None:
     text = "\n".join(rows(override, state=FAILED))
     assert problem in text
     assert "Instantiation" not in text

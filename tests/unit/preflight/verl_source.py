@@ -59,7 +59,7 @@ def imports(name):
 def readers():
     """Modules, by the name that they read: as an attribute, or as a string.
 
-    ``self.x = config.get("x")`` is no reader of x; whoever reads the attribute is.
+    ``self.x = config.get("x")`` is not a reader of x; whoever reads the attribute is.
     """
     found = defaultdict(set)
     for name in reached():

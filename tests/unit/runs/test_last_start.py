@@ -70,7 +70,7 @@ def test_the_launcher_warns_where_a_run_resumes_or_is_complete(
     cfg = config(**settings, **{"entropy_control.token_dump": 4})
     terminal = io.StringIO()
     assert not training.is_complete(cfg, CONTROL, terminal)
-    assert terminal.getvalue() == "", "without a checkpoint the run starts afresh"
+    assert terminal.getvalue() == "", "without a checkpoint the run starts from the beginning"
     (tmp_path / "checkpoints").mkdir()
     checkpoint(tmp_path / "checkpoints", step)
     assert training.is_complete(cfg, CONTROL, terminal) is (step == 4)

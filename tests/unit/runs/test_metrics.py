@@ -41,7 +41,7 @@ def test_each_file_of_a_killed_and_resumed_run_may_end_early(tmp_path):
 )
 def test_a_corrupt_line_before_the_last_names_file_and_line(tmp_path, bad):
     (tmp_path / "metrics.jsonl").write_text(line(1, a=1) + bad + "\n" + line(3, a=1))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3 .*remove that line"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3 .*remove the line"):
         read_run(tmp_path)
 
 
@@ -57,7 +57,7 @@ def test_no_step_names_the_files(tmp_path):
         read_run(tmp_path)
 
 
-def test_null_is_nan_and_what_is_no_number_is_left_out(tmp_path):
+def test_null_is_nan_and_what_is_not_a_number_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "data": {"a": null, "b": "x", "c": [1], "d": 3}}\n')
     data = read_run(tmp_path)[1]
     assert math.isnan(data.pop("a"))

@@ -87,9 +87,9 @@ def test_a_model_folder_is_its_weights_and_config(tmp_path: Path):
     assert fingerprint(str(folder)) != before
 
 
-def test_a_run_without_protocol_is_no_equal_of_any(tmp_path: Path):
+def test_a_run_without_protocol_is_not_equal_to_any(tmp_path: Path):
     lines = differences({"a": protocol_of(config(tmp_path)), "stock": {}})
-    assert lines == ["the protocol of stock is not known (no run.json, no config beside it)"]
+    assert lines == ["the protocol of stock is not known (no run.json, no config there)"]
 
 
 def test_settings_are_what_a_method_may_choose(tmp_path: Path):

@@ -95,7 +95,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path):
         (lambda path: log(path / "m.jsonl", name="loss"), ValueError, "verl did not train there"),
     ],
 )
-def test_what_is_no_run_is_named(tmp_path: Path, make, error: type[Exception], says: str):
+def test_what_is_not_a_run_is_named(tmp_path: Path, make, error: type[Exception], says: str):
     with pytest.raises(error, match=says):
         load_run(make(tmp_path), method="a", seed=1)
 
@@ -217,7 +217,7 @@ def test_runs_made_elsewhere_have_no_state(tmp_path: Path):
         load_runs([tmp_path / "missing"])
 
 
-def test_a_config_beside_the_only_log_is_that_logs(tmp_path: Path):
+def test_a_config_next_to_the_only_log_is_that_logs(tmp_path: Path):
     file = log(tmp_path / "grpo_1.jsonl")
     log(tmp_path / "metrics.1.jsonl")
     (tmp_path / "config.yaml").write_text("trainer: {total_training_steps: 3}\n")
@@ -239,10 +239,10 @@ def test_a_run_that_was_killed_is_not_finished_whoever_made_it(tmp_path: Path, s
 def test_a_config_that_tells_no_seed_or_nothing(tmp_path: Path):
     log(tmp_path / "metrics.jsonl")
     (tmp_path / "config.yaml").write_text("entropy_control: {method: aent}\ndata: {seed: '${x.y}'}\n")
-    with pytest.raises(ValueError, match="its seed is not written there"):
+    with pytest.raises(ValueError, match="its seed is not recorded there"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text("data: {seed: [")
-    with pytest.raises(ValueError, match=r"config\.yaml is no readable YAML"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not readable YAML"):
         load_run(tmp_path)
 
 

@@ -48,7 +48,7 @@ def record(step=1, sample=0, count=4, **changes):
 
 def strict(line):
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
 
@@ -104,18 +104,18 @@ def test_negative_indices_are_refused(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": "1"}, "step: '1' is no integer"),
-        ({"step": True}, "step: True is no integer"),
-        ({"prompt": None}, "prompt: None is no string"),
-        ({"tokens": "ab"}, "tokens: 'ab' is no list"),
-        ({"tokens": [1]}, "tokens: 1 is no string"),
-        ({"entropy": [None] * 4}, "entropy: None is no number"),
-        ({"entropy": ["nan"] * 4}, "entropy: 'nan' is no number"),
-        ({"log_prob": [True] * 4}, "log_prob: True is no number"),
+        ({"step": "1"}, "step: '1' is not an integer"),
+        ({"step": True}, "step: True is not an integer"),
+        ({"prompt": None}, "prompt: None is not a string"),
+        ({"tokens": "ab"}, "tokens: 'ab' is not a list"),
+        ({"tokens": [1]}, "tokens: 1 is not a string"),
+        ({"entropy": [None] * 4}, "entropy: None is not a number"),
+        ({"entropy": ["nan"] * 4}, "entropy: 'nan' is not a number"),
+        ({"log_prob": [True] * 4}, "log_prob: True is not a number"),
         ({"advantage": [10**400] * 4}, "advantage: 1000.* is too large"),
         ({"in_loss": [1] * 4}, "in_loss: 1 is neither true nor false"),
         ({"in_loss": [True]}, "in_loss has 1 entries for 4 tokens"),
-        ({"score": "high"}, "score: 'high' is no number"),
+        ({"score": "high"}, "score: 'high' is not a number"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path, changes, message):
@@ -132,7 +132,7 @@ def test_wrong_fields_are_named(tmp_path, changes, message):
         ("{", "no JSON: "),
         ("[1]", "not a JSON object"),
         ("{}", "without advantage, bonus_weight, .*tokens$"),
-        (record().to_json().replace("-0.5", "NaN", 1), 'NaN is no JSON: write "NaN", in quotes'),
+        (record().to_json().replace("-0.5", "NaN", 1), 'NaN is not JSON: write "NaN", in quotes'),
     ],
 )
 def test_damage_before_the_end_names_file_and_line(tmp_path, line, message):
@@ -179,7 +179,7 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
     assert seen == [1, 2, 3]
 
 
-def test_writing_goes_on_after_a_killed_run(tmp_path, caplog):
+def test_writing_continues_after_a_killed_run(tmp_path, caplog):
     path = tmp_path / "step_1.jsonl"
     path.write_text(f"{record().to_json()}\n{record(sample=1).to_json()[:50]}")
     write_records(path, [record(sample=2)])

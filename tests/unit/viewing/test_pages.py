@@ -50,7 +50,7 @@ def test_ids_are_those_that_are_referred_to_and_carry_the_charts_name(text):
 def test_everything_of_a_method_has_its_class(text):
     root = ElementTree.fromstring(text)
     classes = [element.attrib["class"] for element in root.iter() if "class" in element.attrib]
-    # Band, line and markers; a level besides.
+    # Band, line and markers; and a level.
     assert [classes.count(f"s{place}") for place in (0, 1, 2)] == [3, 3 + 3, 3 + 1]
 
 
@@ -71,7 +71,7 @@ def test_names_are_drawn_as_they_are(tmp_path):
         picture = draw(chart, LIGHT)
         add_heading(picture, chart, names, LIGHT)
         assert picture.axes[0].get_title(loc="left") == literal.replace("$", r"\$")
-    # As text that is no formula.
+    # As text, not as a formula.
     picture.savefig(tmp_path / "c.png", dpi=20)
 
 

@@ -183,7 +183,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, environment):
     assert bench.shown().splitlines()[2].startswith(" 1/40  0.250      -       0.500")
 
 
-def test_a_log_with_forced_colours_is_no_terminal(tmp_path):
+def test_a_log_with_forced_colours_is_not_a_terminal(tmp_path):
     bench = Bench(tmp_path, environment={"FORCE_COLOR": "1", "TERM": "xterm"})
     with bench.display:
         bench.write(training(1))

@@ -1,4 +1,4 @@
-"""A comparison that is trained longer: what goes on, what stays, and what is refused."""
+"""A comparison that is trained longer: what resumes, what stays, and what is refused."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def set_in(run: GridRun, key: str, value: object) -> GridRun:
     return replace(run, config=config)
 
 
-def test_a_finished_grid_goes_on_and_is_what_it_would_have_been(tmp_path: Path):
+def test_a_finished_grid_resumes_and_is_what_it_would_have_been(tmp_path: Path):
     for steps in (STEPS, LONGER):
         assert not scheduler(grid(tmp_path / "longer", steps), parallel=2).run(lambda _: None)
     assert not scheduler(grid(tmp_path / "whole", LONGER), parallel=2).run(lambda _: None)
@@ -52,7 +52,7 @@ def test_a_finished_grid_goes_on_and_is_what_it_would_have_been(tmp_path: Path):
     assert report(tmp_path / "longer") == report(tmp_path / "whole")
 
 
-def test_it_goes_on_only_once(tmp_path: Path):
+def test_it_resumes_only_once(tmp_path: Path):
     for steps in (STEPS, LONGER, LONGER):
         scheduler([grid_run(tmp_path, "grpo", 1, evaluated=True, steps=steps)]).run(lambda _: None)
     assert starts(tmp_path / "runs" / "grpo_seed1") == {"train": 2, "evaluate": 2}
@@ -78,7 +78,7 @@ def test_the_commits_and_versions_of_all_parts_are_kept(tmp_path: Path, monkeypa
 
 def test_fewer_steps_are_refused(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1, steps=LONGER)]).run(lambda _: None)
-    says = f"has {LONGER} training steps, asked for are {STEPS}: it can only get more"
+    says = f"has {LONGER} training steps, but {STEPS} are asked for: the number can only increase"
     with pytest.raises(ValueError, match=f"^trainer.total_training_steps={STEPS}: .* {says}"):
         scheduler([grid_run(tmp_path, "grpo", 1)])
 
@@ -95,7 +95,7 @@ def test_what_goes_by_the_length_of_the_run_is_refused_before_any_run_is_changed
         ("actor_rollout_ref.actor.optim.warmup_style", "cosine", None),
         ("actor_rollout_ref.actor.optim.lr_warmup_steps_ratio", 0.1, 0.0),
     ):
-        with pytest.raises(ValueError, match=rf"{re.escape(key)}={value} goes by the length"):
+        with pytest.raises(ValueError, match=rf"{re.escape(key)}={value} depends on the length"):
             scheduler([first, set_in(last, key, value)])
         assert record(first.folder)["state"] == "complete"
         assert (first.folder / "evaluation").is_dir()
@@ -111,7 +111,7 @@ def test_epochs_that_must_hold_the_steps_may_grow_with_them(tmp_path: Path):
     assert max(load_run(tmp_path / "runs" / "grpo_seed1").metrics) == LONGER
 
 
-def test_a_warm_up_of_so_many_steps_is_no_share_of_the_run(tmp_path: Path):
+def test_a_warm_up_of_so_many_steps_is_not_a_share_of_the_run(tmp_path: Path):
     scheduler([grid_run(tmp_path, "grpo", 1)]).run(lambda _: None)
     optimizer = "actor_rollout_ref.actor.optim."
     longer = set_in(grid_run(tmp_path, "grpo", 1, steps=LONGER), f"{optimizer}lr_warmup_steps_ratio", 0.1)

@@ -1,4 +1,4 @@
-"""The grid as it runs: stages in order, failures named, and what a killed comparison left gone on with."""
+"""The grid as it runs: stages in order, failures named, and a killed comparison resumed."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_finished_grid_is_not_repeated(tmp_path: Path):
     assert again.statuses[0].accuracy == pytest.approx(0.5 + 0.01 + 0.02 * STEPS)
 
 
-def test_a_killed_grid_goes_on_and_ends_the_same(tmp_path: Path):
+def test_a_killed_grid_resumes_and_ends_the_same(tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert not scheduler(small_grid(whole)).run(lambda _: None)
     aent = killed / "runs" / "aent_seed1"
@@ -226,7 +226,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path):
         scheduler([grid_run(tmp_path, "grpo", 1, extra=("trainer.x=2",))])
 
 
-def test_a_folder_with_somebody_elses_run_is_refused(tmp_path: Path):
+def test_a_folder_with_someone_elses_run_is_refused(tmp_path: Path):
     run = grid_run(tmp_path, "grpo", 1)
     run.folder.mkdir(parents=True)
     run.metrics_file.write_text("")
@@ -237,7 +237,7 @@ def test_a_folder_with_somebody_elses_run_is_refused(tmp_path: Path):
 def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 

@@ -97,11 +97,11 @@ def test_the_command_line_comes_after_the_grid_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        ("seeds=[]", "different whole numbers"),
-        ("seeds=[1,1]", "different whole numbers"),
-        ("seeds=[-1]", "different whole numbers"),
-        ("seeds=[1.5]", "different whole numbers"),
-        ("seeds=1,2", "one value a key"),
+        ("seeds=[]", "distinct whole numbers"),
+        ("seeds=[1,1]", "distinct whole numbers"),
+        ("seeds=[-1]", "distinct whole numbers"),
+        ("seeds=[1.5]", "distinct whole numbers"),
+        ("seeds=1,2", "one value per key"),
         ("methods=[]", "give a list of presets"),
         ("methods=grpo", "give a list of presets"),
         ("methods=[grpo,grpo]", "twice"),

@@ -29,7 +29,7 @@ def status(run: GridRun, state: str, steps: int, seconds_a_step: float, **second
 
 @pytest.fixture
 def grid(tmp_path: Path) -> list[Status]:
-    """Two of four runs done: a step of grpo takes 10 s, of aent 20; 30 s beside the steps; 7 s an evaluation."""
+    """Two of four runs done: a step of grpo takes 10 s, of aent 20; 30 s outside the steps; 7 s an evaluation."""
 
     def make(method: str, seed: int, *arguments, **seconds: float) -> Status:
         return status(grid_run(tmp_path, method, seed, evaluated=True), *arguments, **seconds)

@@ -1,6 +1,6 @@
 """Stands in for the processes of `commands.train` and `commands.evaluate`: writes what they write, in a moment.
 
-Each training step logs a reward that follows from method, seed and step, and saves a checkpoint; a start goes on from
+Each training step logs a reward that follows from method, seed and step, and saves a checkpoint; a start resumes from
 the last one. Each start is noted in starts.txt.
 """
 

@@ -198,7 +198,7 @@ def test_then_data_sources_count_the_same_and_that_is_said(tmp_path):
     assert accuracy.metric in accuracy.verdicts["aent"].sentence
 
 
-def test_a_seed_whose_last_validation_is_no_number_is_not_left_out(tmp_path):
+def test_a_seed_whose_last_validation_is_not_a_number_is_not_left_out(tmp_path):
     runs = make_runs(tmp_path, (GRPO, AENT, Method("entreg", 0.5)), seeds=3, evaluate=False)
     (broken,) = [run for run in runs if run.name == "aent seed 2"]
     broken.metrics[40]["val-core/digits/acc/mean@4"] = math.nan
@@ -268,7 +268,7 @@ def test_with_the_baselines_evaluation_missing_validations_are_compared(tmp_path
     runs = make_runs(tmp_path, (GRPO,), seeds=2, evaluate=False) + make_runs(tmp_path, (AENT,), seeds=2)
     accuracy = judged(runs)
     assert accuracy.metric == "final validation accuracy"
-    assert accuracy.notes[0].startswith("Scores of single problems are stored of aent only")
+    assert accuracy.notes[0].startswith("Scores of single problems exist for aent only")
 
 
 def test_a_single_run_without_an_evaluation_is_named(tmp_path):
@@ -276,7 +276,7 @@ def test_a_single_run_without_an_evaluation_is_named(tmp_path):
     runs.append(load_run(write_run(tmp_path / "third", AENT, 3, evaluate=False)))
     accuracy = judged(runs)
     assert accuracy.methods["aent"].seeds == 2
-    assert accuracy.notes == ("No scores of single problems are stored of aent seed 3: left out of the accuracy.",)
+    assert accuracy.notes == ("No scores of single problems exist for aent seed 3: left out of the accuracy.",)
 
 
 def test_scores_that_are_no_number_are_named(tmp_path):
@@ -286,7 +286,7 @@ def test_scores_that_are_no_number_are_named(tmp_path):
     set_scores(tmp_path, "aent_seed1", scores)
     accuracy = judged([load_run(path) for path in sorted(tmp_path.iterdir())])
     assert accuracy.metric == "final validation accuracy"
-    assert "scores['aent'] hold 1 values that are no finite number" in accuracy.notes[0]
+    assert "scores['aent'] hold 1 values that are not finite" in accuracy.notes[0]
 
 
 def test_neither_evaluation_nor_validation(tmp_path):

@@ -104,7 +104,7 @@ def test_what_an_incomplete_log_leaves_out_is_not_known():
     )
 
 
-def test_a_step_time_that_is_no_number_ends_what_is_known():
+def test_a_step_time_that_is_not_a_number_ends_what_is_known():
     broken = run("grpo", [0.1, 0.5, 0.4])
     broken.metrics[15]["timing_s/step"] = math.nan
     groups = group_runs([broken], "grpo")

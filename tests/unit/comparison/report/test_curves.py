@@ -134,7 +134,7 @@ def test_final_validations_are_those_after_the_last_step():
     assert final_validations([early]) == {}
 
 
-def test_a_final_validation_that_is_no_number_has_no_mean_without_it():
+def test_a_final_validation_that_is_not_a_number_has_no_mean_without_it():
     key = "val-core/digits/acc/mean@4"
     runs = [run([0.1, 0.4], key=key), run([0.3, 0.6], key=key, seed=2)]
     assert final_validation(runs).value == pytest.approx(0.5)

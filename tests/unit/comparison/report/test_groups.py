@@ -153,7 +153,7 @@ def test_an_evaluation_of_another_checkpoint_is_named(tmp_path):
     assert groups.notices == ("aent seed 2: the evaluation is of step 5, not of the last, 40, so it does not count.",)
 
 
-def test_a_final_validation_that_is_no_number_is_named(tmp_path):
+def test_a_final_validation_that_is_not_a_number_is_named(tmp_path):
     runs = make_runs(tmp_path, seeds=2)
     runs[0].metrics[40]["val-core/digits/acc/mean@4"] = float("nan")
     assert group_runs(runs, "grpo").notices == (
@@ -197,7 +197,7 @@ def test_copies_of_a_file_are_one_value(tmp_path):
 
 
 def with_reward_alone(tmp_path, *sources, methods=("grpo", "aent")):
-    """Runs of which some log only a reward for these data sources, beside the accuracy of another."""
+    """Runs of which some log only a reward for these data sources, alongside the accuracy of another."""
     make_runs(tmp_path, seeds=1, evaluate=False)
     runs = []
     for method in (GRPO, AENT):

@@ -100,7 +100,7 @@ def test_every_estimate_of_the_table_is_in_the_json_and_on_the_page(whole):
     assert f"{cost['steps']:,}" in page.rows("aent")[3]
 
 
-def test_pictures_lie_beside_the_page(whole):
+def test_pictures_lie_next_to_the_page(whole):
     _, numbers, folder = whole
     pictures = {file.stem for file in (folder / "out" / "figures").iterdir()}
     assert pictures == {*numbers["charts"], "differences"}
@@ -300,7 +300,7 @@ def test_the_printed_answer_says_what_the_page_says_before_its_numbers(tmp_path,
     written = write_report(build(runs, baseline="grpo", title="Test"), tmp_path / "out")
     page, lines = check(written.read_text(encoding="utf-8")), answer(written)
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["accuracy"]["notes"]
-    assert notes[0].startswith("Scores of single problems are stored of aent only")
+    assert notes[0].startswith("Scores of single problems exist for aent only")
     assert {f"- {note}" for note in notes} < set(lines)
     assert all(squeeze(line.removeprefix("- ")) in squeeze(page.text) for line in lines)
     assert "refused: the last validation of grpo seed 1 is NaN or infinite" in page.text

@@ -212,7 +212,7 @@ def test_the_stratified_bootstrap_with_problems_as_tasks_is_far_too_sure():
     assert covered(low, high, made.these_problems[0] - made.these_problems[1]) < 0.6
 
 
-def test_the_two_level_bootstrap_is_no_substitute_for_a_t_quantile():
+def test_the_two_level_bootstrap_is_not_a_substitute_for_a_t_quantile():
     made = simulate(replace(SETTINGS["large seed effect"], seeds=(3, 3)), 300, seed=1)
     intervals = [paired_bootstrap(ours, theirs, reps=300) for ours, theirs in zip(*made.scores, strict=True)]
     low, high = np.array(intervals).T

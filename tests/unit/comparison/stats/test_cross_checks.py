@@ -1,4 +1,4 @@
-"""The tests beside the verdict."""
+"""The tests alongside the verdict."""
 
 import numpy as np
 import pytest

@@ -126,7 +126,7 @@ def test_what_does_not_vary_cannot_be_tested():
     assert np.isnan(difference(np.ones((3, 30)), np.zeros((3, 30))).p_value)
 
 
-def test_rounding_is_no_difference():
+def test_rounding_is_not_a_difference():
     ours = np.tile([0.1, 0.2, 0.3], (3, 10))
     theirs = ours * (1 + 4e-16)
     assert ours.mean() != theirs.mean()
@@ -134,7 +134,7 @@ def test_rounding_is_no_difference():
     assert (found.estimate.value, found.p_value) == (0, 1)
 
 
-def test_rounding_is_no_variance():
+def test_rounding_is_not_variance():
     """Three seeds of the same thirds: their means differ in the last digit only."""
     scores = np.array([np.roll(np.arange(30) / 3, shift) for shift in range(3)])
     found = difference(scores, scores[::-1] + 0.1, target="these problems")

@@ -81,7 +81,7 @@ def test_a_stricter_level_needs_more_seeds():
 
 
 def test_with_the_planned_seeds_four_experiments_in_five_resolve_it():
-    """Problems like these: seeds, problems and noise drawn anew, analysed with the seeds that were planned."""
+    """Problems like these: seeds, problems and noise newly drawn, analysed with the seeds that were planned."""
     problem_sd, residual_sd, value = 0.1, 0.3, 0.03
     seed_sd = math.sqrt(0.03**2 + residual_sd**2 / 200)
     found = measured(value, target="problems like these", seed_sd=seed_sd, excess=problem_sd**2)

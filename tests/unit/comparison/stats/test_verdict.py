@@ -68,7 +68,7 @@ def test_of_many_comparisons_a_weak_one_is_not_resolved():
     assert {each.comparisons for each in together.values()} == {4}
 
 
-def test_one_seed_claims_nothing_and_is_no_comparison():
+def test_one_seed_claims_nothing_and_is_not_a_comparison():
     scores = {"grpo": runs(seed=1), "aent": runs(0.05, seed=2), "single": runs(0.5, seeds=1)}
     found = verdicts(scores, "grpo")
     assert found["single"].state == "refused"

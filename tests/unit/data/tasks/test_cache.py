@@ -55,7 +55,7 @@ def test_a_failed_build_keeps_the_old_result(tmp_path):
     assert calls == [1, 2]
 
 
-def test_files_of_somebody_else_are_not_touched(tmp_path):
+def test_files_of_someone_else_are_not_touched(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("precious")
     with pytest.raises(ValueError, match=r"has model but no manifest.json"):

@@ -77,7 +77,7 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
     """Check a Ray cluster that was joined.
 
     Args:
-        resources: ``ray.cluster_resources()``; infinitely many CPU slots are not looked at.
+        resources: ``ray.cluster_resources()``; infinitely many CPU slots are not checked.
         cfg: the composed config.
 
     Raises:
@@ -100,7 +100,7 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
             "Start its nodes with a higher `ray start --num-cpus`; slots are logical",
             f"at most the {slots:g} that the Ray cluster has",
         )
-    counted = "CPU slots not looked at" if math.isinf(slots) else f"{slots:g} CPU slots"
+    counted = "CPU slots not checked" if math.isinf(slots) else f"{slots:g} CPU slots"
     return [f"Ray cluster: {found:g} {name}, {needed} needed; {counted}, {needed_slots} needed"]
 
 
