@@ -26,7 +26,7 @@ def costs(groups: Groups) -> tuple[float | None, dict[str, dict[str, Any]]]:
 
     Returns:
         The baseline's best mean validation accuracy, None without one; and by method, None where it was not measured,
-        be it at a single step of a single seed, see `cost_notes`: "seconds" of training in all and "tokens" trained on,
+        even if at one step of one seed only, see `cost_notes`: "seconds" of training in all and "tokens" trained on,
         prompts and responses, means over seeds; its own "best"; whether it "reached" the baseline's; and until then its
         "steps", "seconds_to_reach" and "tokens_to_reach", means over seeds.
     """
