@@ -88,6 +88,7 @@ def test_models_are_evaluated_as_published(file: Path, tmp_path: Path):
     assert len(chosen.evaluation["data"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_each_method_passes_the_checks_before_a_start(
     file: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch

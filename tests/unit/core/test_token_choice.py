@@ -155,6 +155,7 @@ def test_priorities_of_neighbours_are_independent() -> None:
         assert differing == pytest.approx(32.0, abs=0.15)
 
 
+@pytest.mark.slow
 def test_each_token_is_chosen_equally_often_over_the_steps() -> None:
     """4000 steps, 10 of 40 tokens: each near 1000 times, 5 sigma of a binomial."""
     times = torch.zeros(8, 5)

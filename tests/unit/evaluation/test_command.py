@@ -152,6 +152,7 @@ def test_settings_without_effect_are_named(cfg: DictConfig, servers: Any) -> Non
     assert "warning: temperature=0 with n=4" in evaluate(cfg)
 
 
+@pytest.mark.slow
 def test_scorers_that_fail_are_counted_and_named(cfg: DictConfig, servers: Any, tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text(
         "import time\n"

@@ -42,7 +42,9 @@ def test_answers_off_the_main_thread(threads: ThreadPoolExecutor, solution: str,
     assert score(threads, solution) == {"score": right, "acc": right, "pred": answer}
 
 
-@pytest.mark.parametrize("solution", ["\\boxed{9^{9^{9^9}}}", "\\boxed{2.0^{10^{10^{10}}}}"])
+@pytest.mark.parametrize(
+    "solution", ["\\boxed{9^{9^{9^9}}}", pytest.param("\\boxed{2.0^{10^{10^{10}}}}", marks=pytest.mark.slow)]
+)
 def test_an_answer_that_never_ends_is_wrong_and_the_next_one_is_scored(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, solution: str
 ) -> None:
@@ -58,6 +60,7 @@ def test_an_answer_with_more_digits_than_python_prints_is_an_answer(threads: Thr
     assert found["pred"] == "9" * 5000
 
 
+@pytest.mark.slow
 def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     verifier = math_reward.Verifier()
     for error in (KeyboardInterrupt, TimeoutError):
