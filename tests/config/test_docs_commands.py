@@ -58,6 +58,7 @@ def test_a_run_composes_and_is_valid(words: list[str]):
         validate_config(config=cfg, use_reference_policy=False, use_critic=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [p for p in ours("compare") if "--from" not in p.values[0]])  # type: ignore[attr-defined]
 def test_a_comparison_composes(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
