@@ -90,3 +90,11 @@ def test_neither_in_the_pre_pass_nor_outside_training() -> None:
     assert "aent_entropy_sampled" not in outputs(logits, mode="eval", truncation=Truncation(9, 0.8))
     with torch.no_grad():
         assert "aent_entropy_sampled" not in outputs(logits, truncation=Truncation(9, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("truncation", "active"),
+    [(Truncation(), False), (Truncation(top_k=5), True), (Truncation(top_p=0.9), True), (Truncation(5, 0.9), True)],
+)
+def test_either_limit_alone_truncates(truncation: Truncation, active: bool) -> None:
+    assert truncation.active is active
