@@ -140,7 +140,7 @@ def locked(file: Path, *, wait: bool = True, note: str = "") -> Iterator[None]:
 
     Raises:
         filelock.Timeout: on entering: it is held, and `wait` is false.
-        OSError, NotImplementedError: on entering: the file cannot be created, or its file system has no locks.
+        OSError: on entering: the file cannot be created, or its file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -154,6 +154,8 @@ def locked(file: Path, *, wait: bool = True, note: str = "") -> Iterator[None]:
         if note:
             print(note, file=sys.stderr, flush=True)
         lock.acquire()
+    except NotImplementedError as error:  # from filelock before version 4
+        raise OSError(str(error)) from None
     try:
         yield
     finally:
@@ -177,7 +179,7 @@ def exclusive_folder(folder: Path, setting: str, busy: Exception) -> Iterator[No
             stack.enter_context(locked(folder / ".lock", wait=False))
         except Timeout:
             raise busy from None
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             print(f"warning: {setting} cannot be locked ({error}): start one process in it", file=sys.stderr)
         yield
 

@@ -111,7 +111,6 @@ def with_ratios(sequences: list[Sequence], ratios: tuple[float, ...]) -> list[Se
     return result
 
 
-@functools.cache
 def _composed(preset: str) -> Any:
     from hydra import compose, initialize_config_module
 
@@ -127,7 +126,7 @@ def config(preset: str, **overrides: Any) -> Any:
     from omegaconf import OmegaConf
     from verl.utils.config import omega_conf_to_dataclass
 
-    cfg = _composed(preset).copy()
+    cfg = _composed(preset)
     for key, value in (FEWER.get(preset, {}) | overrides).items():
         ours = key.split(".")[0] in ("functional", "bonus", "advantages")
         OmegaConf.update(cfg, f"{'entropy_control' if ours else 'actor_rollout_ref.actor'}.{key}", value)

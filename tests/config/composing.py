@@ -1,8 +1,5 @@
 """Composing the shipped configs as users do."""
 
-import copy
-import functools
-
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,9 +17,13 @@ GROUPS = ("entropy_control", "experiment", "platform", "model_engine")
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Compose with overrides; those of single keys are applied, as Hydra does it, to a shared composed config."""
+    """Compose with overrides; those of single keys are applied, as Hydra does it, to what the others compose.
+
+    So most configs are copies of a few that tests/hydra_cache.py remembers.
+    """
     values = [text for text in overrides if _is_value(text)]
-    config = copy.deepcopy(_composed(tuple(text for text in overrides if not _is_value(text))))
+    with initialize_config_module("aent_verl._config", version_base="1.3"):
+        config = compose("aent_trainer", overrides=[text for text in overrides if not _is_value(text)])
     parsed = OverridesParser.create().parse_overrides(values)
     ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
     return config
@@ -31,12 +32,6 @@ def composed(*overrides: str) -> DictConfig:
 def _is_value(override: str) -> bool:
     key = override.partition("=")[0].lstrip("+")
     return "/" not in key and key not in GROUPS and not key.startswith(("~", "hydra."))
-
-
-@functools.cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        return compose("aent_trainer", overrides=list(overrides))
 
 
 def actor_config(cfg: DictConfig) -> EntropyControlActorConfig:

@@ -109,3 +109,14 @@ def test_text_is_made_safe_and_short() -> None:
     assert _util.printable("a\x1b[31m\u202eb\ud800\n\t") == "a␛[31m⟨U+202E⟩b⟨U+D800⟩\n\t"
     assert _util.first_few(["a", "b"], 2) == "a, b"
     assert _util.first_few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+
+
+def test_a_file_system_without_locks_is_an_os_error_whatever_filelock_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(OSError, match="no flock here"), locked(tmp_path / "lock"):
+        pass

@@ -1,7 +1,5 @@
 """Configs with some settings changed, and what a check of settings says of them, as keys and kinds."""
 
-import functools
-import pickle
 from collections.abc import Callable, Iterator
 
 import yaml
@@ -13,17 +11,11 @@ from aent_verl.preflight.findings import Finding, PreflightError
 GROUPS = ("entropy_control", "experiment", "platform")
 
 
-@functools.cache
-def _composed(name: str, *groups: str) -> bytes:
-    """Composing takes a third of a second, and unpickling a hundredth of that."""
-    with initialize_config_module("aent_verl._config", version_base="1.3"):
-        return pickle.dumps(compose(name, list(groups)))
-
-
 def config(*overrides: str, name: str = "aent_trainer") -> DictConfig:
-    """Override the composed config, which is composed once for each choice of groups."""
+    """Override a config composed of groups alone, a copy of one that tests/hydra_cache.py remembers."""
     pairs = [override.lstrip("+").split("=", 1) for override in overrides]
-    cfg: DictConfig = pickle.loads(_composed(name, *(f"{key}={value}" for key, value in pairs if key in GROUPS)))
+    with initialize_config_module("aent_verl._config", version_base="1.3"):
+        cfg = compose(name, [f"{key}={value}" for key, value in pairs if key in GROUPS])
     for key, value in pairs:
         if key not in GROUPS:
             OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=True)
