@@ -1,7 +1,5 @@
 """The few helpers that every sub-package needs: files, text, numbers, and the packages of optional extras."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import importlib.util

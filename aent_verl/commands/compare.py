@@ -1,7 +1,5 @@
 """``aent-verl compare``: every method with every seed from the same start, and a report of what the results support."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

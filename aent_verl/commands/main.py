@@ -1,7 +1,5 @@
 """Console script ``aent-verl``."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """``aent-verl plot FOLDER``: reward, entropy and coefficient of a run as a PNG."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command `aent-verl prepare`: names in, checked parquet files in verl's format and a report out."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

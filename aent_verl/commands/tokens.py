@@ -1,7 +1,5 @@
 """``aent-verl tokens PATH ...``: a page of a run's responses, each token coloured by its entropy."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

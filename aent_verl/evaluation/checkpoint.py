@@ -1,7 +1,5 @@
 """Which model `model=` means: a folder as it is, a name on the hub, or the merged shards of a verl checkpoint."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 ``evaluation.json`` is written last, when the other two are complete.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What an evaluation is asked to do: short keys for verl's settings, what it inherits from a run, and all bounds."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

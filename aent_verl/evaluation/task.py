@@ -1,7 +1,5 @@
 """What to evaluate, checked before anything starts: settings, data, model, prompts, reward function."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Composing our configurations as the commands do."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Where a run computes, and what every process of it needs to know."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

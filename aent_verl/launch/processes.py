@@ -5,8 +5,6 @@ comparison that is killed would leave its run behind, and the next start would t
 die with the one that started them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import runpy

@@ -8,8 +8,6 @@ verl is imported inside functions only.  `import verl` loads plug-ins, and ours 
 top, importing this module first would come back to it half built, and verl swallows the failure of a plug-in.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

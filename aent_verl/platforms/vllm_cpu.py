@@ -4,8 +4,6 @@ Our plug-ins call `register` in each of vLLM's processes, which does nothing whe
 `provide_vllm_distribution` in each of verl's, which does nothing where the distribution "vllm" is installed.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import inspect

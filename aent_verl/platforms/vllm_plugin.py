@@ -1,7 +1,5 @@
 """What vLLM calls in each of its processes (entry point ``vllm.general_plugins``)."""
 
-from __future__ import annotations
-
 from aent_verl._util import is_disabled
 from aent_verl.platforms import vllm_cpu, weight_sockets
 

@@ -6,8 +6,6 @@ machine would take each other's sockets: they wait for each other indefinitely, 
 The name is formed twice, where weights are sent and where vLLM receives them. Both get the run's mark from here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -5,8 +5,6 @@ that never became our block stops a run which would train without it. Our plug-i
 notice its own absence: so the actor's config asks `require`, which stops a process in which the plug-in is not active.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib

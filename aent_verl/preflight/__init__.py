@@ -4,8 +4,6 @@ One list for every command. `check_settings` needs the config alone; `check_run`
 machine. Nothing here imports verl before one of them is called: by then the platform is decided.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 

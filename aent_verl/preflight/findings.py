@@ -1,7 +1,5 @@
 """What checks find, an error that stops the run or a warning, and how every command shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO

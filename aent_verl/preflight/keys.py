@@ -1,7 +1,5 @@
 """Keys that compose and that nothing reads, in a config and in overrides: of an older verl, unread, of no schema."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -4,8 +4,6 @@ A prompt has at most ``rollout.prompt_length`` tokens and a response ``rollout.r
 both. Every micro-batch of training must hold one such sequence, and so must vLLM's context.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

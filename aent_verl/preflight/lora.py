@@ -5,8 +5,6 @@ whose other keys are found by `keys`. Of the block the FSDP engines read ``merge
 ``lora.rank`` and ``lora_adapter_path`` for a sign that an adapter trains.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Are there enough accelerators, Ray slots and memory for what the config asks for?"""
 
-from __future__ import annotations
-
 import ctypes
 import glob
 import json

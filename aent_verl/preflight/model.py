@@ -4,8 +4,6 @@ Tokenizers compose accents, fold case, or replace U+2126 by U+03A9, which looks 
 tokenizer's own normalizer leaves it, not as it was.
 """
 
-from __future__ import annotations
-
 import bisect
 import glob
 import os

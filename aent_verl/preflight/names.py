@@ -5,8 +5,6 @@ function which reads the setting compares it with. A name that a custom module r
 because those modules are imported first, as verl imports them in its workers.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

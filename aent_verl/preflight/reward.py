@@ -5,8 +5,6 @@ do) works in a notebook and scores everything 0 in training. A right answer is m
 usual forms (plain, ``\boxed{}``, ``#### x``, ...), and so is a wrong one.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import inspect

@@ -6,8 +6,6 @@ the rollout's log-probs, if it returned any, and every policy loss but ``bypass_
 policy loss to ``bypass_mode`` and handed it this block, which no v1 trainer does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ A file is read a batch at a time as Arrow columns, and single rows by their numb
 their file; blank lines of JSON files do not count.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -8,8 +8,6 @@ weights and only the expectation is over ``b``: allowed, with a warning. The rol
 a response vanishes: refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

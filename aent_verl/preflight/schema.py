@@ -1,7 +1,5 @@
 """verl's own defaults, and what a config sets that differs from them."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

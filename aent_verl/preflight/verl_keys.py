@@ -6,8 +6,6 @@ scans verl's source, so that a key which joins or leaves them is noticed. `MOVED
 verl's config, 0.3 to 0.9.0, and of its example scripts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

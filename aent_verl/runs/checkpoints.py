@@ -1,7 +1,5 @@
 """Where verl keeps a run's checkpoints: folders ``global_step_N``, and alongside them a file that names the latest."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run's folder was last started with: resuming there with other settings gives a warning."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

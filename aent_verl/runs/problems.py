@@ -4,8 +4,6 @@ verl writes a validation's responses to ``<trainer.validation_data_dir>/<step>.j
 lines of one problem have the same prompt and right answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Everything else, the learning rate included, is a setting that a method may choose; the report lists what differs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import time

@@ -1,7 +1,5 @@
 """The versions, commit and machine with which something was made."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

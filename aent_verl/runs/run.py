@@ -1,7 +1,5 @@
 """One run of a comparison: method, seed, metrics, scores of each problem, and the conditions it was made under."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What our code assumes of verl's API; each entry says what of ours breaks without it."""
 
-from __future__ import annotations
-
 from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, leads_to, overridden, resolve
 
 

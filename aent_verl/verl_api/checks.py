@@ -1,7 +1,5 @@
 """Assumptions about another package's API as small objects that can be checked, one by one."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Mapping

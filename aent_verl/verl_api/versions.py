@@ -4,8 +4,6 @@
 verl's trainer, so verl's platform must be decided before it is called.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import sys

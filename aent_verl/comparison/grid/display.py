@@ -1,7 +1,5 @@
 """Progress over the whole grid: a table that redraws itself on a terminal, lines as things happen anywhere else."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

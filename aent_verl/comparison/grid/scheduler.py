@@ -1,7 +1,5 @@
 """Runs a grid: the stages of each run in order, several runs at a time; a grid that was killed resumes."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Sequence

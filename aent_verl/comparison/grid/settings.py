@@ -8,8 +8,6 @@ Settings are Hydra overrides. The keys of `Settings` are the comparison's own, e
 line says comes after it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields

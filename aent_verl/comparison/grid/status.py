@@ -1,7 +1,5 @@
 """Where each run of a grid stands, and how long the rest will take."""
 
-from __future__ import annotations
-
 import statistics
 from collections import deque
 from collections.abc import Sequence

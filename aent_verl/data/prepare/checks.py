@@ -1,7 +1,5 @@
 """What is wrong with a data set: each finding with its count and examples, and what was done about it."""
 
-from __future__ import annotations
-
 import functools
 import os
 import random

@@ -1,7 +1,5 @@
 """One data set from request to rows: from the table, a local file, or a generator."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The output folder: its parquet files, `prepare.json`, which says how each was made, and the report about them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """From rows as published to problems with one answer each, and from those to rows in verl's format."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ The hub and folders are read by `datasets`. Single files are not: its JSON reade
 2024-01-01 and a float of a long whole number, does not say which line is corrupt, and copies files to its cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

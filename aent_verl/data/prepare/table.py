@@ -8,8 +8,6 @@ comment above each entry says what it rests on. A revision is given where public
 The ground truth in the answer column is a bare value, `\boxed{...}` in a solution, or what stands after `####`.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

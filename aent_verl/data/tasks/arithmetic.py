@@ -6,8 +6,6 @@ Questions come from reasoning-gym's `basic_arithmetic` and are scored by its sco
 ("12 + 34 ="), the right response the bare number, so that a trajectory has some 33 tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

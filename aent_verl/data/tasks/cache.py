@@ -4,8 +4,6 @@ The manifest is also the mark of ownership: files in the way without one belong 
 overwritten.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

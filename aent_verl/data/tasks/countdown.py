@@ -11,8 +11,6 @@ and on four problems of five in at least one attempt of sixteen. There are few t
 times, as in long runs: GRPO then becomes sure of itself on them and stops exploring.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Collection, Mapping
 from itertools import combinations, combinations_with_replacement

@@ -5,8 +5,6 @@ to Python, which work in main threads only, where verl calls no reward, and neve
 runs in a separate process here, which the system ends when its time is up; another one takes its place.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import json

@@ -5,8 +5,6 @@ Columns: `data_source` ("reasoning_gym/<generator>"), `prompt` (chat messages), 
 `aent_verl.data.tasks.reward.compute_score` needs `entry`, the generator's own record as JSON, and `extract`.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

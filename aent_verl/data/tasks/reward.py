@@ -15,8 +15,6 @@ Some scorers let Python evaluate the answer, which a model could keep busy indef
 plain arithmetic.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import json

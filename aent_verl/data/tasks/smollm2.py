@@ -7,8 +7,6 @@ temperature 1 gets about a sixth of the sums of two two-digit numbers right (85%
 121 of those). So the prompt holds two examples, and the reward reads the last number of a response.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any
