@@ -139,9 +139,9 @@ def _check_options(options: argparse.Namespace, names: list[str], words: list[st
 def _kind(name: str) -> str:
     if name.startswith(jobs.GENERATOR_PREFIX):
         return "generator"
-    if name not in table.TABLE and Path(name).suffix not in sources.SUFFIXES:
+    if name not in table.data_sets() and Path(name).suffix not in sources.SUFFIXES:
         raise table.unknown(name)
-    return "table" if name in table.TABLE else "file"
+    return "table" if name in table.data_sets() else "file"
 
 
 def _flag(key: str) -> str:

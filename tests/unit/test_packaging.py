@@ -18,7 +18,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 OURS = "aent_verl"
 # Distributions that are not named as what one imports.
 IMPORTED_AS = {"hydra_core": "hydra", "pyyaml": "yaml", "pyzmq": "zmq", "transferqueue": "transfer_queue"}
@@ -131,6 +132,18 @@ def test_the_core_imports_nothing_else_of_ours() -> None:
 def test_an_extra_brings_what_is_asked_for(extra: str) -> None:
     assert set(_util.EXTRAS[extra]) <= modules_of(extra)
     assert modules_of(extra) - set(_util.EXTRAS[extra]) <= modules_of("data")
+
+
+def test_a_wheel_has_every_data_file() -> None:
+    listed = {
+        path
+        for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).resolve().glob(pattern)
+    }
+    here = {path.resolve() for path in (ROOT / OURS).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    here |= {path.resolve() for path in (ROOT / OURS / "_config").rglob("*.yaml")}
+    assert {path for path in here if path.suffix != ".py"} == listed
 
 
 def test_the_plain_installation_is_torch() -> None:

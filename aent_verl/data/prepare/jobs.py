@@ -11,7 +11,7 @@ from aent_verl.data.prepare import checks, sources
 from aent_verl.data.prepare.checks import Finding
 from aent_verl.data.prepare.rows import INSTRUCTION, Item, math_row, normalise, read_items
 from aent_verl.data.prepare.sources import Row, Source
-from aent_verl.data.prepare.table import EXTRACTORS, TABLE, DataSet, automatic
+from aent_verl.data.prepare.table import EXTRACTORS, DataSet, automatic, data_sets
 from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_splits
 
 GENERATOR_PREFIX = "reasoning-gym:"
@@ -187,12 +187,12 @@ def job(what: str, words: Sequence[str], options: Namespace) -> Job:
     """
     if what.startswith(GENERATOR_PREFIX):
         return GeneratorJob(what.removeprefix(GENERATOR_PREFIX), words, options)
-    if what not in TABLE:
+    if what not in data_sets():
         path = Path(what).expanduser()
         entry = DataSet(extract=automatic)
         source = sources.from_files({options.split or "train": path}, entry)
         return MathJob(options.name or path.stem, entry, source, options)
-    entry = TABLE[what]
+    entry = data_sets()[what]
     if not options.from_:
         source = sources.from_hub(what, entry, config=options.config, revision=options.revision)
         return MathJob(what, entry, source, options)

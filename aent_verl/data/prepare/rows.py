@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aent_verl.data.prepare.sources import Row, Rows
-from aent_verl.data.prepare.table import DAPO_WRAPPING, DataSet
+from aent_verl.data.prepare.table import DataSet, data_sets
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -113,6 +113,7 @@ def keys_of(rows: Rows, *, where: str, instruction: str) -> Iterator[str]:
         columns = _quoted(rows.columns)
         raise ValueError(f"{where} has no column 'prompt', 'problem' or 'question'; its columns are {columns}")
     suffixes = [suffix.rstrip() for suffix in (instruction, INSTRUCTION, *_OTHER_INSTRUCTIONS)]
+    wrapping = data_sets()["dapo-math-17k"].unwrap
     for row in rows.read(known):
         extra = row.get("extra_info") or {}
         if isinstance(extra.get("problem"), str):
@@ -123,7 +124,7 @@ def keys_of(rows: Rows, *, where: str, instruction: str) -> Iterator[str]:
             problem = next((_text(row[name]) for name in ("problem", "question", "prompt") if row.get(name)), "")
             for suffix in suffixes:
                 problem = problem.removesuffix(suffix)
-            problem = _unwrapped(problem, DAPO_WRAPPING)
+            problem = _unwrapped(problem, wrapping)
         yield normalise(problem)
 
 
@@ -146,7 +147,7 @@ def _text(value: Any) -> str:
     return _text(users[-1].get("content")) if users else ""
 
 
-def _unwrapped(text: str, wrapping: tuple[str, str]) -> str:
+def _unwrapped(text: str, wrapping: Sequence[str]) -> str:
     before, after = wrapping
     return text.removeprefix(before).removesuffix(after).strip()
 

@@ -2,7 +2,7 @@ import datasets
 import pytest
 
 from aent_verl.data.prepare import sources
-from aent_verl.data.prepare.table import TABLE
+from aent_verl.data.prepare.table import data_sets
 from tests.unit.data.prepare.conftest import prepare, write_jsonl, write_parquet
 from tests.unit.data.prepare.native import ROWS
 
@@ -104,7 +104,7 @@ def test_a_failing_hub_says_what_was_tried_and_how_to_do_without(tmp_path, monke
     with pytest.raises(OSError, match="olympiadbench: cannot load") as caught:
         prepare("olympiadbench", "--output", tmp_path / "out")
     message = str(caught.value)
-    table = TABLE["olympiadbench"]
+    table = data_sets()["olympiadbench"]
     for part in (
         *table.hub.split("@"),
         "config OE_TO_maths_en_COMP, split train",

@@ -8,7 +8,7 @@ import pytest
 
 from aent_verl.data.prepare import checks
 from aent_verl.data.prepare.rows import INSTRUCTION
-from aent_verl.data.prepare.table import TABLE, after_hashes, automatic, boxed, whole
+from aent_verl.data.prepare.table import after_hashes, automatic, boxed, data_sets, whole
 from aent_verl.data.tasks.math_reward import compute_score
 from tests.unit.data.prepare.conftest import entry, findings, prepare, write_jsonl, write_parquet
 from tests.unit.data.prepare.native import DAPO_AFTER, DAPO_BEFORE, ROWS, TRUTHS
@@ -19,7 +19,7 @@ def written(folder, name, split):
 
 
 def check_rows(folder, name):
-    assert set(ROWS[name]) == set(TABLE[name].rows)
+    assert set(ROWS[name]) == set(data_sets()[name].rows)
     for split, truths in TRUTHS[name].items():
         rows = written(folder, name, split)
         assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": one} for one in truths]
@@ -37,10 +37,10 @@ def check_rows(folder, name):
 
 
 def test_there_is_a_miniature_of_every_data_set():
-    assert set(ROWS) == set(TRUTHS) == set(TABLE)
+    assert set(ROWS) == set(TRUTHS) == set(data_sets())
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", data_sets())
 def test_each_set_is_the_same_from_files_as_published_a_saved_folder_and_the_hub(tmp_path, no_hub, monkeypatch, name):
     def made(folder):
         return {split: (tmp_path / folder / f"{name}-{split}.parquet").read_bytes() for split in ROWS[name]}
@@ -49,7 +49,7 @@ def test_each_set_is_the_same_from_files_as_published_a_saved_folder_and_the_hub
         asked.add((repository, config, split, revision))
         return published[split]
 
-    table, asked = TABLE[name], set()
+    table, asked = data_sets()[name], set()
     lines = [f"{split}={write_jsonl(tmp_path / f'{split}.jsonl', rows)}" for split, rows in ROWS[name].items()]
     prepare(name, "--from", *lines, "--output", tmp_path / "lines")
     check_rows(tmp_path / "lines", name)
@@ -124,7 +124,7 @@ def test_another_number_of_rows_than_published_is_noted(tmp_path, no_hub):
 
 def test_the_list_names_every_set_with_rows_repository_and_licence():
     listing = prepare("--list")
-    for name, table in TABLE.items():
+    for name, table in data_sets().items():
         assert f"{name}: {table.about}" in listing
         assert table.hub.partition("@")[0] in listing
         assert table.license in listing
