@@ -15,6 +15,17 @@ from aent_verl._util import DISABLE_ENV, is_disabled
 from aent_verl.platforms import cpu, vllm_cpu
 from aent_verl.plugin import guard
 
+def _print_what_the_root_logger_drops() -> None:
+    """Let this package's warnings through: importing vLLM's server sets the root logger and its handlers to errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))
+    handler.addFilter(lambda record: all(record.levelno < other.level for other in logging.root.handlers))
+    ours = logging.getLogger("aent_verl")
+    ours.addHandler(handler)
+    ours.setLevel(ours.level or logging.WARNING)
+
+
+_print_what_the_root_logger_drops()
 if is_disabled():
     logging.getLogger(__name__).warning("aent_verl is switched off by %s", DISABLE_ENV)
 else:
