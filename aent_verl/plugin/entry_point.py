@@ -15,6 +15,7 @@ from aent_verl._util import DISABLE_ENV, is_disabled
 from aent_verl.platforms import cpu, vllm_cpu
 from aent_verl.plugin import guard
 
+
 def _print_what_the_root_logger_drops() -> None:
     """Let this package's warnings through: importing vLLM's server sets the root logger and its handlers to errors."""
     handler = logging.StreamHandler()

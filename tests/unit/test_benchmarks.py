@@ -120,6 +120,7 @@ def test_logits_op_prints_and_saves_every_method(tmp_path, capsys: pytest.Captur
     assert all(result["total"]["median"] > result["forward"]["median"] > 0 for result in saved["results"])
 
 
+@pytest.mark.slow
 def test_linear_memory_grows_with_the_chunk_and_not_with_the_tokens(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_memory, "available_memory", lambda device: 0)
     file = tmp_path / "result.json"

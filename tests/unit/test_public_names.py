@@ -34,6 +34,7 @@ def test_other_names_are_refused() -> None:
             getattr(aent_verl, name)
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch_until_it_is_asked_for() -> None:
     code = (
         "import sys, aent_verl\n"

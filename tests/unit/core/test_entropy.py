@@ -208,6 +208,7 @@ def test_clamp_outside_its_range_is_refused(clamp_p: float) -> None:
         clamped_entropy(torch.zeros(1, 4), clamp_p)
 
 
+@pytest.mark.slow
 def test_core_imports_neither_verl_nor_ray_nor_hydra() -> None:
     import subprocess
     import sys

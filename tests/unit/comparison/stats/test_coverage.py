@@ -98,6 +98,7 @@ def level(seeds, spread, problem_share, alpha=0.05):
 
 
 # The worst of all ratios of the variances; the smaller number decides. Welch and Satterthwaite: .128, .078, .058.
+@pytest.mark.slow
 @pytest.mark.parametrize("problem_share", [0.0, 0.05, 0.2, 0.5])
 @pytest.mark.parametrize("spread", [0.1, 0.3, 1.0, 3.0, 10.0])
 @pytest.mark.parametrize(
@@ -118,6 +119,7 @@ def test_no_ratio_of_variances_makes_seeds_give_many_false_alarms(seeds, at_most
     assert level(seeds, spread, problem_share) <= at_most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "at_most"), [(2, 0.070), (3, 0.060), (5, 0.053)])
 @pytest.mark.parametrize("problem_share", [0.0, 0.02, 0.05, 0.2, 0.5])
 def test_the_interval_of_a_single_mean_is_not_too_sure_either(seeds, at_most, problem_share):
@@ -133,6 +135,7 @@ def test_with_equal_seeds_the_level_is_that_of_welch(seeds, spread):
     assert 0.038 < level((seeds, seeds), spread, 0.2) < 0.057
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("seeds", "at_most"), [((2, 10), 0.068), ((3, 10), 0.062), ((10, 2), 0.068)])
 def test_unequal_seeds_of_equal_methods_are_called_different_in_5_of_100_experiments(seeds, at_most, target):
@@ -143,6 +146,7 @@ def test_unequal_seeds_of_equal_methods_are_called_different_in_5_of_100_experim
         assert np.mean(satterthwaite_p_value(*scores, target) < 0.05) > 0.085
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(10, 2, 3, 5, 10), (3, 10, 10, 10, 10), (2, 10, 10, 10, 10)])
 def test_unequal_seeds_of_four_equal_methods(seeds):
     baseline, *others = without_difference(seeds, "problems like these", 1000)
@@ -150,6 +154,7 @@ def test_unequal_seeds_of_four_equal_methods(seeds):
     assert any_claimed(p_values) <= 0.065
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_of_four_equal_methods_any_is_called_different_in_5_of_100_experiments(seeds, target):
@@ -198,6 +203,7 @@ def test_taking_the_runs_as_given_is_far_too_sure():
     assert np.mean(rejected) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "at_most"), [(3, 0.84), (5, 0.91)])
 def test_a_percentile_bootstrap_over_few_seeds_is_too_sure(seeds, at_most):
     made = simulate(replace(REFERENCE, seeds=(seeds, seeds)), 600, seed=1)
@@ -205,6 +211,7 @@ def test_a_percentile_bootstrap_over_few_seeds_is_too_sure(seeds, at_most):
     assert share < at_most, share
 
 
+@pytest.mark.slow
 def test_the_stratified_bootstrap_with_problems_as_tasks_is_far_too_sure():
     made = simulate(SETTINGS["large seed effect"], 150, seed=1)
     intervals = [problems_as_runs_bootstrap(ours, theirs) for ours, theirs in zip(*made.scores, strict=True)]
@@ -212,6 +219,7 @@ def test_the_stratified_bootstrap_with_problems_as_tasks_is_far_too_sure():
     assert covered(low, high, made.these_problems[0] - made.these_problems[1]) < 0.6
 
 
+@pytest.mark.slow
 def test_the_two_level_bootstrap_is_not_a_substitute_for_a_t_quantile():
     made = simulate(replace(SETTINGS["large seed effect"], seeds=(3, 3)), 300, seed=1)
     intervals = [paired_bootstrap(ours, theirs, reps=300) for ours, theirs in zip(*made.scores, strict=True)]
