@@ -78,6 +78,8 @@ def test_killed_and_resumed_continues_as_if_never_killed(grid: Grid) -> None:
     change = grid.resumed[3]["aent/entropy_full"] - grid.killed[2]["aent/entropy_full"]
     assert grid.resumed[3]["aent/entropy_change"] == pytest.approx(change)
     assert assert_replay(grid.resumed, grid.saved) == grid.final
+    # Though importing vLLM's server sets the driver's root logger to errors alone.
+    assert ":controllers resumed from " in (grid.aent / "train.log").read_text(errors="replace")
 
 
 def test_every_rank_reports_our_engine_loss_and_settings(grid: Grid) -> None:
