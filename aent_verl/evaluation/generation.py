@@ -97,9 +97,7 @@ class Servers:
         self._longest = cfg.data.max_response_length
         values = cfg.actor_rollout_ref.rollout.val_kwargs
         self._sampling = {
-            "temperature": values.temperature,
-            "top_p": values.top_p,
-            "top_k": values.top_k,
+            **{key: values[key] for key in ("temperature", "top_p", "top_k")},
             "repetition_penalty": 1.0,
             "logprobs": True,
             "max_tokens": self._longest,

@@ -1,19 +1,15 @@
 """The results of an evaluation, by data source and over all problems, as numbers and as a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from rich.table import Column, Table
 
 from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.evaluation.records import Answered
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 ALL = "all"
 
@@ -87,14 +83,10 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
 
 def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
     """Lay out the summary for a terminal: a row for each data source, and one for all if there are several."""
-    from rich.table import Table
-
     shown = {name: row for name, row in summary.items() if name != ALL or len(summary) > 2}
-    result = Table()
-    result.add_column("data source", overflow="fold")
     columns = ("problems", f"mean@{samples}", f"pass@{samples}", f"maj@{samples}", "tokens", "cut off", "entropy")
-    for name in (*columns, "calibration\nerror"):
-        result.add_column(name, justify="right")
+    numbers = (Column(name, justify="right") for name in (*columns, "calibration\nerror"))
+    result = Table(Column("data source", overflow="fold"), *numbers)
     for name, row in shown.items():
         result.add_row(
             name,
