@@ -4,12 +4,12 @@ A grid may also be extended: with more training steps, and nothing else changed,
 checkpoints.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from aent_verl._util import write_json
 from aent_verl.comparison.grid.plan import GridRun
@@ -17,9 +17,6 @@ from aent_verl.runs import checkpoints, last_start, provenance
 from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.protocol import EPOCHS, STEPS, differences
 from aent_verl.runs.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 STARTED, TRAINED = "started", "trained"
 TRAIN, EVALUATE = "train", "evaluate"
@@ -138,8 +135,6 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
 
 def _by_length(config: DictConfig) -> list[str]:
     """Find the settings whose effect at a step depends on how many will follow."""
-    from omegaconf import OmegaConf
-
     values = {key: OmegaConf.select(config, key) for key in _BY_LENGTH}
     found = {key: value for key, value in values.items() if value in _BY_LENGTH[key]}
     optimizer: Any = OmegaConf.select(config, _OPTIMIZER) or {}

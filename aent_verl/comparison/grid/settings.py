@@ -11,6 +11,7 @@ line says comes after it.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,11 @@ def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
             raise ValueError(
                 f"{text!r} is not a valid setting ({error}): write key=value{hint}; aent-verl compare --help"
             ) from None
-        key = override.key_or_group
         if override.is_sweep_override():
             raise ValueError(
                 f"{text}: one value per key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
             )
-        yield text, key, override.value()
+        yield text, override.key_or_group, override.value()
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -155,8 +155,11 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     every = (*_strings("overrides", given.get("overrides") or []), *overrides)
     methods = _methods(given.get("methods", ["grpo", "entreg", "aent"]))
-    for text in (*every, *(text for own in methods.values() for text in own)):
-        _check_free(text)
+    for text in chain(every, *methods.values()):
+        key = text.partition("=")[0].lstrip("+~")
+        if key.startswith(_RESERVED):
+            says = "seeds=[1,2,3] says to what" if key in SEED_KEYS else "results=FOLDER says where all of them go"
+            raise ValueError(f"{text}: compare sets {key} for each run; {says}")
     baseline = str(given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods))))
     if baseline not in methods:
         raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
@@ -189,13 +192,6 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
         target=check_target(given.get("target", TARGETS[0])),
         title=str(given.get("title") or name),
     )
-
-
-def _check_free(text: str) -> None:
-    key = text.partition("=")[0].lstrip("+~")
-    if key.startswith(_RESERVED):
-        says = "seeds=[1,2,3] says to what" if key in SEED_KEYS else "results=FOLDER says where all of them go"
-        raise ValueError(f"{text}: compare sets {key} for each run; {says}")
 
 
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.metrics import validation_sources
 from aent_verl.runs.problems import ProblemScores
-from aent_verl.runs.run import Run
+from aent_verl.runs.run import Run, by_method
 
 PROFILE_POINTS = 41
 
@@ -90,8 +90,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
 
     None if there is neither.
     """
-    scored = {method: [run for run in group if run.scores is not None] for method, group in groups.runs.items()}
-    scored = {method: group for method, group in scored.items() if group}
+    scored = by_method(run for run in groups.all if run.scores is not None)
     notes: list[str] = []
     several = groups.baseline is not None and len(groups.methods) > 1
     if scored and several and (groups.baseline not in scored or len(scored) < 2):
@@ -112,8 +111,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
 
 def _over_validations(groups: Groups, asked: Target, notes: list[str]) -> Accuracy | None:
     """Compare over the seeds alone: one number for each run."""
-    finals = {method: final_validations(group) for method, group in groups.runs.items()}
-    finals = {method: values for method, values in finals.items() if values}
+    finals = {method: found for method, group in groups.runs.items() if (found := final_validations(group))}
     if not finals:
         return None
     metric = "final validation accuracy"
@@ -189,17 +187,10 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
     thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
     stored = [run.scores for run in groups.all if run.scores is not None]
-    telling = {
-        _reward_of(scores) for scores in stored if any(answer is not None for row in scores.answers for answer in row)
-    }
+    telling = {_reward_of(scores) for scores in stored if any({*row} - {None} for row in scores.answers)}
+    theirs = matrices.get(groups.baseline or "")
     methods = {
-        method: _method_accuracy(
-            seeds,
-            None if method == groups.baseline else matrices.get(groups.baseline or ""),
-            thresholds,
-            telling,
-            target,
-        )
+        method: _method_accuracy(seeds, None if method == groups.baseline else theirs, thresholds, telling, target)
         for method, seeds in aligned.items()
     }
     notes = []

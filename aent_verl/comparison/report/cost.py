@@ -1,6 +1,7 @@
 """What training costs: time and tokens, and how much of each a method needs to reach the baseline's best."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -75,37 +76,33 @@ def cost_charts(groups: Groups) -> list[Chart]:
 
 def cost_notes(groups: Groups) -> tuple[str, ...]:
     """Name, in sentences, the runs whose cost is not fully known because their log lacks something."""
-    found = []
-    for run in groups.all:
-        for key, words in _NONE_OF.items():
-            if gaps := _gaps(run, key):
-                reason = (
-                    f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
-                    "its method costs from there on is not known"
-                )
-                found.append((run.name, reason))
-    return tuple(sentences(found))
+    return tuple(sentences((run.name, reason) for run in groups.all for reason in _gaps(run)))
 
 
 def spent(run: Run, key: str) -> float | None:
     """Sum what a run has spent; None if a step does not record it."""
-    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
+    values = _by_step(run, key)
+    return sum(values) if all(map(math.isfinite, values)) else None
+
+
+def _gaps(run: Run) -> Iterator[str]:
+    for key, words in _NONE_OF.items():
+        if gaps := [step for step, cost in enumerate(_by_step(run, key), start=1) if not math.isfinite(cost)]:
+            yield (
+                f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
+                "its method costs from there on is not known"
+            )
 
 
 def _total(runs: list[Run], key: str) -> float | None:
-    each = [spent(run, key) for run in runs]
-    known = [value for value in each if value is not None]
-    return float(np.mean(known)) if len(known) == len(each) else None
+    each: list[Any] = [spent(run, key) for run in runs]
+    return None if None in each else float(np.mean(each))
 
 
 def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
     """Average over seeds what was spent up to and with each step, ``[T]``; NaN from a step on that lacks it."""
-    found = []
-    for run in runs:
-        values = [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, int(steps[-1]) + 1)]
-        # A sum with NaN or infinity in it stays one.
-        found.append(np.concatenate([[0.0], np.cumsum(values)])[steps])
-    mean = np.mean(found, axis=0)
+    # A sum with NaN or infinity in it stays one.
+    mean = np.mean([np.cumsum([0.0, *_by_step(run, key)])[steps] for run in runs], axis=0)
     return np.where(np.isfinite(mean), mean, math.nan)
 
 
@@ -116,7 +113,6 @@ def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
     return replace(curve, **parts), at[known]
 
 
-def _gaps(run: Run, key: str) -> list[int]:
-    """List the steps of a run that do not say what they cost."""
-    steps = range(1, run.last_step + 1)
-    return [step for step in steps if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]
+def _by_step(run: Run, key: str) -> list[float]:
+    """List what each step of a run cost, from the first on; NaN where it does not say."""
+    return [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, run.last_step + 1)]

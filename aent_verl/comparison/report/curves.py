@@ -50,11 +50,7 @@ def learning_curves(groups: Groups) -> list[Chart]:
     functionals = " and ".join(sorted({bound.functional for bound in others.values()})).capitalize()
     controlled: Value = methodcaller("get", metrics.ENTROPY)
     weight: Value = methodcaller("get", metrics.ADVANTAGES_COEFFICIENT)
-    weighted = [
-        method
-        for method, group in groups.runs.items()
-        if any(weight(data) not in (None, 1) for run in group for data in run.metrics.values())
-    ]
+    weighted = {run.method for run in groups.all if any(weight(data) not in (None, 1) for data in run.metrics.values())}
     chart = partial(_chart, groups)
     charts = [
         chart("reward", "Training reward", reward),
@@ -118,11 +114,10 @@ def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
     """Return the band or target of a method's controller; None if it has neither, or its config is not known."""
     controller = "entropy_control.bonus.controller"
     functional = settings.get("entropy_control.functional.name", "full")
-    target = _float(settings.get(f"{controller}.target"))
-    low, high = (_float(settings.get(f"{controller}.{end}")) for end in ("low", "high"))
-    if low is not None and high is not None:
-        return Bounds(low, high, functional)
-    return None if target is None else Bounds(target, target, functional)
+    low, high, target = (_float(settings.get(f"{controller}.{name}")) for name in ("low", "high", "target"))
+    if low is None or high is None:
+        low = high = target
+    return None if low is None or high is None else Bounds(low, high, functional)
 
 
 def bare(value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
