@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
-from types import MappingProxyType
 
 import numpy as np
 
@@ -143,7 +142,7 @@ def _chart(
     title: str,
     value: Value,
     *,
-    aims: Mapping[str, Bounds] = MappingProxyType({}),
+    aims: Mapping[str, Bounds] | None = None,
     only: Collection[str] | None = None,
 ) -> Chart:
     chosen = {method: runs for method, runs in groups.runs.items() if only is None or method in only}
@@ -162,7 +161,7 @@ def _chart(
             notes.append(f"{method}: {len(curve.values)} of {len(runs)} seeds have this metric.")
     if width > 1:
         notes.append(f"Points: means over {width} steps.")
-    levels = [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in aims.items()]
+    levels = [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in (aims or {}).items()]
     if levels:
         notes.append("The entropy that a controller sees, and the band (shaded) or target (dotted) that it aims at.")
     return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
