@@ -165,11 +165,8 @@ def _check_checkpoint(config: DictConfig) -> None:
     Raises:
         ValueError: it saves none, or one of an adapter.
     """
-    if not config.trainer.save_freq > 0:
-        raise ValueError(
-            f"trainer.save_freq={config.trainer.save_freq}: must be above 0, because evaluation.* asks to evaluate the "
-            "final checkpoint"
-        )
+    if not (often := config.trainer.save_freq) > 0:
+        raise ValueError(f"trainer.save_freq={often}: must be above 0, so that evaluation.* has a final checkpoint")
     if rank := config.actor_rollout_ref.model.lora_rank:
         raise ValueError(
             f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate the final "

@@ -132,9 +132,7 @@ def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
                 f"{text!r} is not a valid setting ({error}): write key=value{hint}; aent-verl compare --help"
             ) from None
         if override.is_sweep_override():
-            raise ValueError(
-                f"{text}: one value per key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
-            )
+            raise ValueError(f"{text}: one value per key; methods and seeds are lists, as in seeds=[1,2,3]")
         yield text, override.key_or_group, override.value()
 
 
@@ -165,9 +163,7 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
         raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
     evaluation = given.get("evaluation") or {}
     if not isinstance(evaluation, Mapping):
-        raise ValueError(
-            f"evaluation={evaluation!r}: give settings of aent-verl evaluate, as in evaluation.data=test.parquet"
-        )
+        raise ValueError(f"evaluation={evaluation!r}: give aent-verl evaluate's keys, as in evaluation.data=x.parquet")
     for key in evaluation:
         if key in _RESERVED_FOR_EVALUATION:
             raise ValueError(f"evaluation.{key}: compare sets it, to the final checkpoint and the folder of each run")
@@ -195,8 +191,7 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
 
 
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:
-    given = _by_label(value)
-    methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in given.items()}
+    methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in _by_label(value).items()}
     if not methods:
         raise ValueError(f"methods={value!r}: give a list of presets, methods=[grpo,aent], or overrides by label")
     for label in methods:

@@ -98,8 +98,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
             f"Scores of single problems exist for {', '.join(scored)} only, so methods are compared by their final "
             "validation: aent-verl evaluate the others."
         )
-        scored = {}
-    if scored:
+    elif scored:
         try:
             aligned = _align(scored, intersect=bool(groups.differences))
         except ValueError as error:

@@ -80,9 +80,8 @@ def curve_of(runs: Sequence[Run], value: Value) -> Curve | None:
         runs: seeds of one method.
         value: the metric in a step's data.
     """
-    series = [_series(run, value) for run in having(runs, value)]
     try:
-        return mean_curve(series) if series else None
+        return mean_curve([_series(run, value) for run in having(runs, value)])
     except ValueError:
         return None
 

@@ -73,14 +73,7 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
             + "\n".join(f"  {line}" for line in found)
             + "\nLeave some out, or allow it (--allow-different): the report then says so at its top"
         )
-    notices = [f"{sentence}." for sentence in failed]
-    if failed:
-        notices.append(
-            "Those runs are missing because they failed or are not finished; none is left out for its result."
-        )
-    if known is None:
-        notices.append(f"There is no run of the baseline {baseline}, so nothing is compared.")
-    return Groups(groups, known, tuple(found), (*notices, *_notices(groups, ordered)))
+    return Groups(groups, known, tuple(found), tuple(_notices(groups, ordered, baseline, failed)))
 
 
 def sentences(found: Iterable[tuple[str, str]]) -> list[str]:
@@ -105,7 +98,12 @@ def _evaluation(run: Run) -> Protocol:
     }
 
 
-def _notices(groups: dict[str, list[Run]], runs: list[Run]) -> Iterator[str]:
+def _notices(groups: dict[str, list[Run]], runs: list[Run], baseline: str, failed: Sequence[str]) -> Iterator[str]:
+    yield from (f"{sentence}." for sentence in failed)
+    if failed:
+        yield "Those runs are missing because they failed or are not finished; none is left out for its result."
+    if baseline not in groups:
+        yield f"There is no run of the baseline {baseline}, so nothing is compared."
     if single := [method for method, group in groups.items() if len(group) == 1]:
         yield (
             f"One seed of {first_few(single)}: its numbers have no interval, and nothing is claimed from them. Another "
