@@ -118,9 +118,8 @@ def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[st
     changed = []
     for key in INHERITED:
         value = OmegaConf.select(trained, key)
-        if value is None or any(key == name or name.startswith(f"{key}.") for name in typed):
-            continue
-        if OmegaConf.select(cfg, key) != value:
+        given = any(key == name or name.startswith(f"{key}.") for name in typed)
+        if value is not None and not given and OmegaConf.select(cfg, key) != value:
             OmegaConf.update(cfg, key, value, merge=False, force_add=True)
             changed.append(key)
     return changed

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.evaluation.records import Answered
+from aent_verl.viewing.progress import fixed
 
 ALL = "all"
 
@@ -91,12 +92,12 @@ def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
         result.add_row(
             name,
             str(row["problems"]),
-            f"{row['mean@n']:.3f}",
-            "-" if row["pass@k"] is None else f"{row['pass@k'][str(samples)]:.3f}",
-            "-" if row["maj@n"] is None else f"{row['maj@n']:.3f}",
-            f"{row['response_tokens']:.1f}",
+            fixed(row["mean@n"]),
+            fixed(row["pass@k"] and row["pass@k"][str(samples)]),
+            fixed(row["maj@n"]),
+            fixed(row["response_tokens"], 1),
             f"{row['truncated']:.1%}",
-            f"{row['entropy']:.3f}",
-            "-" if row["calibration_error"] is None else f"{row['calibration_error']:.3f}",
+            fixed(row["entropy"]),
+            fixed(row["calibration_error"]),
         )
     return result

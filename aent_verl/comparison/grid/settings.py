@@ -10,7 +10,7 @@ line says comes after it.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,17 @@ class Settings:
         title: heading of the report.
     """
 
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
     methods: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     baseline: str
     results: Path
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    parallel: int = 1
-    launcher: str = LOCAL
-    stall_minutes: float = 60.0
-    target: Target = TARGETS[0]
-    title: str = ""
+    evaluation: Mapping[str, Any]
+    parallel: int
+    launcher: str
+    stall_minutes: float
+    target: Target
+    title: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, in the form of a grid file."""

@@ -156,23 +156,29 @@ def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[P
     found = {run.name: run.scores for group in scored.values() for run in group if run.scores is not None}
     columns = shared_problems({name: scores.problems for name, scores in found.items()}, intersect=intersect)
     samples = min(scores.samples for scores in found.values())
+    # The reward functions that tell what a response answered.
+    telling = {_reward_of(scores) for scores in found.values() if any({*row} - {None} for row in scores.answers)}
     aligned = {
-        method: [_select(found[run.name], columns[run.name], samples) for run in group]
+        method: [_select(found[run.name], columns[run.name], samples, telling) for run in group]
         for method, group in scored.items()
     }
     score_matrices({method: _stack(seeds, "scores") for method, seeds in aligned.items()})
     return aligned
 
 
-def _select(scores: ProblemScores, columns: np.ndarray, samples: int) -> ProblemScores:
-    """Select the scores of some problems, in this order, and of the first responses to each."""
+def _select(scores: ProblemScores, columns: np.ndarray, samples: int, telling: Collection[str]) -> ProblemScores:
+    """Select the scores of some problems, in this order, and of the first responses to each.
+
+    Answers stay only where the reward function is one that tells them.
+    """
+    rows = scores.answers if _reward_of(scores) in telling else ()
     matrices = ("scores", "response_tokens", "truncated", "entropy")
     stored = {name: matrix for name in matrices if (matrix := getattr(scores, name)) is not None}
     return replace(
         scores,
         problems=tuple(scores.problems[column] for column in columns),
         data_sources=tuple(scores.data_sources[column] for column in columns),
-        answers=tuple(scores.answers[column][:samples] for column in columns) if scores.answers else (),
+        answers=tuple(rows[column][:samples] for column in columns) if rows else (),
         **{name: matrix[columns, :samples] for name, matrix in stored.items()},
     )
 
@@ -185,11 +191,9 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
         given = verdicts(matrices, groups.baseline, metric=metric, target=target)
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
     thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
-    stored = [run.scores for run in groups.all if run.scores is not None]
-    telling = {_reward_of(scores) for scores in stored if any({*row} - {None} for row in scores.answers)}
     theirs = matrices.get(groups.baseline or "")
     methods = {
-        method: _method_accuracy(seeds, None if method == groups.baseline else theirs, thresholds, telling, target)
+        method: _method_accuracy(seeds, None if method == groups.baseline else theirs, thresholds, target)
         for method, seeds in aligned.items()
     }
     notes = []
@@ -206,11 +210,7 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
 
 
 def _method_accuracy(
-    seeds: list[ProblemScores],
-    baseline: np.ndarray | None,
-    thresholds: np.ndarray,
-    telling: Collection[str],
-    target: Target,
+    seeds: list[ProblemScores], baseline: np.ndarray | None, thresholds: np.ndarray, target: Target
 ) -> MethodAccuracy:
     """Compute all numbers of one method.
 
@@ -218,11 +218,10 @@ def _method_accuracy(
         seeds: its scores.
         baseline: the baseline's, ``[S, P, n]``; None if there is none, or it is this method.
         thresholds: of the profile.
-        telling: reward functions that tell what a response answered.
         target: what the intervals are about.
     """
     samples = _stack(seeds, "scores")
-    scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds, telling)
+    scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds)
     vote = None if answers is None else majority_vote(samples, answers)
     binary = bool(np.isin(samples, (0, 1)).all())
     known = has_interval(scores, target)
@@ -284,9 +283,9 @@ def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) 
     return float(np.average(_stack(seeds, name), weights=weight))
 
 
-def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray | None:
-    """Return the answers, ``[S, P, n]``; None if a seed lacks them, or its reward function never tells any."""
-    if not all(scores.answers and _reward_of(scores) in telling for scores in seeds):
+def _answers(seeds: list[ProblemScores]) -> np.ndarray | None:
+    """Return the answers, ``[S, P, n]``; None if a seed lacks them."""
+    if not all(scores.answers for scores in seeds):
         return None
     found = np.empty((len(seeds), *seeds[0].scores.shape), dtype=object)
     found[:] = [scores.answers for scores in seeds]

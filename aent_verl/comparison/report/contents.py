@@ -147,9 +147,7 @@ def accuracy_charts(groups: Groups, accuracy: Accuracy) -> list[Chart]:
 
 
 def _line(place: int, x: np.ndarray, points: Sequence[Estimate]) -> Line:
-    low, high = (np.array([getattr(point, end) for point in points]) for end in ("low", "high"))
-    known = bool(np.isfinite(low).any())
-    return Line(place, x, np.array([p.value for p in points]), low if known else None, high if known else None)
+    return curves.line(place, x, *np.array([(point.value, point.low, point.high) for point in points]).T)
 
 
 def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from aent_verl.comparison.report.curves import curve_of, having, line
 from aent_verl.comparison.report.groups import Groups, sentences
-from aent_verl.comparison.stats.curves import Curve, best, first_reaching
+from aent_verl.comparison.stats.curves import best, first_reaching
 from aent_verl.runs.metrics import STEP_SECONDS, validation_accuracy
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart
@@ -32,7 +32,7 @@ def costs(groups: Groups) -> tuple[float | None, dict[str, dict[str, Any]]]:
         "steps", "seconds_to_reach" and "tokens_to_reach", means over seeds.
     """
     curves = {method: curve_of(runs, validation_accuracy) for method, runs in groups.runs.items()}
-    of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
+    of_baseline = curves.get(groups.baseline or "")
     level = None if of_baseline is None else best(of_baseline)
     found = {}
     for method, runs in groups.runs.items():
@@ -60,16 +60,16 @@ def cost_charts(groups: Groups) -> list[Chart]:
     ):
         found = []
         for place, runs in enumerate(groups.runs.values()):
-            curve = curve_of(runs, validation_accuracy)
-            if curve is None:
+            if (curve := curve_of(runs, validation_accuracy)) is None:
                 continue
             at = _cumulative(having(runs, validation_accuracy), key, curve.steps)
             if np.nansum(at) > 0:
-                found.append((place, *_known(curve, at)))
+                known = np.isfinite(at)
+                found.append(line(place, at[known], curve.mean[known], curve.low[known], curve.high[known]))
         if found:
-            largest = max(float(at[-1]) for _, _, at in found)
+            largest = max(each.x[-1] for each in found)
             unit, size = next(((unit, size) for unit, size in units if largest >= size), units[-1])
-            lines = [line(place, curve, x=at / size) for place, curve, at in found]
+            lines = [replace(each, x=each.x / size) for each in found]
             charts.append(Chart(name, f"Validation accuracy by {what}", f"{what}, {unit}", lines))
     return charts
 
@@ -104,13 +104,6 @@ def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
     # A sum with NaN or infinity in it stays one.
     mean = np.mean([np.cumsum([0.0, *_by_step(run, key)])[steps] for run in runs], axis=0)
     return np.where(np.isfinite(mean), mean, math.nan)
-
-
-def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
-    """Cut a curve to the part whose places are known."""
-    known = np.isfinite(at)
-    parts = {name: getattr(curve, name)[..., known] for name in ("steps", "values", "mean", "low", "high")}
-    return replace(curve, **parts), at[known]
 
 
 def _by_step(run: Run, key: str) -> list[float]:

@@ -153,7 +153,8 @@ def _chart(
         if curve is None:
             continue
         drawn = curve if width == 1 else binned(curve, width)
-        lines.append(line(groups.methods.index(method), drawn, thin))
+        seeds = [*drawn.values] if thin and len(drawn.values) > 1 else []
+        lines.append(line(groups.methods.index(method), drawn.steps, drawn.mean, drawn.low, drawn.high, seeds))
         if curve.note:
             notes.append(f"{method}: {curve.note}.")
         if len(curve.values) < len(runs):
@@ -166,12 +167,12 @@ def _chart(
     return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
 
 
-def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
-    """Make a curve a line of a chart, over its steps or other places."""
-    several = len(curve.values) > 1
-    low, high = (curve.low, curve.high) if several else (None, None)
-    seeds = curve.values if several and thin else ()
-    return Line(place, curve.steps if x is None else x, curve.mean, low, high, seeds)
+def line(
+    place: int, x: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray, seeds: Sequence[np.ndarray] = ()
+) -> Line:
+    """Make a line of a chart; without an interval where all of its ends are NaN, as of one seed."""
+    known = bool(np.isfinite(low).any())
+    return Line(place, x, mean, low if known else None, high if known else None, seeds)
 
 
 def _series(run: Run, value: Value) -> dict[int, float]:
