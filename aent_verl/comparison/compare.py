@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +173,10 @@ def _asked(results: Path) -> dict[str, Any]:
     return read_yaml(file, "the comparison writes it again when it resumes") if file.is_file() else {}
 
 
-def _never_started(results: Path) -> list[str]:
-    """Write a sentence, without a full stop, about each method of a grid with seeds that have no run."""
+def _never_started(results: Path) -> Iterator[str]:
+    """Yield a sentence, without a full stop, about each method of a grid with seeds that have no run."""
     asked = _asked(results)
-    sentences = []
     for method in asked.get("methods") or ():
         seeds = [seed for seed in asked.get("seeds") or () if not (results / RUNS / f"{method}_seed{seed}").exists()]
         if seeds:
-            listed = ", ".join(map(str, seeds))
-            sentences.append(f"{method} seed{'s' if len(seeds) > 1 else ''} {listed}: not started")
-    return sentences
+            yield f"{method} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: not started"

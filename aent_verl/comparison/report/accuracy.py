@@ -221,8 +221,9 @@ def _method_accuracy(
         target: what the intervals are about.
     """
     samples = _stack(seeds, "scores")
-    scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds)
-    vote = None if answers is None else majority_vote(samples, answers)
+    scores, sources = samples.mean(axis=2), np.array(seeds[0].data_sources)
+    told = all(seed.answers for seed in seeds)
+    vote = majority_vote(samples, [seed.answers for seed in seeds]) if told else None
     binary = bool(np.isin(samples, (0, 1)).all())
     known = has_interval(scores, target)
 
@@ -281,15 +282,6 @@ def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) 
     if weight is not None and not weight.any():
         return 0.0
     return float(np.average(_stack(seeds, name), weights=weight))
-
-
-def _answers(seeds: list[ProblemScores]) -> np.ndarray | None:
-    """Return the answers, ``[S, P, n]``; None if a seed lacks them."""
-    if not all(scores.answers for scores in seeds):
-        return None
-    found = np.empty((len(seeds), *seeds[0].scores.shape), dtype=object)
-    found[:] = [scores.answers for scores in seeds]
-    return found
 
 
 def _reward_of(scores: ProblemScores) -> str:

@@ -159,10 +159,9 @@ def _not_final(run: Run) -> Iterator[str]:
 
 def _seed_notices(method: str, group: list[Run]) -> Iterator[str]:
     """Name what is odd about the seeds of one method: differing settings, NaN, no validation."""
-    described = [run for run in group if run.settings]
-    keys = {key for run in described for key in run.settings}
-    differing = sorted(key for key in keys if len({run.settings.get(key) for run in described}) > 1)
-    if differing:
+    described = [run.settings for run in group if run.settings]
+    keys = sorted(set().union(*described))
+    if differing := [key for key in keys if len({settings.get(key) for settings in described}) > 1]:
         yield (
             f"Seeds of {method} were trained with different settings, so they are not one method: "
             f"{first_few(differing)}."
