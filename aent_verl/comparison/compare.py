@@ -1,22 +1,25 @@
 """A comparison from its settings to its page: train a grid and report it, or report existing runs."""
 
-from __future__ import annotations
-
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
 
 from aent_verl._util import exclusive_folder
 from aent_verl.comparison.grid import plan
+from aent_verl.comparison.grid.display import GridDisplay
 from aent_verl.comparison.grid.plan import RUNS, GridRun
+from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.comparison.grid.settings import LABEL, RAY, Settings
+from aent_verl.comparison.report import build, write_report
 from aent_verl.comparison.stats import TARGETS, Target
+from aent_verl.launch.processes import LocalProcess
+from aent_verl.launch.ray_jobs import RayJobs
 from aent_verl.runs.run import RECORD, Run, load_runs, read_yaml
-
-if TYPE_CHECKING:
-    from aent_verl.comparison.grid.scheduler import Start
 
 GRID = "grid.yaml"
 _OUTPUT = Path("outputs", "compare", "report")
@@ -37,21 +40,15 @@ def run_grid(settings: Settings, command: str) -> tuple[Path, int]:
         ValueError: the grid is refused before a run starts, or its runs cannot be compared.
         RuntimeError: no run is complete.
     """
-    from omegaconf import OmegaConf
-    from rich.console import Console
-
-    from aent_verl.comparison.grid.display import GridDisplay
-    from aent_verl.comparison.grid.scheduler import Scheduler
-    from aent_verl.comparison.report import build, write_report
-
     grid = plan.plan_runs(settings)
     _check_devices(settings, grid[0])
     plan.check(grid)
     folder = f"results={settings.results}"
     busy = ValueError(f"{folder}: another comparison is running in it; wait, or choose another folder")
     with exclusive_folder(settings.results, folder, busy):
+        start = RayJobs().start if settings.launcher == RAY else LocalProcess
         stall_seconds = 60 * settings.stall_minutes
-        scheduler = Scheduler(grid, _starter(settings), parallel=settings.parallel, stall_seconds=stall_seconds)
+        scheduler = Scheduler(grid, start, parallel=settings.parallel, stall_seconds=stall_seconds)
         OmegaConf.save(OmegaConf.create(settings.to_dict()), settings.results / GRID)
         with GridDisplay(Console(), settings.parallel) as display:
             failed = scheduler.run(display.show)
@@ -100,8 +97,6 @@ def report_runs(
     Raises:
         ValueError, FileNotFoundError: see `load_named`; or the runs cannot be compared.
     """
-    from aent_verl.comparison.report import build, write_report
-
     runs, unfinished = load_named(given)
     asked = _asked(Path(given[0])) if len(given) == 1 else {}
     methods = list(dict.fromkeys(run.method for run in runs))
@@ -168,16 +163,6 @@ def _check_devices(settings: Settings, run: GridRun) -> None:
         )
 
 
-def _starter(settings: Settings) -> Start:
-    if settings.launcher == RAY:
-        from aent_verl.launch.ray_jobs import RayJobs
-
-        return RayJobs().start
-    from aent_verl.launch.processes import LocalProcess
-
-    return LocalProcess
-
-
 def _asked(results: Path) -> dict[str, Any]:
     """Read the settings of a results folder's comparison; empty if there was none.
 
@@ -188,13 +173,10 @@ def _asked(results: Path) -> dict[str, Any]:
     return read_yaml(file, "the comparison writes it again when it resumes") if file.is_file() else {}
 
 
-def _never_started(results: Path) -> list[str]:
-    """Write a sentence, without a full stop, about each method of a grid with seeds that have no run."""
+def _never_started(results: Path) -> Iterator[str]:
+    """Yield a sentence, without a full stop, about each method of a grid with seeds that have no run."""
     asked = _asked(results)
-    sentences = []
     for method in asked.get("methods") or ():
         seeds = [seed for seed in asked.get("seeds") or () if not (results / RUNS / f"{method}_seed{seed}").exists()]
         if seeds:
-            listed = ", ".join(map(str, seeds))
-            sentences.append(f"{method} seed{'s' if len(seeds) > 1 else ''} {listed}: not started")
-    return sentences
+            yield f"{method} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: not started"

@@ -53,15 +53,16 @@ def locate(path: str) -> Model:
             "a model folder, a name on the hub, or a checkpoint",
         )
     folder = Path(path).expanduser()
-    step = folder.parent if folder.name == "actor" else folder
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        if not folder.is_dir() and step_of(folder) is not None:
-            raise Setting("model", path).error("there is no such checkpoint", "Check the path", _there(folder))
-        given = os.path.abspath(folder) if folder.is_dir() else path
+    there = folder.is_dir()
+    if not there and step_of(folder) is not None:
+        names = ", ".join(one.name for one in step_folders(folder.parent))
+        expected = f"one of {names}" if names else "a folder global_step_N"
+        raise Setting("model", path).error("there is no such checkpoint", "Check the path", expected)
+    if not there or (folder / "config.json").is_file():
         # The folder may be one that the experiment has yet to make.
         name = "--".join(part for part in folder.parts[-2:] if part not in ("/", "."))
-        return Model(given, output=Path("outputs", "evaluation", name))
-    step = Path(os.path.abspath(step))
+        return Model(os.path.abspath(folder) if there else path, output=Path("outputs", "evaluation", name))
+    step = Path(os.path.abspath(folder.parent if folder.name == "actor" else folder))
     actor = step / "actor"
     if not any(actor.glob(_SHARDS)):
         raise Setting("model", path).error(
@@ -71,11 +72,6 @@ def locate(path: str) -> Model:
         )
     run = next((one for one in (step.parent.parent, step.parent) if any((one / c).is_file() for c in CONFIGS)), None)
     return Model(str(step), actor, run, (run or step.parent) / "evaluation")
-
-
-def _there(folder: Path) -> str:
-    found = [one.name for one in step_folders(folder.parent)]
-    return f"one of {', '.join(found)}" if found else "a folder global_step_N"
 
 
 def model_folder(model: Model) -> str:
@@ -106,8 +102,13 @@ def model_folder(model: Model) -> str:
 def _merge_into(model: Model, merged: Path, shards: str) -> None:
     partial = merged.with_name(f"{MERGED}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed merger left
+    # In a process of its own: it holds all weights, and returns its memory only by ending.
+    command = ["merge", "--backend", "fsdp", "--local_dir", str(model.actor), "--target_dir", str(partial)]
     try:
-        _merge(model, partial)
+        done = subprocess.run([sys.executable, "-m", "verl.model_merger", *command], text=True, capture_output=True)
+        print(done.stdout, done.stderr, flush=True)
+        if done.returncode != 0 or not any(any(partial.glob(pattern)) for pattern in WEIGHTS):
+            raise _unmerged(model, (done.stderr.strip().splitlines() or ["it wrote no weights"])[-1])
         if (partial / "lora_adapter").exists():
             raise Setting("model", model.given).error(
                 "the checkpoint is a LoRA adapter, and vLLM would evaluate its base model",
@@ -119,16 +120,6 @@ def _merge_into(model: Model, merged: Path, shards: str) -> None:
         os.replace(partial, merged)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _merge(model: Model, target: Path) -> None:
-    """Run the merger in a process of its own: it holds all weights, and returns its memory only by ending."""
-    command = ["merge", "--backend", "fsdp", "--local_dir", str(model.actor), "--target_dir", str(target)]
-    done = subprocess.run([sys.executable, "-m", "verl.model_merger", *command], text=True, capture_output=True)
-    print(done.stdout, done.stderr, flush=True)
-    if done.returncode != 0 or not any(any(target.glob(pattern)) for pattern in WEIGHTS):
-        reason = (done.stderr.strip().splitlines() or ["it wrote no weights"])[-1]
-        raise _unmerged(model, reason)
 
 
 def _unmerged(model: Model, reason: str) -> PreflightError:

@@ -1,30 +1,27 @@
 """One evaluation: check, sample through verl's vLLM servers, score, summarise and keep."""
 
-from __future__ import annotations
-
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from omegaconf import DictConfig
+from rich.console import Console
 
-from aent_verl.evaluation import checkpoint, records, settings, summary
+from aent_verl.evaluation import checkpoint, generation, records, settings, summary
 from aent_verl.evaluation.records import Answered, Problem, Response
 from aent_verl.evaluation.scoring import Scorer
 from aent_verl.evaluation.task import Task, prepare
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import choose_platform, hand_to_workers, start_ray
+from aent_verl.platforms.cpu import cpu_count
 from aent_verl.preflight import machines
 from aent_verl.preflight.findings import Setting
 from aent_verl.runs import provenance
 from aent_verl.runs.run import read_config
 from aent_verl.viewing.progress import CountDisplay
-
-if TYPE_CHECKING:
-    from aent_verl.evaluation.generation import Servers
 
 LOG = "evaluation.log"
 # Most processes that score: more hardly help, and each may hold a copy of what a reward function loads.
@@ -44,9 +41,6 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
         ValueError, RuntimeError: something does not fit, or a server failed; nothing was written.
     """
     import ray
-
-    from aent_verl.evaluation import generation
-    from aent_verl.platforms.cpu import cpu_count
 
     output = Path(cfg.evaluation.output)
     changed = settings.inherit(cfg, read_config(model.run), typed) if model.run else []
@@ -78,7 +72,7 @@ def evaluate(cfg: DictConfig, model: checkpoint.Model, typed: set[str], terminal
     records.write(output, result, answered)
     for warning in summary.warnings_of(answered):
         print(f"warning: {warning}", file=terminal)
-    _print(summary.table(result["summary"], task.sampling.n), terminal)
+    _show(result, terminal)
     print(f"results in {output}", file=terminal)
 
 
@@ -99,16 +93,12 @@ def _is_complete(output: Path, task: Task, terminal: TextIO) -> bool:
             "an empty folder, or the same evaluation",
         )
     print(f"this evaluation is complete, in {output}\nto repeat it add overwrite=true", file=terminal)
-    _print(summary.table(there["summary"], task.sampling.n), terminal)
+    _show(there, terminal)
     return True
 
 
 async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO) -> list[Answered]:
     """Sample all responses to all problems, and score each as soon as it arrives."""
-    from rich.console import Console
-
-    from aent_verl.evaluation import generation
-
     count, each = machines.replicas(cfg)
     found = generation.accelerators(count * each)
     if found < count * each:
@@ -118,18 +108,25 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
             f"at most the {found:g} that Ray has",
         )
     print(f"starting {count} vLLM server{'s' if count > 1 else ''}, which takes a minute or more", file=terminal)
+    n = task.record["sampling"]["n"]
     servers = await generation.Servers.start(cfg, generation.load_model(cfg))
     slots = asyncio.Semaphore(servers.capacity)
-    with CountDisplay(Console(file=terminal), len(task.problems) * task.sampling.n, "responses") as progress:
+    with CountDisplay(Console(file=terminal), len(task.problems) * n, "responses") as progress:
 
         async def answer(problem: Problem, prompt: Sequence[int]) -> Response:
             async with slots:
-                response = await _respond(servers, scorer, problem, prompt)
+                response = await servers.respond(prompt)
+                scored = await scorer.score_async(
+                    data_source=problem.data_source,
+                    solution_str=response.text,
+                    ground_truth=problem.ground_truth,
+                    # verl adds the last two.
+                    extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
+                )
             progress.advance()
-            return response
+            return replace(response, score=scored.score, answer=scored.answer, error=scored.error)
 
         asked = zip(task.problems, task.prompts, strict=True)
-        n = task.sampling.n
         tasks = [asyncio.ensure_future(answer(*problem)) for problem in asked for _ in range(n)]
         try:
             responses = await asyncio.gather(*tasks)
@@ -139,20 +136,7 @@ async def _sample(cfg: DictConfig, task: Task, scorer: Scorer, terminal: TextIO)
     return [Answered(problem, responses[i * n : (i + 1) * n]) for i, problem in enumerate(task.problems)]
 
 
-async def _respond(servers: Servers, scorer: Scorer, problem: Problem, prompt: Sequence[int]) -> Response:
-    response = await servers.respond(prompt)
-    scored = await scorer.score_async(
-        data_source=problem.data_source,
-        solution_str=response.text,
-        ground_truth=problem.ground_truth,
-        # verl adds the last two.
-        extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
-    )
-    return replace(response, score=scored.score, answer=scored.answer, error=scored.error)
-
-
-def _print(renderable: object, terminal: TextIO) -> None:
-    from rich.console import Console
-
+def _show(evaluation: Mapping[str, Any], terminal: TextIO) -> None:
+    table = summary.table(evaluation["summary"], evaluation["sampling"]["n"])
     # A file or pipe has no width; 80 columns would fold the table.
-    Console(file=terminal, width=None if terminal.isatty() else 120).print(renderable)
+    Console(file=terminal, width=None if terminal.isatty() else 120).print(table)

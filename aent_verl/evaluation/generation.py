@@ -93,13 +93,13 @@ class Servers:
     def __init__(self, cfg: DictConfig, model: HFModelConfig, client: Any, count: int) -> None:
         self._client = client
         self._tokenizer = model.tokenizer
-        self._ends = end_tokens(model)
+        given = getattr(model.generation_config, "eos_token_id", None)
+        # At which vLLM ends a response: the tokenizer's and the generation config's.
+        self._ends = {model.tokenizer.eos_token_id, *(given if isinstance(given, list | tuple) else [given])} - {None}
         self._longest = cfg.data.max_response_length
         values = cfg.actor_rollout_ref.rollout.val_kwargs
         self._sampling = {
-            "temperature": values.temperature,
-            "top_p": values.top_p,
-            "top_k": values.top_k,
+            **{key: values[key] for key in ("temperature", "top_p", "top_k")},
             "repetition_penalty": 1.0,
             "logprobs": True,
             "max_tokens": self._longest,
@@ -135,13 +135,6 @@ class Servers:
         # The likeliest token is certain; vLLM gives the log-probability that it would have at temperature 1.
         entropy = 0.0 if self._sampling["temperature"] == 0 else entropy_of(log_probs)
         return Response(text, len(tokens), len(tokens) >= self._longest and not ended, entropy)
-
-
-def end_tokens(model: HFModelConfig) -> frozenset[int]:
-    """Return the tokens at which vLLM ends a response: the tokenizer's and the generation config's."""
-    given = getattr(model.generation_config, "eos_token_id", None)
-    more = given if isinstance(given, list | tuple) else [given]
-    return frozenset(token for token in (model.tokenizer.eos_token_id, *more) if token is not None)
 
 
 def accelerators(needed: int) -> float:

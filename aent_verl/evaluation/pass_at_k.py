@@ -22,16 +22,7 @@ def pass_at_all_k(scores: np.ndarray) -> np.ndarray:
             f"pass@k needs scores that are 0 or 1, found {scores[wrong][0]:g}: use mean@n for graded rewards, or score "
             "correctness apart from the reward"
         )
-    samples = scores.shape[-1]
-    return _table(samples)[scores.sum(axis=-1).astype(int)]
-
-
-def _table(samples: int) -> np.ndarray:
-    """Tabulate pass@k by number of right samples and k, ``[n + 1, n]``.
-
-    The ratio of binomials is a product of k factors (n - c - j) / (n - j) in [0, 1], which cannot overflow.
-    """
-    right = np.arange(samples + 1)[:, None]
-    drawn = np.arange(samples)[None, :]
-    all_wrong = np.clip(samples - right - drawn, 0, None) / (samples - drawn)
-    return 1 - np.cumprod(all_wrong, axis=1)
+    # The ratio of binomials is a product of k factors (n - c - j) / (n - j) in [0, 1], which cannot overflow.
+    left = scores.shape[-1] - np.arange(scores.shape[-1])
+    all_wrong = np.clip(left - scores.sum(axis=-1, keepdims=True), 0, None) / left
+    return 1 - np.cumprod(all_wrong, axis=-1)

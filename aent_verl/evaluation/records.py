@@ -157,7 +157,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def write(folder: Path, summary: Mapping[str, Any], answered: Sequence[Answered]) -> None:
     """Write all three files; what another evaluation left there is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
     _write(folder / SCORES, (json.dumps(one.scores_line(), allow_nan=False) for one in answered))
     _write(folder / RESPONSES, (json.dumps(one.responses_line(), ensure_ascii=False) for one in answered))

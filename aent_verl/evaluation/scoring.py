@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 # Loads the reward function; called once in each process, so it has to be picklable.
@@ -112,8 +111,6 @@ class _Worker:
 
     def __init__(self, context: multiprocessing.context.ForkServerContext, load: Load) -> None:
         self._context, self._load = context, load
-        self._process: BaseProcess
-        self._connection: Connection
         self._start()
 
     def _start(self) -> None:
@@ -134,8 +131,7 @@ class _Worker:
         try:
             self._connection.send(arguments)
             if self._connection.poll(seconds):
-                reply: Scored = self._connection.recv()
-                return reply
+                return self._connection.recv()
             failure = f"no score after {seconds:g} s"
         except (EOFError, OSError):
             self._process.join(10)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from aent_verl import preflight
 from aent_verl.preflight.findings import Row, Setting, at
@@ -82,11 +82,6 @@ class Sampling:
     max_tokens: int
     seed: int
 
-    @property
-    def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
-        return self.temperature == 0
-
 
 def long_form(overrides: Sequence[str]) -> list[str]:
     """Write out the short keys among Hydra overrides; leave all others as they are."""
@@ -123,11 +118,9 @@ def inherit(cfg: DictConfig, run: Mapping[str, Any], typed: set[str]) -> list[st
     changed = []
     for key in INHERITED:
         value = OmegaConf.select(trained, key)
-        if value is None or any(key == name or name.startswith(f"{key}.") for name in typed):
-            continue
-        if OmegaConf.select(cfg, key) != value:
-            with open_dict(cfg):
-                OmegaConf.update(cfg, key, value, merge=False)
+        given = any(key == name or name.startswith(f"{key}.") for name in typed)
+        if value is not None and not given and OmegaConf.select(cfg, key) != value:
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
             changed.append(key)
     return changed
 
@@ -172,12 +165,12 @@ def _check_own(cfg: DictConfig) -> Iterator[Warning]:
             "false",
         )
     sampling, manager = sampling_of(cfg), cfg.reward.reward_manager
-    if sampling.greedy and sampling.n > 1:
+    if sampling.temperature == 0 and sampling.n > 1:
         yield UserWarning(
             f"temperature=0 with n={sampling.n}: all responses to a problem are equal up to rounding, so pass@k is "
             "the accuracy and entropy 0; set n=1, or temperature=1.0"
         )
-    if sampling.greedy and (sampling.top_p < 1 or sampling.top_k != -1):
+    if sampling.temperature == 0 and (sampling.top_p < 1 or sampling.top_k != -1):
         yield UserWarning("temperature=0: top_p and top_k have no effect")
     if manager.source != "register":
         yield UserWarning(

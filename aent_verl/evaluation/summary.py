@@ -1,19 +1,16 @@
 """The results of an evaluation, by data source and over all problems, as numbers and as a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from rich.table import Column, Table
 
 from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.evaluation.records import Answered
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from aent_verl.viewing.progress import fixed
 
 ALL = "all"
 
@@ -87,24 +84,20 @@ def warnings_of(answered: Sequence[Answered]) -> list[str]:
 
 def table(summary: Mapping[str, Mapping[str, Any]], samples: int) -> Table:
     """Lay out the summary for a terminal: a row for each data source, and one for all if there are several."""
-    from rich.table import Table
-
     shown = {name: row for name, row in summary.items() if name != ALL or len(summary) > 2}
-    result = Table()
-    result.add_column("data source", overflow="fold")
     columns = ("problems", f"mean@{samples}", f"pass@{samples}", f"maj@{samples}", "tokens", "cut off", "entropy")
-    for name in (*columns, "calibration\nerror"):
-        result.add_column(name, justify="right")
+    numbers = (Column(name, justify="right") for name in (*columns, "calibration\nerror"))
+    result = Table(Column("data source", overflow="fold"), *numbers)
     for name, row in shown.items():
         result.add_row(
             name,
             str(row["problems"]),
-            f"{row['mean@n']:.3f}",
-            "-" if row["pass@k"] is None else f"{row['pass@k'][str(samples)]:.3f}",
-            "-" if row["maj@n"] is None else f"{row['maj@n']:.3f}",
-            f"{row['response_tokens']:.1f}",
+            fixed(row["mean@n"]),
+            fixed(row["pass@k"] and row["pass@k"][str(samples)]),
+            fixed(row["maj@n"]),
+            fixed(row["response_tokens"], 1),
             f"{row['truncated']:.1%}",
-            f"{row['entropy']:.3f}",
-            "-" if row["calibration_error"] is None else f"{row['calibration_error']:.3f}",
+            fixed(row["entropy"]),
+            fixed(row["calibration_error"]),
         )
     return result

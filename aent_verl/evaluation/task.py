@@ -8,10 +8,11 @@ from typing import Any, TextIO
 
 from omegaconf import DictConfig
 
+from aent_verl import preflight
 from aent_verl._util import file_sha256
-from aent_verl.evaluation import checkpoint, records, settings
+from aent_verl.evaluation import checkpoint, generation, records, settings
 from aent_verl.evaluation.records import Problem
-from aent_verl.preflight import machines
+from aent_verl.preflight import data, machines, reward
 from aent_verl.preflight.findings import Setting, at
 from aent_verl.preflight.schema import value
 
@@ -25,13 +26,11 @@ class Task:
     Attributes:
         problems: the problems, none twice.
         prompts: their token ids.
-        sampling: how responses are drawn.
         record: what `evaluation.json` says of it.
     """
 
     problems: Sequence[Problem]
     prompts: Sequence[Sequence[int]]
-    sampling: settings.Sampling
     record: dict[str, Any]
 
 
@@ -48,12 +47,7 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     """
     from verl.workers.rollout.utils import get_max_position_embeddings
 
-    from aent_verl import preflight
-    from aent_verl.evaluation import generation
-    from aent_verl.preflight import data, reward
-
     preflight.say(settings.check(cfg), terminal)
-    sampling = settings.sampling_of(cfg)
     _check_servers(cfg)
     files = data.named_files(cfg, DATA)
     found = data.read_files(cfg, DATA)
@@ -67,12 +61,11 @@ def prepare(cfg: DictConfig, model: checkpoint.Model, terminal: TextIO) -> Task:
     loaded = generation.load_model(cfg)
     _check_lengths(cfg, int(get_max_position_embeddings(loaded.hf_config)))
     by_file = {path: problems_of(generation.load_rows(cfg, path, loaded)) for path in files}
-    problems = records.distinct([problem for group in by_file.values() for problem in group])
-    _say_what_is_left(cfg, sum(map(len, by_file.values())), len(problems), found.count, terminal)
+    problems = records.distinct(problem for group in by_file.values() for problem in group)
     encode = generation.prompt_encoder(cfg, loaded)
     prompts = [encode(problem.messages) for problem in problems]
-    _check_prompts(cfg, prompts)
-    return Task(problems, prompts, sampling, _record(cfg, model, by_file, sampling))
+    _check_prompts(cfg, prompts, sum(map(len, by_file.values())), found.count, terminal)
+    return Task(problems, prompts, _record(cfg, model, by_file))
 
 
 def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
@@ -81,7 +74,13 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
     Raises:
         ValueError: a prompt that is not plain text.
     """
-    problems = [
+    for index, row in enumerate(rows):
+        if not all(isinstance(message["content"], str) for message in row["raw_prompt"]):
+            raise ValueError(
+                f"data: row {index} has a prompt that is not plain text; expected text in every message. Images and "
+                "sounds are for verl's own validation: aent-verl train ... trainer.val_only=true"
+            )
+    return [
         Problem(
             data_source=str(row["data_source"]),
             messages=row["raw_prompt"],
@@ -90,18 +89,9 @@ def problems_of(rows: Sequence[dict[str, Any]]) -> list[Problem]:
         )
         for row in rows
     ]
-    for index, problem in enumerate(problems):
-        if not all(isinstance(message["content"], str) for message in problem.messages):
-            raise ValueError(
-                f"data: row {index} has a prompt that is not plain text; expected text in every message. Images and "
-                "sounds are for verl's own validation: aent-verl train ... trainer.val_only=true"
-            )
-    return problems
 
 
 def _check_servers(cfg: DictConfig) -> None:
-    from aent_verl.evaluation import generation
-
     count, each = machines.replicas(cfg)
     if count < 1:
         raise Setting("gpus", cfg.trainer.n_gpus_per_node).error(
@@ -132,8 +122,13 @@ def _check_lengths(cfg: DictConfig, context: int) -> None:
         )
 
 
-def _say_what_is_left(cfg: DictConfig, rows: int, problems: int, in_files: int, terminal: TextIO) -> None:
-    """Name what is not evaluated, or evaluated only once."""
+def _check_prompts(
+    cfg: DictConfig, prompts: Sequence[Sequence[int]], rows: int, in_files: int, terminal: TextIO
+) -> None:
+    """Check that every prompt fits, and name what is not evaluated, or evaluated only once.
+
+    Preflight looks at the first few, and verl would cut the beginning off a longer one.
+    """
     limit = Setting("max_prompt_length", cfg.data.max_prompt_length)
     if rows < in_files:
         print(
@@ -141,15 +136,10 @@ def _say_what_is_left(cfg: DictConfig, rows: int, problems: int, in_files: int, 
             f"more than {limit.key}={limit.value} tokens) or data.val_max_samples",
             file=terminal,
         )
-    if problems == 0:
+    if not prompts:
         raise limit.error(f"all {in_files} prompts are longer", "Raise it", "room for the prompts")
-    if problems < rows:
-        print(f"{rows} rows are {problems} problems, some of them repeated: each is evaluated once", file=terminal)
-
-
-def _check_prompts(cfg: DictConfig, prompts: Sequence[Sequence[int]]) -> None:
-    """Check every prompt: preflight looks at the first few, and verl would cut the beginning off a longer one."""
-    limit = Setting("max_prompt_length", cfg.data.max_prompt_length)
+    if len(prompts) < rows:
+        print(f"{rows} rows are {len(prompts)} problems, some of them repeated: each is evaluated once", file=terminal)
     longer = [len(prompt) for prompt in prompts if len(prompt) > limit.value]
     if longer:
         raise limit.error(
@@ -159,9 +149,7 @@ def _check_prompts(cfg: DictConfig, prompts: Sequence[Sequence[int]]) -> None:
         )
 
 
-def _record(
-    cfg: DictConfig, model: checkpoint.Model, by_file: dict[str, list[Problem]], sampling: settings.Sampling
-) -> dict[str, Any]:
+def _record(cfg: DictConfig, model: checkpoint.Model, by_file: dict[str, list[Problem]]) -> dict[str, Any]:
     """Record what this evaluation is about, and what distinguishes it from another one."""
     folder = Path(cfg.actor_rollout_ref.model.path)
     function = cfg.reward.custom_reward_function
@@ -174,7 +162,7 @@ def _record(
             {"path": os.path.abspath(path), "sha256": file_sha256(path), "problems": len({each.id for each in group})}
             for path, group in by_file.items()
         ],
-        "sampling": asdict(sampling),
+        "sampling": asdict(settings.sampling_of(cfg)),
         "prompts": {
             "max_tokens": cfg.data.max_prompt_length,
             "longer_left_out": bool(cfg.data.filter_overlong_prompts),

@@ -1,23 +1,25 @@
 """The runs of a grid: folder, overrides and composed config of each, checked before the first one starts."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from aent_verl import preflight
 from aent_verl._util import hydra_quoted
 from aent_verl.comparison.grid.settings import Settings
+from aent_verl.launch import compose
+from aent_verl.preflight import data, reward
+from aent_verl.preflight.findings import root_cause
 from aent_verl.runs import problems
 from aent_verl.runs.metrics import METRICS_FILE
 from aent_verl.runs.protocol import SEED_KEYS, Protocol, differences, protocol_of
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 RUNS = "runs"
 _PRESET = "entropy_control="
@@ -86,8 +88,6 @@ class GridRun:
     @cached_property
     def protocol(self) -> Protocol:
         """What has to be equal in all runs; the files of data and model must be there."""
-        from omegaconf import OmegaConf
-
         config: Any = OmegaConf.to_container(self.config, resolve=True)
         return protocol_of(config)
 
@@ -100,21 +100,12 @@ def plan_runs(settings: Settings) -> list[GridRun]:
     """
     if any(text.startswith(_PRESET) for text in settings.overrides):
         raise ValueError(f"{_PRESET}... for all runs: methods=[...] choose it; leave it out")
-    evaluation = [f"{key}={_value(value)}" for key, value in settings.evaluation.items()] or None
     composed = {method: _compose(settings, method, own) for method, own in settings.methods.items()}
-    return [
-        _plan_run(settings, method, seed, evaluation, *composed[method])
-        for seed in settings.seeds
-        for method in settings.methods
-    ]
+    return [_plan_run(settings, method, seed, *found) for seed in settings.seeds for method, found in composed.items()]
 
 
 def _compose(settings: Settings, method: str, own: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
     """Compose a method's overrides and config, without seed and folder: composing is slow."""
-    from hydra.errors import HydraException
-
-    from aent_verl.launch import compose
-
     preset = [] if any(text.startswith(_PRESET) for text in own) else [f"{_PRESET}{method}"]
     overrides = (*settings.overrides, *preset, *own)
     try:
@@ -123,18 +114,7 @@ def _compose(settings: Settings, method: str, own: tuple[str, ...]) -> tuple[tup
         raise ValueError(f"method {method}: {_first_line(error)}") from error
 
 
-def _plan_run(
-    settings: Settings,
-    method: str,
-    seed: int,
-    evaluation: list[str] | None,
-    overrides: tuple[str, ...],
-    composed: DictConfig,
-) -> GridRun:
-    from omegaconf import OmegaConf
-
-    from aent_verl.launch.compose import make_paths_absolute
-
+def _plan_run(settings: Settings, method: str, seed: int, overrides: tuple[str, ...], composed: DictConfig) -> GridRun:
     folder = Path(os.path.abspath(settings.results), RUNS, f"{method}_seed{seed}")
     own: dict[str, int | str | Path] = {
         **dict.fromkeys(SEED_KEYS, seed),
@@ -145,8 +125,9 @@ def _plan_run(
     config = composed.copy()
     for key, value in own.items():
         OmegaConf.update(config, key, str(value) if isinstance(value, Path) else value)
-    make_paths_absolute(config)
+    compose.make_paths_absolute(config)
     texts = (f"{key}={hydra_quoted(value) if isinstance(value, Path) else value}" for key, value in own.items())
+    evaluation = [f"{key}={_value(value)}" for key, value in settings.evaluation.items()] or None
     return GridRun(method, seed, folder, (*overrides, *texts), evaluation, config)
 
 
@@ -156,10 +137,7 @@ def check(grid: Sequence[GridRun]) -> None:
     Raises:
         ValueError, RuntimeError: what does not fit, and in which method.
     """
-    from aent_verl import preflight
-    from aent_verl.launch.compose import prepare_task
-
-    prepare_task(grid[0].config, sys.stdout)
+    compose.prepare_task(grid[0].config, sys.stdout)
     methods: dict[str, GridRun] = {}
     for run in grid:
         methods.setdefault(run.method, run)
@@ -187,11 +165,8 @@ def _check_checkpoint(config: DictConfig) -> None:
     Raises:
         ValueError: it saves none, or one of an adapter.
     """
-    if not config.trainer.save_freq > 0:
-        raise ValueError(
-            f"trainer.save_freq={config.trainer.save_freq}: must be above 0, because evaluation.* asks to evaluate the "
-            "final checkpoint"
-        )
+    if not (often := config.trainer.save_freq) > 0:
+        raise ValueError(f"trainer.save_freq={often}: must be above 0, so that evaluation.* has a final checkpoint")
     if rank := config.actor_rollout_ref.model.lora_rank:
         raise ValueError(
             f"actor_rollout_ref.model.lora_rank={rank}: must be 0, because evaluation.* asks to evaluate the final "
@@ -205,14 +180,7 @@ def _check_evaluation(run: GridRun) -> None:
     Raises:
         ValueError: something does not fit.
     """
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    from aent_verl import preflight
     from aent_verl.evaluation import settings
-    from aent_verl.launch import compose
-    from aent_verl.preflight import data, reward
-    from aent_verl.preflight.findings import root_cause
 
     overrides = settings.long_form(run.evaluation_overrides)
     try:

@@ -4,12 +4,12 @@ A grid may also be extended: with more training steps, and nothing else changed,
 checkpoints.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from aent_verl._util import write_json
 from aent_verl.comparison.grid.plan import GridRun
@@ -18,19 +18,20 @@ from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.protocol import EPOCHS, STEPS, differences
 from aent_verl.runs.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 STARTED, TRAINED = "started", "trained"
 TRAIN, EVALUATE = "train", "evaluate"
 # Controllers whose coefficient depends on the length of the run.
 LENGTH_CONTROLLERS = ("linear_decay", "stage", "epoch")
-_BONUS, _OPTIMIZER = "entropy_control.bonus", "actor_rollout_ref.actor.optim"
-# Values whose effect at a step depends on how many steps will follow.
-_BY_LENGTH = {
-    f"{_BONUS}.name": ("smoothed",),
-    f"{_BONUS}.controller.name": LENGTH_CONTROLLERS,
-    "entropy_control.advantages.controller.name": LENGTH_CONTROLLERS,
+_OPTIMIZER = "actor_rollout_ref.actor.optim"
+# Settings, and which of their values have an effect at a step that depends on how many steps will follow.
+_BY_LENGTH: dict[str, Callable[[Any], bool]] = {
+    "entropy_control.bonus.name": lambda name: name == "smoothed",
+    "entropy_control.bonus.controller.name": LENGTH_CONTROLLERS.__contains__,
+    "entropy_control.advantages.controller.name": LENGTH_CONTROLLERS.__contains__,
+    f"{_OPTIMIZER}.lr_scheduler_type": lambda name: name not in (None, "constant"),
+    # verl's older name for it, which wins where it is set.
+    f"{_OPTIMIZER}.warmup_style": lambda name: name not in (None, "constant"),
+    f"{_OPTIMIZER}.lr_warmup_steps_ratio": bool,
 }
 _RESULTS_HINT = "choose another folder, results=..."
 # Between the commits, or versions, of a run that resumed with another one.
@@ -138,17 +139,10 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
 
 def _by_length(config: DictConfig) -> list[str]:
     """Find the settings whose effect at a step depends on how many will follow."""
-    from omegaconf import OmegaConf
-
     values = {key: OmegaConf.select(config, key) for key in _BY_LENGTH}
-    found = {key: value for key, value in values.items() if value in _BY_LENGTH[key]}
-    optimizer: Any = OmegaConf.select(config, _OPTIMIZER) or {}
-    for key in ("lr_scheduler_type", "warmup_style"):  # The second is verl's older name, and wins where it is set.
-        if optimizer.get(key) not in (None, "constant"):
-            found[f"{_OPTIMIZER}.{key}"] = optimizer[key]
-    if optimizer.get("lr_warmup_steps_ratio") and (optimizer.get("lr_warmup_steps") or 0) <= 0:
-        found[f"{_OPTIMIZER}.lr_warmup_steps_ratio"] = optimizer.lr_warmup_steps_ratio
-    return [f"{key}={value}" for key, value in found.items()]
+    if (OmegaConf.select(config, f"{_OPTIMIZER}.lr_warmup_steps") or 0) > 0:  # it counts instead of the ratio
+        del values[f"{_OPTIMIZER}.lr_warmup_steps_ratio"]
+    return [f"{key}={value}" for key, value in values.items() if _BY_LENGTH[key](value)]
 
 
 def _start(run: GridRun, record: dict[str, Any]) -> None:

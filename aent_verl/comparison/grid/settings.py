@@ -10,7 +10,8 @@ line says comes after it.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,17 @@ class Settings:
         title: heading of the report.
     """
 
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
     methods: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     baseline: str
     results: Path
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    parallel: int = 1
-    launcher: str = LOCAL
-    stall_minutes: float = 60.0
-    target: Target = TARGETS[0]
-    title: str = ""
+    evaluation: Mapping[str, Any]
+    parallel: int
+    launcher: str
+    stall_minutes: float
+    target: Target
+    title: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, in the form of a grid file."""
@@ -130,12 +131,9 @@ def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
             raise ValueError(
                 f"{text!r} is not a valid setting ({error}): write key=value{hint}; aent-verl compare --help"
             ) from None
-        key = override.key_or_group
         if override.is_sweep_override():
-            raise ValueError(
-                f"{text}: one value per key; methods and seeds are lists, as in methods=[grpo,aent] seeds=[1,2,3]"
-            )
-        yield text, key, override.value()
+            raise ValueError(f"{text}: one value per key; methods and seeds are lists, as in seeds=[1,2,3]")
+        yield text, override.key_or_group, override.value()
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -155,16 +153,17 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     every = (*_strings("overrides", given.get("overrides") or []), *overrides)
     methods = _methods(given.get("methods", ["grpo", "entreg", "aent"]))
-    for text in (*every, *(text for own in methods.values() for text in own)):
-        _check_free(text)
+    for text in chain(every, *methods.values()):
+        key = text.partition("=")[0].lstrip("+~")
+        if key.startswith(_RESERVED):
+            says = "seeds=[1,2,3] says to what" if key in SEED_KEYS else "results=FOLDER says where all of them go"
+            raise ValueError(f"{text}: compare sets {key} for each run; {says}")
     baseline = str(given.get("baseline") or ("grpo" if "grpo" in methods else next(iter(methods))))
     if baseline not in methods:
         raise ValueError(f"baseline={baseline!r}: must be one of methods={list(methods)}")
     evaluation = given.get("evaluation") or {}
     if not isinstance(evaluation, Mapping):
-        raise ValueError(
-            f"evaluation={evaluation!r}: give settings of aent-verl evaluate, as in evaluation.data=test.parquet"
-        )
+        raise ValueError(f"evaluation={evaluation!r}: give aent-verl evaluate's keys, as in evaluation.data=x.parquet")
     for key in evaluation:
         if key in _RESERVED_FOR_EVALUATION:
             raise ValueError(f"evaluation.{key}: compare sets it, to the final checkpoint and the folder of each run")
@@ -191,16 +190,8 @@ def _settings(given: dict[str, Any], overrides: Sequence[str]) -> Settings:
     )
 
 
-def _check_free(text: str) -> None:
-    key = text.partition("=")[0].lstrip("+~")
-    if key.startswith(_RESERVED):
-        says = "seeds=[1,2,3] says to what" if key in SEED_KEYS else "results=FOLDER says where all of them go"
-        raise ValueError(f"{text}: compare sets {key} for each run; {says}")
-
-
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:
-    given = _by_label(value)
-    methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in given.items()}
+    methods = {str(label): tuple(_strings(f"methods.{label}", own or [])) for label, own in _by_label(value).items()}
     if not methods:
         raise ValueError(f"methods={value!r}: give a list of presets, methods=[grpo,aent], or overrides by label")
     for label in methods:

@@ -86,14 +86,10 @@ def seconds_left(grid: Sequence[Status], parallel: int) -> float | None:
         return None
     pace = {method: statistics.median(seconds) for method, seconds in known.items()}
     usual = statistics.median(pace.values())
-    outside, evaluations = [], []
-    for status in grid:
-        if TRAIN in status.seconds and status.step:
-            outside.append(status.seconds[TRAIN] - status.step * pace.get(status.run.method, usual))
-        if EVALUATE in status.seconds:
-            evaluations.append(status.seconds[EVALUATE])
-    start = max(0.0, statistics.mean(outside)) if outside else 0.0
-    evaluation = statistics.mean(evaluations) if evaluations else 0.0
+    trained = [status for status in grid if TRAIN in status.seconds and status.step]
+    outside = [each.seconds[TRAIN] - each.step * pace.get(each.run.method, usual) for each in trained]
+    start = max(0.0, statistics.mean(outside or [0.0]))
+    evaluation = statistics.mean([each.seconds[EVALUATE] for each in grid if EVALUATE in each.seconds] or [0.0])
     left = 0.0
     for status in grid:
         if status.state in (WAITING, TRAIN):

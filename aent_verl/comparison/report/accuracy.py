@@ -18,7 +18,7 @@ from aent_verl.evaluation.majority import calibration_error, majority_vote
 from aent_verl.evaluation.pass_at_k import pass_at_all_k
 from aent_verl.runs.metrics import validation_sources
 from aent_verl.runs.problems import ProblemScores
-from aent_verl.runs.run import Run
+from aent_verl.runs.run import Run, by_method
 
 PROFILE_POINTS = 41
 
@@ -90,8 +90,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
 
     None if there is neither.
     """
-    scored = {method: [run for run in group if run.scores is not None] for method, group in groups.runs.items()}
-    scored = {method: group for method, group in scored.items() if group}
+    scored = by_method(run for run in groups.all if run.scores is not None)
     notes: list[str] = []
     several = groups.baseline is not None and len(groups.methods) > 1
     if scored and several and (groups.baseline not in scored or len(scored) < 2):
@@ -99,8 +98,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
             f"Scores of single problems exist for {', '.join(scored)} only, so methods are compared by their final "
             "validation: aent-verl evaluate the others."
         )
-        scored = {}
-    if scored:
+    elif scored:
         try:
             aligned = _align(scored, intersect=bool(groups.differences))
         except ValueError as error:
@@ -112,8 +110,7 @@ def judge(groups: Groups, target: Target) -> Accuracy | None:
 
 def _over_validations(groups: Groups, asked: Target, notes: list[str]) -> Accuracy | None:
     """Compare over the seeds alone: one number for each run."""
-    finals = {method: final_validations(group) for method, group in groups.runs.items()}
-    finals = {method: values for method, values in finals.items() if values}
+    finals = {method: found for method, group in groups.runs.items() if (found := final_validations(group))}
     if not finals:
         return None
     metric = "final validation accuracy"
@@ -159,23 +156,29 @@ def _align(scored: Mapping[str, list[Run]], intersect: bool) -> dict[str, list[P
     found = {run.name: run.scores for group in scored.values() for run in group if run.scores is not None}
     columns = shared_problems({name: scores.problems for name, scores in found.items()}, intersect=intersect)
     samples = min(scores.samples for scores in found.values())
+    # The reward functions that tell what a response answered.
+    telling = {_reward_of(scores) for scores in found.values() if any({*row} - {None} for row in scores.answers)}
     aligned = {
-        method: [_select(found[run.name], columns[run.name], samples) for run in group]
+        method: [_select(found[run.name], columns[run.name], samples, telling) for run in group]
         for method, group in scored.items()
     }
     score_matrices({method: _stack(seeds, "scores") for method, seeds in aligned.items()})
     return aligned
 
 
-def _select(scores: ProblemScores, columns: np.ndarray, samples: int) -> ProblemScores:
-    """Select the scores of some problems, in this order, and of the first responses to each."""
+def _select(scores: ProblemScores, columns: np.ndarray, samples: int, telling: Collection[str]) -> ProblemScores:
+    """Select the scores of some problems, in this order, and of the first responses to each.
+
+    Answers stay only where the reward function is one that tells them.
+    """
+    rows = scores.answers if _reward_of(scores) in telling else ()
     matrices = ("scores", "response_tokens", "truncated", "entropy")
     stored = {name: matrix for name in matrices if (matrix := getattr(scores, name)) is not None}
     return replace(
         scores,
         problems=tuple(scores.problems[column] for column in columns),
         data_sources=tuple(scores.data_sources[column] for column in columns),
-        answers=tuple(scores.answers[column][:samples] for column in columns) if scores.answers else (),
+        answers=tuple(rows[column][:samples] for column in columns) if rows else (),
         **{name: matrix[columns, :samples] for name, matrix in stored.items()},
     )
 
@@ -188,18 +191,9 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
         given = verdicts(matrices, groups.baseline, metric=metric, target=target)
     extremes = [float(end(matrix)) for matrix in matrices.values() for end in (np.min, np.max)]
     thresholds = np.linspace(min(0, *extremes), max(1, *extremes), PROFILE_POINTS)
-    stored = [run.scores for run in groups.all if run.scores is not None]
-    telling = {
-        _reward_of(scores) for scores in stored if any(answer is not None for row in scores.answers for answer in row)
-    }
+    theirs = matrices.get(groups.baseline or "")
     methods = {
-        method: _method_accuracy(
-            seeds,
-            None if method == groups.baseline else matrices.get(groups.baseline or ""),
-            thresholds,
-            telling,
-            target,
-        )
+        method: _method_accuracy(seeds, None if method == groups.baseline else theirs, thresholds, target)
         for method, seeds in aligned.items()
     }
     notes = []
@@ -216,11 +210,7 @@ def _over_problems(groups: Groups, aligned: Mapping[str, list[ProblemScores]], t
 
 
 def _method_accuracy(
-    seeds: list[ProblemScores],
-    baseline: np.ndarray | None,
-    thresholds: np.ndarray,
-    telling: Collection[str],
-    target: Target,
+    seeds: list[ProblemScores], baseline: np.ndarray | None, thresholds: np.ndarray, target: Target
 ) -> MethodAccuracy:
     """Compute all numbers of one method.
 
@@ -228,12 +218,12 @@ def _method_accuracy(
         seeds: its scores.
         baseline: the baseline's, ``[S, P, n]``; None if there is none, or it is this method.
         thresholds: of the profile.
-        telling: reward functions that tell what a response answered.
         target: what the intervals are about.
     """
     samples = _stack(seeds, "scores")
-    scores, sources, answers = samples.mean(axis=2), np.array(seeds[0].data_sources), _answers(seeds, telling)
-    vote = None if answers is None else majority_vote(samples, answers)
+    scores, sources = samples.mean(axis=2), np.array(seeds[0].data_sources)
+    told = all(seed.answers for seed in seeds)
+    vote = majority_vote(samples, [seed.answers for seed in seeds]) if told else None
     binary = bool(np.isin(samples, (0, 1)).all())
     known = has_interval(scores, target)
 
@@ -292,15 +282,6 @@ def _average(seeds: list[ProblemScores], name: str, weights: str | None = None) 
     if weight is not None and not weight.any():
         return 0.0
     return float(np.average(_stack(seeds, name), weights=weight))
-
-
-def _answers(seeds: list[ProblemScores], telling: Collection[str]) -> np.ndarray | None:
-    """Return the answers, ``[S, P, n]``; None if a seed lacks them, or its reward function never tells any."""
-    if not all(scores.answers and _reward_of(scores) in telling for scores in seeds):
-        return None
-    found = np.empty((len(seeds), *seeds[0].scores.shape), dtype=object)
-    found[:] = [scores.answers for scores in seeds]
-    return found
 
 
 def _reward_of(scores: ProblemScores) -> str:

@@ -147,16 +147,14 @@ def accuracy_charts(groups: Groups, accuracy: Accuracy) -> list[Chart]:
 
 
 def _line(place: int, x: np.ndarray, points: Sequence[Estimate]) -> Line:
-    low, high = (np.array([getattr(point, end) for point in points]) for end in ("low", "high"))
-    known = bool(np.isfinite(low).any())
-    return Line(place, x, np.array([p.value for p in points]), low if known else None, high if known else None)
+    return curves.line(place, x, *np.array([(point.value, point.low, point.high) for point in points]).T)
 
 
 def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
     """Return the settings that differ between methods whose config is known: value by method, by key."""
     firsts = {method: next((r.settings for r in group if r.settings), {}) for method, group in groups.runs.items()}
     known = {method: found for method, found in firsts.items() if found}
-    keys = sorted({key for found in known.values() for key in found})
+    keys = sorted(set().union(*known.values()))
     table = {key: {method: found.get(key, NOT_RECORDED) for method, found in known.items()} for key in keys}
     return {key: row for key, row in table.items() if len(set(row.values())) > 1}
 
@@ -164,7 +162,7 @@ def differing_settings(groups: Groups) -> dict[str, dict[str, str]]:
 def protocol_rows(groups: Groups) -> dict[str, dict[str, list[str]]]:
     """Return the protocol: for each key the runs by value."""
     protocols = {run.name: run.protocol for run in groups.all}
-    return {key: by_value(protocols, key) for key in sorted({key for each in protocols.values() for key in each})}
+    return {key: by_value(protocols, key) for key in sorted(set().union(*protocols.values()))}
 
 
 def _row(run: Run) -> dict[str, Any]:

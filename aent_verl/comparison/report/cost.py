@@ -1,6 +1,7 @@
 """What training costs: time and tokens, and how much of each a method needs to reach the baseline's best."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from aent_verl.comparison.report.curves import curve_of, having, line
 from aent_verl.comparison.report.groups import Groups, sentences
-from aent_verl.comparison.stats.curves import Curve, best, first_reaching
+from aent_verl.comparison.stats.curves import best, first_reaching
 from aent_verl.runs.metrics import STEP_SECONDS, validation_accuracy
 from aent_verl.runs.run import Run
 from aent_verl.viewing.charts import Chart
@@ -31,7 +32,7 @@ def costs(groups: Groups) -> tuple[float | None, dict[str, dict[str, Any]]]:
         "steps", "seconds_to_reach" and "tokens_to_reach", means over seeds.
     """
     curves = {method: curve_of(runs, validation_accuracy) for method, runs in groups.runs.items()}
-    of_baseline = curves.get(groups.baseline) if groups.baseline is not None else None
+    of_baseline = curves.get(groups.baseline or "")
     level = None if of_baseline is None else best(of_baseline)
     found = {}
     for method, runs in groups.runs.items():
@@ -59,64 +60,52 @@ def cost_charts(groups: Groups) -> list[Chart]:
     ):
         found = []
         for place, runs in enumerate(groups.runs.values()):
-            curve = curve_of(runs, validation_accuracy)
-            if curve is None:
+            if (curve := curve_of(runs, validation_accuracy)) is None:
                 continue
             at = _cumulative(having(runs, validation_accuracy), key, curve.steps)
             if np.nansum(at) > 0:
-                found.append((place, *_known(curve, at)))
+                known = np.isfinite(at)
+                found.append(line(place, at[known], curve.mean[known], curve.low[known], curve.high[known]))
         if found:
-            largest = max(float(at[-1]) for _, _, at in found)
+            largest = max(each.x[-1] for each in found)
             unit, size = next(((unit, size) for unit, size in units if largest >= size), units[-1])
-            lines = [line(place, curve, x=at / size) for place, curve, at in found]
+            lines = [replace(each, x=each.x / size) for each in found]
             charts.append(Chart(name, f"Validation accuracy by {what}", f"{what}, {unit}", lines))
     return charts
 
 
 def cost_notes(groups: Groups) -> tuple[str, ...]:
     """Name, in sentences, the runs whose cost is not fully known because their log lacks something."""
-    found = []
-    for run in groups.all:
-        for key, words in _NONE_OF.items():
-            if gaps := _gaps(run, key):
-                reason = (
-                    f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
-                    "its method costs from there on is not known"
-                )
-                found.append((run.name, reason))
-    return tuple(sentences(found))
+    return tuple(sentences((run.name, reason) for run in groups.all for reason in _gaps(run)))
 
 
 def spent(run: Run, key: str) -> float | None:
     """Sum what a run has spent; None if a step does not record it."""
-    return None if _gaps(run, key) else sum(run.metrics[step][key] for step in range(1, run.last_step + 1))
+    values = _by_step(run, key)
+    return sum(values) if all(map(math.isfinite, values)) else None
+
+
+def _gaps(run: Run) -> Iterator[str]:
+    for key, words in _NONE_OF.items():
+        if gaps := [step for step, cost in enumerate(_by_step(run, key), start=1) if not math.isfinite(cost)]:
+            yield (
+                f"{words} recorded at {len(gaps):,} of {run.last_step:,} steps, first at step {gaps[0]:,}, so what "
+                "its method costs from there on is not known"
+            )
 
 
 def _total(runs: list[Run], key: str) -> float | None:
-    each = [spent(run, key) for run in runs]
-    known = [value for value in each if value is not None]
-    return float(np.mean(known)) if len(known) == len(each) else None
+    each: list[Any] = [spent(run, key) for run in runs]
+    return None if None in each else float(np.mean(each))
 
 
 def _cumulative(runs: list[Run], key: str, steps: np.ndarray) -> np.ndarray:
     """Average over seeds what was spent up to and with each step, ``[T]``; NaN from a step on that lacks it."""
-    found = []
-    for run in runs:
-        values = [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, int(steps[-1]) + 1)]
-        # A sum with NaN or infinity in it stays one.
-        found.append(np.concatenate([[0.0], np.cumsum(values)])[steps])
-    mean = np.mean(found, axis=0)
+    # A sum with NaN or infinity in it stays one.
+    mean = np.mean([np.cumsum([0.0, *_by_step(run, key)])[steps] for run in runs], axis=0)
     return np.where(np.isfinite(mean), mean, math.nan)
 
 
-def _known(curve: Curve, at: np.ndarray) -> tuple[Curve, np.ndarray]:
-    """Cut a curve to the part whose places are known."""
-    known = np.isfinite(at)
-    parts = {name: getattr(curve, name)[..., known] for name in ("steps", "values", "mean", "low", "high")}
-    return replace(curve, **parts), at[known]
-
-
-def _gaps(run: Run, key: str) -> list[int]:
-    """List the steps of a run that do not say what they cost."""
-    steps = range(1, run.last_step + 1)
-    return [step for step in steps if not math.isfinite(run.metrics.get(step, {}).get(key, math.nan))]
+def _by_step(run: Run, key: str) -> list[float]:
+    """List what each step of a run cost, from the first on; NaN where it does not say."""
+    return [run.metrics.get(step, {}).get(key, math.nan) for step in range(1, run.last_step + 1)]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
-from types import MappingProxyType
 
 import numpy as np
 
@@ -50,11 +49,7 @@ def learning_curves(groups: Groups) -> list[Chart]:
     functionals = " and ".join(sorted({bound.functional for bound in others.values()})).capitalize()
     controlled: Value = methodcaller("get", metrics.ENTROPY)
     weight: Value = methodcaller("get", metrics.ADVANTAGES_COEFFICIENT)
-    weighted = [
-        method
-        for method, group in groups.runs.items()
-        if any(weight(data) not in (None, 1) for run in group for data in run.metrics.values())
-    ]
+    weighted = {run.method for run in groups.all if any(weight(data) not in (None, 1) for data in run.metrics.values())}
     chart = partial(_chart, groups)
     charts = [
         chart("reward", "Training reward", reward),
@@ -85,9 +80,8 @@ def curve_of(runs: Sequence[Run], value: Value) -> Curve | None:
         runs: seeds of one method.
         value: the metric in a step's data.
     """
-    series = [_series(run, value) for run in having(runs, value)]
     try:
-        return mean_curve(series) if series else None
+        return mean_curve([_series(run, value) for run in having(runs, value)])
     except ValueError:
         return None
 
@@ -118,11 +112,10 @@ def bounds_of(settings: Mapping[str, str]) -> Bounds | None:
     """Return the band or target of a method's controller; None if it has neither, or its config is not known."""
     controller = "entropy_control.bonus.controller"
     functional = settings.get("entropy_control.functional.name", "full")
-    target = _float(settings.get(f"{controller}.target"))
-    low, high = (_float(settings.get(f"{controller}.{end}")) for end in ("low", "high"))
-    if low is not None and high is not None:
-        return Bounds(low, high, functional)
-    return None if target is None else Bounds(target, target, functional)
+    low, high, target = (_float(settings.get(f"{controller}.{name}")) for name in ("low", "high", "target"))
+    if low is None or high is None:
+        low = high = target
+    return None if low is None or high is None else Bounds(low, high, functional)
 
 
 def bare(value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
@@ -148,7 +141,7 @@ def _chart(
     title: str,
     value: Value,
     *,
-    aims: Mapping[str, Bounds] = MappingProxyType({}),
+    aims: Mapping[str, Bounds] | None = None,
     only: Collection[str] | None = None,
 ) -> Chart:
     chosen = {method: runs for method, runs in groups.runs.items() if only is None or method in only}
@@ -160,25 +153,26 @@ def _chart(
         if curve is None:
             continue
         drawn = curve if width == 1 else binned(curve, width)
-        lines.append(line(groups.methods.index(method), drawn, thin))
+        seeds = [*drawn.values] if thin and len(drawn.values) > 1 else []
+        lines.append(line(groups.methods.index(method), drawn.steps, drawn.mean, drawn.low, drawn.high, seeds))
         if curve.note:
             notes.append(f"{method}: {curve.note}.")
         if len(curve.values) < len(runs):
             notes.append(f"{method}: {len(curve.values)} of {len(runs)} seeds have this metric.")
     if width > 1:
         notes.append(f"Points: means over {width} steps.")
-    levels = [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in aims.items()]
+    levels = [Level(groups.methods.index(method), bound.low, bound.high) for method, bound in (aims or {}).items()]
     if levels:
         notes.append("The entropy that a controller sees, and the band (shaded) or target (dotted) that it aims at.")
     return Chart(name, title, "training step", lines, note=" ".join(notes), levels=levels, whole_x=True)
 
 
-def line(place: int, curve: Curve, thin: bool = False, x: np.ndarray | None = None) -> Line:
-    """Make a curve a line of a chart, over its steps or other places."""
-    several = len(curve.values) > 1
-    low, high = (curve.low, curve.high) if several else (None, None)
-    seeds = curve.values if several and thin else ()
-    return Line(place, curve.steps if x is None else x, curve.mean, low, high, seeds)
+def line(
+    place: int, x: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray, seeds: Sequence[np.ndarray] = ()
+) -> Line:
+    """Make a line of a chart; without an interval where all of its ends are NaN, as of one seed."""
+    known = bool(np.isfinite(low).any())
+    return Line(place, x, mean, low if known else None, high if known else None, seeds)
 
 
 def _series(run: Run, value: Value) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aent_verl._util import first_few
@@ -73,12 +73,7 @@ def group_runs(runs: Sequence[Run], baseline: str, allow_different: bool = False
             + "\n".join(f"  {line}" for line in found)
             + "\nLeave some out, or allow it (--allow-different): the report then says so at its top"
         )
-    notices = [f"{sentence}." for sentence in failed]
-    if failed:
-        notices.append(
-            "Those runs are missing because they failed or are not finished; none is left out for its result."
-        )
-    return Groups(groups, known, tuple(found), (*notices, *_notices(groups, known, baseline)))
+    return Groups(groups, known, tuple(found), tuple(_notices(groups, ordered, baseline, failed)))
 
 
 def sentences(found: Iterable[tuple[str, str]]) -> list[str]:
@@ -103,33 +98,33 @@ def _evaluation(run: Run) -> Protocol:
     }
 
 
-def _notices(groups: dict[str, list[Run]], known: str | None, baseline: str) -> list[str]:
-    runs = [run for group in groups.values() for run in group]
-    notices = []
-    if known is None:
-        notices.append(f"There is no run of the baseline {baseline}, so nothing is compared.")
-    single = [method for method, group in groups.items() if len(group) == 1]
-    if single:
-        notices.append(
+def _notices(groups: dict[str, list[Run]], runs: list[Run], baseline: str, failed: Sequence[str]) -> Iterator[str]:
+    yield from (f"{sentence}." for sentence in failed)
+    if failed:
+        yield "Those runs are missing because they failed or are not finished; none is left out for its result."
+    if baseline not in groups:
+        yield f"There is no run of the baseline {baseline}, so nothing is compared."
+    if single := [method for method, group in groups.items() if len(group) == 1]:
+        yield (
             f"One seed of {first_few(single)}: its numbers have no interval, and nothing is claimed from them. Another "
             "seed might reverse them."
         )
     furthest = max(run.last_step for run in runs)
-    short = [f"{run.name} ends at step {run.last_step}" for run in runs if run.last_step < furthest]
-    if short:
-        notices.append(
+    if short := [f"{run.name} ends at step {run.last_step}" for run in runs if run.last_step < furthest]:
+        yield (
             f"Not all runs are equally long; the longest end at step {furthest:,}: {first_few(short)}. Where a seed is "
             "missing, its method's curves stop."
         )
     for method, group in groups.items():
-        notices += _seed_notices(method, group)
-    sources = {len(validation_sources(data)) for run in runs for data in run.metrics.values()}
-    if max(sources) > 1:
-        notices.append(
-            f"Validation accuracy is the mean over {max(sources)} data sources, each of which counts the same, however "
+        yield from _seed_notices(method, group)
+    sources = max(len(validation_sources(data)) for run in runs for data in run.metrics.values())
+    if sources > 1:
+        yield (
+            f"Validation accuracy is the mean over {sources} data sources, each of which counts the same, however "
             "many problems it has."
         )
-    return notices + _left_out(runs) + _final_notices(runs)
+    yield from _left_out(runs)
+    yield from sentences((run.name, reason) for run in runs for reason in _not_final(run))
 
 
 def _left_out(runs: list[Run]) -> list[str]:
@@ -148,33 +143,26 @@ def _left_out(runs: list[Run]) -> list[str]:
     ]
 
 
-def _final_notices(runs: list[Run]) -> list[str]:
-    """Name scores that are there but are not those of the final model."""
-    found = []
-    for run in runs:
-        found += [(run.name, note) for note in run.notes]
-        steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
-        final = validation_accuracy(run.metrics[run.last_step])
-        if final is None and steps:
-            reason = f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
-            found.append((run.name, reason))
-        elif final is not None and not math.isfinite(final):
-            reason = (
-                "the last validation is NaN or infinite. It is not left out for its result: where methods are compared "
-                "by their last validation, nothing is claimed about its method"
-            )
-            found.append((run.name, reason))
-    return sentences(found)
+def _not_final(run: Run) -> Iterator[str]:
+    """Name scores of a run that are there but are not those of the final model."""
+    yield from run.notes
+    steps = [step for step, data in run.metrics.items() if validation_accuracy(data) is not None]
+    final = validation_accuracy(run.metrics[run.last_step])
+    if final is None and steps:
+        yield f"the last validation is at step {max(steps)}, not at the end of training, step {run.last_step}"
+    elif final is not None and not math.isfinite(final):
+        yield (
+            "the last validation is NaN or infinite. It is not left out for its result: where methods are compared "
+            "by their last validation, nothing is claimed about its method"
+        )
 
 
-def _seed_notices(method: str, group: list[Run]) -> list[str]:
+def _seed_notices(method: str, group: list[Run]) -> Iterator[str]:
     """Name what is odd about the seeds of one method: differing settings, NaN, no validation."""
-    notices = []
-    described = [run for run in group if run.settings]
-    keys = {key for run in described for key in run.settings}
-    differing = sorted(key for key in keys if len({run.settings.get(key) for run in described}) > 1)
-    if differing:
-        notices.append(
+    described = [run.settings for run in group if run.settings]
+    keys = sorted(set().union(*described))
+    if differing := [key for key in keys if len({settings.get(key) for settings in described}) > 1]:
+        yield (
             f"Seeds of {method} were trained with different settings, so they are not one method: "
             f"{first_few(differing)}."
         )
@@ -183,7 +171,6 @@ def _seed_notices(method: str, group: list[Run]) -> list[str]:
             values = [data[key] for data in run.metrics.values() if key in data]
             bad = sum(not math.isfinite(value) for value in values)
             if bad:
-                notices.append(f"{run.name}: {key} is NaN or infinite at {bad} of {len(values)} steps.")
+                yield f"{run.name}: {key} is NaN or infinite at {bad} of {len(values)} steps."
         if all(validation_accuracy(data) is None for data in run.metrics.values()):
-            notices.append(f"{run.name} was never validated: left out of the validation curves.")
-    return notices
+            yield f"{run.name} was never validated: left out of the validation curves."

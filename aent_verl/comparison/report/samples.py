@@ -30,14 +30,14 @@ def choose_samples(groups: Groups) -> list[dict[str, Any]]:
         ValueError: a damaged file.
     """
     texts: dict[str, tuple[int, dict[str, Responses]]] = {}
-    scores: dict[str, dict[str, list[np.ndarray]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     for run in groups.all:
         if run.scores is None:
             continue
         if run.method not in texts and (found := read_responses(run.path, run.scores.step)):
             texts[run.method] = run.seed, found
         for problem, row in zip(run.scores.problems, run.scores.scores, strict=True):
-            scores.setdefault(run.method, {}).setdefault(problem, []).append(row)
+            scores.setdefault(run.method, {}).setdefault(problem, []).extend(row)
     if not texts:
         return []
     shared = set.intersection(*({*found} & {*scores[method]} for method, (_, found) in texts.items()))
@@ -54,7 +54,7 @@ def choose_samples(groups: Groups) -> list[dict[str, Any]]:
                 "cut": max(0, len(text) - MOST_CHARACTERS),
                 "score": of_text[0] if of_text else float("nan"),
                 "mean": means[problem][method],
-                "count": sum(map(len, scores[method][problem])),
+                "count": len(scores[method][problem]),
             }
         shown = first[problem]
         chosen.append({"why": why, "prompt": shown.prompt, "ground_truth": shown.ground_truth, "samples": samples})

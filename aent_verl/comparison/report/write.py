@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import asdict, is_dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,14 @@ def write_report(report: Report, folder: str | Path) -> Path:
     figures.mkdir(parents=True, exist_ok=True)
     for name in _earlier_pictures(folder):
         (figures / name).unlink(missing_ok=True)
-    _write_pictures(report, figures)
+    methods = report.groups.methods
+    for chart in chain.from_iterable(report.charts.values()):
+        figure = draw(chart, LIGHT)
+        add_heading(figure, chart, methods, LIGHT)
+        figure.savefig(figures / f"{chart.name}.png", dpi=DPI)
+    if report.differences:
+        figure = draw_intervals(report.differences, methods, _difference_label(report), LIGHT)
+        figure.savefig(figures / f"{DIFFERENCES}.png", dpi=DPI)
     (folder / NUMBERS).write_text(as_json(report), encoding="utf-8", newline="\n")
     (folder / PAGE).write_text(render(report), encoding="utf-8", newline="\n")
     return folder / PAGE
@@ -146,7 +154,7 @@ def as_json(report: Report) -> str:
         "notices": groups.notices,
         "verdicts": {} if accuracy is None else {m: _verdict(v) for m, v in accuracy.verdicts.items()},
         "accuracy": None if accuracy is None else {k: v for k, v in vars(accuracy).items() if k != "verdicts"},
-        "charts": {chart.name: _chart(chart, groups.methods) for each in report.charts.values() for chart in each},
+        "charts": {chart.name: _chart(chart, groups.methods) for chart in chain.from_iterable(report.charts.values())},
     }
     text = json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A lone surrogate of a model's cannot be written.
@@ -160,19 +168,6 @@ def _earlier_pictures(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [f"{Path(name).name}.png" for name in (*charts, DIFFERENCES)]
-
-
-def _write_pictures(report: Report, folder: Path) -> None:
-    methods = report.groups.methods
-    for charts in report.charts.values():
-        for chart in charts:
-            figure = draw(chart, LIGHT)
-            add_heading(figure, chart, methods, LIGHT)
-            figure.savefig(folder / f"{chart.name}.png", dpi=DPI)
-    if report.differences:
-        label = _difference_label(report)
-        figure = draw_intervals(report.differences, methods, label, LIGHT)
-        figure.savefig(folder / f"{DIFFERENCES}.png", dpi=DPI)
 
 
 def _difference_label(report: Report) -> str:

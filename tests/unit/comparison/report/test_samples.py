@@ -48,6 +48,19 @@ def test_means_are_over_all_seeds_and_texts_of_the_first(tmp_path):
     assert sample["score"] == scores[0][0]
 
 
+def test_seeds_may_have_different_numbers_of_responses(tmp_path):
+    make_runs(tmp_path, seeds=2)
+    write_evaluation(tmp_path / "aent_seed2", np.ones((40, 2)))
+    groups = group_runs([load_run(folder) for folder in sorted(tmp_path.iterdir())], "grpo", allow_different=True)
+    for problem in choose_samples(groups):
+        sample = problem["samples"]["aent"]
+        first = groups.runs["aent"][0].scores
+        (row,) = (i for i in range(40) if problem["prompt"] == f"How much is {i} + {i}?")
+        of_first = first.scores[first.problems.index(problem_id(row))]
+        assert sample["count"] == 8 + 2
+        assert sample["mean"] == pytest.approx((of_first.sum() + 2) / 10)
+
+
 def test_long_responses_are_cut(tmp_path):
     folder = write_run(tmp_path / "a", GRPO, 1)
     write_evaluation(folder, np.ones((20, 1)), [["x" * (MOST_CHARACTERS + 5)]] * 20)
