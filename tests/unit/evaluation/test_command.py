@@ -71,6 +71,7 @@ def evaluate(cfg: DictConfig) -> str:
     return terminal.getvalue()
 
 
+@pytest.mark.slow
 def test_from_the_question_to_the_files(cfg: DictConfig, servers: Any) -> None:
     terminal = evaluate(cfg)
     folder = Path(cfg.evaluation.output)

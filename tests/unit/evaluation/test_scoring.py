@@ -44,6 +44,7 @@ def test_an_error_is_a_score_of_0_that_says_so(scorer: Scorer, solution: str, er
     assert re.fullmatch(error, found.error or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solution", ["loop", "compute"])
 def test_a_score_that_never_comes_is_0_and_the_next_one_is_right(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch, solution: str

@@ -35,6 +35,7 @@ def set_in(run: GridRun, key: str, value: object) -> GridRun:
     return replace(run, config=config)
 
 
+@pytest.mark.slow
 def test_a_finished_grid_resumes_and_is_what_it_would_have_been(tmp_path: Path):
     for steps in (STEPS, LONGER):
         assert not scheduler(grid(tmp_path / "longer", steps), parallel=2).run(lambda _: None)

@@ -149,6 +149,7 @@ def test_each_method_is_checked(changed: Callable[..., GridRun]):
         plan.check([wrong])
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_checked_before_anything_trains(
     changed: Callable[..., GridRun], monkeypatch: pytest.MonkeyPatch
 ):

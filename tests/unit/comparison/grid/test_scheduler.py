@@ -67,6 +67,7 @@ def test_a_finished_grid_is_not_repeated(tmp_path: Path):
     assert again.statuses[0].accuracy == pytest.approx(0.5 + 0.01 + 0.02 * STEPS)
 
 
+@pytest.mark.slow
 def test_a_killed_grid_resumes_and_ends_the_same(tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert not scheduler(small_grid(whole)).run(lambda _: None)

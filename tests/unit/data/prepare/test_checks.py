@@ -123,6 +123,7 @@ def test_answers_are_scored_by_the_math_reward():
     assert refusals([]) == {}
 
 
+@pytest.mark.slow
 def test_a_truth_must_be_its_own_answer_and_refuse_a_wrong_one_in_time(monkeypatch):
     monkeypatch.setattr(math_reward, "SECONDS", 1)
     # The endless one is given up, and the next one is scored as any other.
