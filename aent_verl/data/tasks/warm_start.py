@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Chat = Sequence[Mapping[str, str]]
+# Chat messages up to the question, and the answer.
+Pairs = Sequence[tuple[Chat, str]]
 
 MEASUREMENT = "warm_start.json"
 FILES = ("model", MEASUREMENT)
@@ -29,7 +31,7 @@ _DECAY = 0.95
 
 def build(
     folder: Path,
-    pairs: Sequence[tuple[Chat, str]],
+    pairs: Pairs,
     settings: Mapping[str, Any],
     *,
     held_out: Sequence[dict[str, Any]],
@@ -41,9 +43,8 @@ def build(
     Args:
         folder: Where the two go.
         pairs: (chat messages, response) to learn from.
-        settings: "hidden_size" and "layers" of the model (see `tiny_model.build_model`); "warm_start_loss",
-            "warm_start_label_smoothing", "warm_start_max_steps", "warm_start_batch_size" and "learning_rate" (see
-            `train`); "seed", which decides weights, order and samples.
+        settings: "hidden_size" and "layers" of the model (see `tiny_model.build_model`), those of `train`, and "seed",
+            which decides weights, order and samples.
         held_out: Rows in verl's format to measure the trained model on; no pair may ask one of their questions.
         samples: Responses per row when it is measured.
         max_new_tokens: Longest of them.
@@ -55,17 +56,7 @@ def build(
     tokenizer = tiny_model.build_tokenizer()
     hidden_size, layers = settings["hidden_size"], settings["layers"]
     model = tiny_model.build_model(tokenizer, hidden_size=hidden_size, layers=layers, seed=seed)
-    trained = train(
-        model,
-        tokenizer,
-        pairs,
-        stop_loss=settings["warm_start_loss"],
-        label_smoothing=settings["warm_start_label_smoothing"],
-        max_steps=settings["warm_start_max_steps"],
-        batch_size=settings["warm_start_batch_size"],
-        learning_rate=settings["learning_rate"],
-        seed=seed,
-    )
+    trained = train(model, tokenizer, pairs, settings)
     measured = measure(model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
     tiny_model.save(model, tokenizer, folder / "model")
     result = {**measured, **trained}
@@ -89,16 +80,7 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
 
 
 def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[Chat, str]],
-    *,
-    stop_loss: float,
-    label_smoothing: float,
-    max_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """Train in place on the answers to chat prompts until the loss is low enough; the same seed gives the same weights.
 
@@ -110,14 +92,15 @@ def train(
     Args:
         model: Causal LM; ends in evaluation mode.
         tokenizer: Its tokenizer, with a chat template.
-        pairs: (chat messages up to the question, answer).
-        stop_loss: Stop once the moving average of the loss (nats) is below this.
-        label_smoothing: Share of each target that is spread over the whole vocabulary: the model then knows more than
-            it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
-        max_steps: Stop here at the latest.
-        batch_size: Pairs per update.
-        learning_rate: Reached after the warm-up, of both optimizers.
-        seed: Seed of the order of the pairs, which come in a fresh random order each time round.
+        pairs: What it learns.
+        settings: These of a task's:
+            "warm_start_loss": Stop once the moving average of the loss (nats) is below this.
+            "warm_start_label_smoothing": Share of each target that is spread over the whole vocabulary: the model then
+            knows more than it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
+            "warm_start_max_steps": Stop here at the latest.
+            "warm_start_batch_size": Pairs per update.
+            "learning_rate": Reached after the warm-up, of both optimizers.
+            "seed": Of the order of the pairs, which come in a fresh random order each time round.
 
     Returns:
         "steps" (number of updates) and "loss" (the moving average at the end, nats).
@@ -125,17 +108,18 @@ def train(
     import torch
 
     inputs, labels = encode(tokenizer, pairs)
+    batch_size, learning_rate = settings["warm_start_batch_size"], settings["learning_rate"]
     optimizers = _optimizers(model, learning_rate)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings["seed"])
     order = torch.empty(0, dtype=torch.long)
     average, weight = 0.0, 0.0
     model.train()
     with _one_thread():
-        for step in range(1, max_steps + 1):
+        for step in range(1, settings["warm_start_max_steps"] + 1):
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(inputs), generator=generator)])
             batch, order = order[:batch_size], order[batch_size:]
-            loss = answer_loss(model, inputs[batch], labels[batch], label_smoothing)
+            loss = answer_loss(model, inputs[batch], labels[batch], settings["warm_start_label_smoothing"])
             model.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -145,7 +129,7 @@ def train(
                 optimizer.step()
             average = _DECAY * average + (1.0 - _DECAY) * loss.item()
             weight = _DECAY * weight + (1.0 - _DECAY)  # takes the bias of starting at zero out of the average
-            if average / weight < stop_loss:
+            if average / weight < settings["warm_start_loss"]:
                 break
     model.eval()
     return {"steps": step, "loss": average / weight}
@@ -177,7 +161,7 @@ def answer_loss(
     return cross_entropy(model.lm_head(hidden[answers]), target[answers], label_smoothing=label_smoothing)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode (chat messages, answer) pairs as token ids and labels, padded on the right.
 
     Returns:
@@ -197,7 +181,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
     return pad_sequence(inputs, True, padding_value=padding), pad_sequence(labels, True, padding_value=_IGNORE)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
     """Encode chat messages as token ids, up to where the assistant begins."""
     text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
