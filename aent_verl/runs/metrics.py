@@ -28,8 +28,9 @@ RESPONSE_LENGTH = "response_length/mean"
 # One step's metrics by name. JSON has no NaN and verl's logger writes null for it; here it is NaN again.
 Metrics = dict[str, float]
 
+# Files of a run's earlier starts.
+OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 _EVENTS = "*tfevents*"
-_OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 # A data source may itself hold slashes, as in openai/gsm8k.
 _VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+")
 
@@ -209,7 +210,7 @@ def _validations(data: Metrics) -> list[tuple[str, float]]:
 
 def _older(folder: Path) -> dict[int, Path]:
     """List the files of earlier starts by number, in ascending order."""
-    matches = map(_OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
+    matches = map(OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
 

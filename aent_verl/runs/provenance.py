@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from aent_verl import __version__
@@ -17,10 +18,8 @@ def versions() -> dict[str, str]:
     """Return installed versions by distribution, Python and this package included."""
     found = {"aent-verl": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

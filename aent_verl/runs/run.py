@@ -1,6 +1,5 @@
 """One run of a comparison: method, seed, metrics, scores of each problem, and the conditions it was made under."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._util import read_json
-from aent_verl.runs.metrics import REWARD, Metrics, read_metrics
+from aent_verl.runs.metrics import OLDER, REWARD, Metrics, read_metrics
 from aent_verl.runs.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
 from aent_verl.runs.protocol import STEPS, Protocol, flatten, protocol_of, settings_of
 
 RECORD = "run.json"
 # What libraries and workers print during a training.
 LOG = "train.log"
-_OLDER_LOG = re.compile(r"metrics\.[1-9]\d*\.jsonl")
 RECORD_FORMAT = 1
 # A record's state once nothing is left to do.
 COMPLETE = "complete"
@@ -124,11 +122,12 @@ def load_runs(
         reason = _unfinished(home, known) if home and known else None
         if reason is None:
             run = load_run(path, method=method, seed=seed)
-            reason = None if known else _ended_early(run)
-            known = vars(run)
-            if reason is None:
+            # The config of a run that compare did not make may say how long it was to be.
+            planned = "" if known else run.protocol.get(STEPS, "")
+            if not planned.isdecimal() or run.last_step >= int(planned):
                 runs.append(run)
                 continue
+            known, reason = vars(run), f"not finished: it is at step {run.last_step} of {planned}"
         names = (method or known.get("method"), known.get("seed") if seed is None else seed)
         what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
         unfinished.setdefault((what, reason), []).append(which)
@@ -215,19 +214,11 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ended_early(run: Run) -> str | None:
-    """Say what is left to do for a run that compare did not make, if its config says how long it was to be."""
-    planned = run.protocol.get(STEPS, "")
-    if planned.isdecimal() and run.last_step < int(planned):
-        return f"not finished: it is at step {run.last_step} of {planned}"
-    return None
-
-
 def _home(path: Path) -> Path | None:
     """Return the folder of a run's record and config; None for one of several logs in a folder."""
     if path.is_dir():
         return path
-    logs = {file.name for file in path.parent.glob("*.jsonl") if not _OLDER_LOG.fullmatch(file.name)}
+    logs = {file.name for file in path.parent.glob("*.jsonl") if not OLDER.fullmatch(file.name)}
     return path.parent if logs == {path.name} else None
 
 

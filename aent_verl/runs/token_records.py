@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from aent_verl._util import whole_number
 
 PATTERN = "step_*.jsonl"
 # Where a run keeps its dump, in the run's folder.
@@ -71,10 +72,9 @@ class TokenRecord:
 
     def __post_init__(self) -> None:
         for name in ("step", "sample", "rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed: must be at least 0")
-        for name in PER_TOKEN:
-            if len(getattr(self, name)) != len(self.tokens):
+            whole_number(name, getattr(self, name))
+        for name, kind in _TYPES.items():
+            if kind.startswith("list[") and len(getattr(self, name)) != len(self.tokens):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.tokens)} tokens")
 
     def to_json(self) -> str:
@@ -122,7 +122,11 @@ def write_records(path: str | Path, records: Iterable[TokenRecord]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
-        _drop_incomplete_line(path)
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+            logger.warning("%s: removed an incomplete last line", path)
         for record in records:
             file.write(record.to_json().encode() + b"\n")
             file.flush()
@@ -178,15 +182,6 @@ def _read_file(path: Path) -> list[TokenRecord]:
     return list(records.values())
 
 
-def _drop_incomplete_line(path: Path) -> None:
-    """Cut the file after its last line's end, so that the next line does not continue a broken one."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)
-        logger.warning("%s: removed an incomplete last line", path)
-
-
 def _to_json_number(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
         return None if value is None else float(value)
@@ -221,4 +216,3 @@ def _number(value: Any) -> float:
 
 
 _TYPES = {field.name: str(field.type) for field in fields(TokenRecord)}
-PER_TOKEN = tuple(name for name, kind in _TYPES.items() if kind.startswith("list[") and name != "tokens")

@@ -220,13 +220,10 @@ def new_figure(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    colours = {
-        theme.ink: ("text.color", "axes.titlecolor", "legend.labelcolor"),
-        theme.muted: ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
-        theme.paper: ("axes.facecolor", "figure.facecolor"),
-        theme.grid: ("grid.color",),
-    }
-    settings: Any = {key: colour for colour, keys in colours.items() for key in keys} | {"font.size": FONT}
+    settings: Any = {"font.size": FONT, "grid.color": theme.grid}
+    settings |= dict.fromkeys(("text.color", "axes.titlecolor", "legend.labelcolor"), theme.ink)
+    settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), theme.muted)
+    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), theme.paper)
     settings |= dict.fromkeys(("axes.grid", "axes.axisbelow", "axes.unicode_minus"), True)
     settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.use_mathtext"), False)
     with matplotlib.rc_context(settings):

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,8 +45,7 @@ LINES = 10
 HEADER = ("step", "reward", "valid.", "entropy", "full", "coefficient", "tokens", "s/step", "left")
 # Of the columns after the first; 79 characters with the step in 7.
 WIDTHS = (7, 7, 12, 7, 13, 7, 7, 12)
-_UP, _DOWN, _FLAT = "↑", "↓", "→"
-_ASCII_ARROWS = str.maketrans({_UP: "^", _DOWN: "v", _FLAT: "="})
+_ASCII_ARROWS = str.maketrans("↑↓→", "^v=")
 AnyDisplay = TypeVar("AnyDisplay", bound="Display")
 
 
@@ -246,11 +246,8 @@ class TrainingDisplay(Display):
             if self._failed:
                 return
             self._failed = True
-            try:
-                with open(self._log_path, "a", encoding="utf-8") as log:
-                    log.write(f"the progress display failed; training is not affected\n{traceback.format_exc()}")
-            except OSError:
-                pass
+            with suppress(OSError), open(self._log_path, "a", encoding="utf-8") as log:
+                log.write(f"the progress display failed; training is not affected\n{traceback.format_exc()}")
 
     def _look(self) -> None:
         self._announce()
@@ -360,8 +357,8 @@ def _precise(value: float) -> str:
 
 def _arrow(value: float, previous: float | None) -> str:
     if previous is None or value == previous:
-        return _FLAT
-    return _UP if value > previous else _DOWN
+        return "→"
+    return "↑" if value > previous else "↓"
 
 
 def _keep_ends(ends: list[tuple[int, float]], step: int, value: float | None) -> None:
