@@ -72,9 +72,9 @@ def cpu_count() -> int:
 
 
 class NullStream:
-    """Stands in for streams and events: all work is done by the time a call returns."""
+    """Stands in for streams and events, whatever their arguments: all work is done by the time a call returns."""
 
-    wait_stream = wait_event = record_event = record = wait = synchronize = staticmethod(_ignore)
+    __init__ = wait_stream = wait_event = record_event = record = wait = synchronize = _ignore
 
     def query(self) -> bool:
         """Return True: nothing is ever pending."""
@@ -107,16 +107,12 @@ def device_module() -> ModuleType:
         "is_available": lambda: False,
         "get_device_name": lambda device=None: "CPU",  # verl looks this name up in its table of FLOPS
         "get_device_properties": get_device_properties,
-        "memory_allocated": memory_allocated,
-        "memory_reserved": memory_allocated,
-        "max_memory_allocated": max_memory_allocated,
-        "max_memory_reserved": max_memory_allocated,
+        **dict.fromkeys(("memory_allocated", "memory_reserved"), memory_allocated),
+        **dict.fromkeys(("max_memory_allocated", "max_memory_reserved"), max_memory_allocated),
         "mem_get_info": mem_get_info,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "Stream": lambda *args, **kwargs: NullStream(),
-        "Event": lambda *args, **kwargs: NullStream(),
-        "current_stream": lambda device=None: NullStream(),
+        **dict.fromkeys(("Stream", "Event", "current_stream"), NullStream),
         "stream": lambda stream: nullcontext(stream),
         "memory": SimpleNamespace(_record_memory_history=_ignore, _dump_snapshot=_ignore, _snapshot=dict),
     }
@@ -189,9 +185,7 @@ def register_engines() -> None:
         if present is None:
             EngineRegistry.register(model_type=model_type, backend="fsdp2", device=PLATFORM_NAME)(engine)
         elif present is not engine:
-            raise RuntimeError(
-                f"verl already has an engine for {model_type!r} with fsdp2 on {PLATFORM_NAME!r}: {present.__qualname__}"
-            )
+            raise RuntimeError(f"verl already has an engine for {model_type!r}, fsdp2 on CPU: {present.__qualname__}")
 
 
 def initialize_gloo(timeout_second: int | None = None) -> bool:

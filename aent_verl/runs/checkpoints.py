@@ -35,7 +35,6 @@ def latest_step(checkpoints: str | Path) -> int:
     text = tracker.read_text().strip()
     if not text.isdecimal():
         raise ValueError(
-            f"{tracker} holds {text!r} and not a step, as after a kill while it was written: write the number of the "
-            f"last {_PREFIX}N next to it into it"
+            f"{tracker} holds {text!r} and not a step, as after a kill: write the N of the last {_PREFIX}N into it"
         )
     return int(text)

@@ -89,9 +89,7 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
     newest = folder / METRICS_FILE
     files = [*_older(folder).values(), *([newest] if newest.is_file() else [])]
     if not files:
-        raise FileNotFoundError(
-            f"no {METRICS_FILE} in {folder}: give the folder of a run (run.dir) whose trainer.logger includes 'file'"
-        )
+        raise FileNotFoundError(f"no {METRICS_FILE} in {folder}: give the run.dir of a run with trainer.logger 'file'")
     run: dict[int, Metrics] = {}
     for file in files:
         steps = read_file(file)
@@ -122,9 +120,8 @@ def read_file(file: Path) -> dict[int, Metrics]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{file}, line {number} of {len(lines)} is not a metrics line ({error}): remove the line, or the file"
-            ) from None
+            where = f"{file}, line {number} of {len(lines)}"
+            raise ValueError(f"{where} is not a metrics line ({error}): remove the line, or the file") from None
         steps[step] = steps.get(step, {}) | data
     return steps
 

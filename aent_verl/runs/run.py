@@ -73,9 +73,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     path = Path(path)
     metrics = read_metrics(path)
     if not any(REWARD in data for data in metrics.values()):
-        raise ValueError(
-            f"{path} has no {REWARD!r} at any step, so verl did not train there, or ended before its first step"
-        )
+        raise ValueError(f"{path} has no {REWARD!r} at any step: verl did not train there, or not to its first step")
     home = _home(path)
     record = read_record(home) or {} if home else {}
     config = read_config(home) if home else {}
@@ -85,10 +83,8 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     if isinstance(seed, str) and not seed.isdecimal():
         seed = None  # An interpolation of a config that is not resolved.
     if method is None or seed is None:
-        raise ValueError(
-            f"{path}: its {'method' if method is None else 'seed'} is not recorded there; name it: "
-            f"--from METHOD:SEED={path}"
-        )
+        unknown = "method" if method is None else "seed"
+        raise ValueError(f"{path}: its {unknown} is not recorded there; name it: --from METHOD:SEED={path}")
     scores, notes = _scores(path, max(metrics))
     return Run(
         method=str(method),
@@ -146,9 +142,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD
     record = read_json(file, "restore it, or remove the run's folder to train it again")
     if record is not None and record.get("format") != RECORD_FORMAT:
-        raise ValueError(
-            f"{file}: expected format {RECORD_FORMAT} of this version of aent_verl; update it, or remove it"
-        )
+        raise ValueError(f"{file}: expected format {RECORD_FORMAT}; update aent_verl, or remove the file")
     return record
 
 

@@ -98,8 +98,8 @@ def build_rows(
         extra_info = {"split": split, "index": index, "entry": record, "extract": extract}
         if compute_score(source, truth, truth, extra_info)["acc"] != 1.0:
             raise ValueError(
-                f"{generator}: its scorer does not accept its own answer {truth!r} to {entry['question']!r} "
-                f"with extract={extract!r}; this generator cannot be used this way"
+                f"{generator} cannot be used with extract={extract!r}: its scorer does not accept its own answer "
+                f"{truth!r} to {entry['question']!r}"
             )
         rows.append(
             {

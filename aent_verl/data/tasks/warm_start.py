@@ -109,7 +109,14 @@ def train(
 
     inputs, labels = encode(tokenizer, pairs)
     batch_size, learning_rate = settings["warm_start_batch_size"], settings["learning_rate"]
-    optimizers = _optimizers(model, learning_rate)
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    inside = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    optimizers: list[torch.optim.Optimizer] = [
+        # The adjustment gives Muon's update the size of AdamW's, so that one learning rate serves both.
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
     generator = torch.Generator().manual_seed(settings["seed"])
     order = torch.empty(0, dtype=torch.long)
     average, weight = 0.0, 0.0
@@ -133,19 +140,6 @@ def train(
                 break
     model.eval()
     return {"steps": step, "loss": average / weight}
-
-
-def _optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    import torch
-
-    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
-    inside = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in inside]
-    return [
-        # The adjustment gives Muon's update the size of AdamW's, so that one learning rate serves both.
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
 
 
 def answer_loss(
@@ -227,7 +221,6 @@ def measure(
             top_k=0,
             top_p=1.0,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
             output_logits=True,
             return_dict_in_generate=True,
         )
