@@ -30,9 +30,7 @@ PLATFORM_ENV = "VERL_PLATFORM"
 # Custom Ray resource of nodes whose "GPU"s are logical; its amount is their number.
 LOGICAL_RESOURCE = "aent_cpu_platform"
 # The accelerator resources that Ray knows (`ray._private.accelerators`), and XPU, used by forks.
-ACCELERATOR_RESOURCES = frozenset(
-    {"GPU", "NPU", "TPU", "HPU", "XPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN", "TTNPU"}
-)
+ACCELERATOR_RESOURCES = {"GPU", "NPU", "TPU", "HPU", "XPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN", "TTNPU"}
 
 
 def is_selected() -> bool:

@@ -34,7 +34,5 @@ def latest_step(checkpoints: str | Path) -> int:
         return 0
     text = tracker.read_text().strip()
     if not text.isdecimal():
-        raise ValueError(
-            f"{tracker} holds {text!r} and not a step, as after a kill: write the N of the last {_PREFIX}N into it"
-        )
+        raise ValueError(f"{tracker} holds {text!r} and not a step, as after a kill: put the last {_PREFIX}N's N there")
     return int(text)

@@ -56,10 +56,8 @@ def read_metrics(path: str | Path) -> dict[int, Metrics]:
         return dict(sorted(steps.items()))
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not there: give the folder of a run, or its metrics file")
-    try:
+    if _logs(path):
         return read_run(path)
-    except FileNotFoundError:
-        pass
     folders = sorted({file.parent for file in path.rglob(_EVENTS)})
     if not folders:
         raise FileNotFoundError(
@@ -85,9 +83,7 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
         FileNotFoundError: the folder holds no metrics file.
         ValueError: a line before the last is not a line of metrics, or there is no step at all.
     """
-    folder = Path(folder)
-    newest = folder / METRICS_FILE
-    files = [*_older(folder).values(), *([newest] if newest.is_file() else [])]
+    files = _logs(Path(folder))
     if not files:
         raise FileNotFoundError(f"no {METRICS_FILE} in {folder}: give the run.dir of a run with trainer.logger 'file'")
     run: dict[int, Metrics] = {}
@@ -203,6 +199,11 @@ def _validations(data: Metrics) -> list[tuple[str, float]]:
         if match := _VALIDATION.fullmatch(key):
             found[match["kind"]].append((match["source"], value))
     return found["acc"] or found["reward"]
+
+
+def _logs(folder: Path) -> list[Path]:
+    """List the files of all starts, the newest last."""
+    return [file for file in (*_older(folder).values(), folder / METRICS_FILE) if file.is_file()]
 
 
 def _older(folder: Path) -> dict[int, Path]:

@@ -178,14 +178,12 @@ def _protocol(summary: Mapping[str, Any]) -> Protocol:
     """Return what two evaluations have to agree in before they are compared."""
     found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
     found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
-    found["data"] = ", ".join(
-        _named(Path(str(each.get("path"))).name, str(each.get("sha256"))) for each in summary.get("data") or ()
-    )
+    found["data"] = ", ".join(_named(each.get("path"), each.get("sha256")) for each in summary.get("data") or ())
     found["reward_settings"] = summary.get("reward_settings") or {}
     reward = str(summary.get("reward"))
     if summary.get("reward_sha256"):
         path, _, found["reward_function"] = reward.rpartition(":")
-        reward = _named(Path(path).name, summary["reward_sha256"])
+        reward = _named(path, summary["reward_sha256"])
     found["reward"] = reward
     return {
         f"evaluation.{key}": shortened(json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value))
@@ -193,8 +191,8 @@ def _protocol(summary: Mapping[str, Any]) -> Protocol:
     }
 
 
-def _named(name: str, sha256: str) -> str:
-    return f"{name} {sha256[:12]}"
+def _named(path: object, sha256: object) -> str:
+    return f"{Path(str(path)).name} {str(sha256)[:12]}"
 
 
 def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -20,12 +20,13 @@ PATTERN = "step_*.jsonl"
 # Where a run keeps its dump, in the run's folder.
 FOLDER = "tokens"
 
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_KINDS = {
-    "int": (int, "not an integer"),
-    "str": (str, "not a string"),
-    "bool": (bool, "neither true nor false"),
-    "list": (list, "not a list"),
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_KINDS: dict[str, tuple[set[type], str]] = {
+    "int": ({int}, "not an integer"),
+    "float": ({int, float}, "not a number"),
+    "str": ({str}, "not a string"),
+    "bool": ({bool}, "neither true nor false"),
+    "list": ({list}, "not a list"),
 }
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,7 @@ def _read_file(path: Path) -> list[TokenRecord]:
             record = TokenRecord.from_json(line)
         except json.JSONDecodeError as error:
             if number > len(complete):
-                logger.warning(
-                    "%s, line %d is incomplete and was skipped: the run is writing it, or was killed", path, number
-                )
+                logger.warning("%s, line %d is incomplete, so skipped: the run writes it, or was killed", path, number)
                 continue
             raise ValueError(f"{path}, line {number} is damaged: no JSON: {error}") from None
         except ValueError as error:
@@ -196,21 +195,15 @@ def _read(kind: str, value: Any) -> Any:
     """Check what JSON gave for a field with this annotation, and return its value."""
     if kind.endswith(" | None"):
         return None if value is None else _read(kind.removesuffix(" | None"), value)
-    if kind == "float":
-        return _number(value)
-    expected, wrong = _KINDS[kind.partition("[")[0]]
-    if type(value) is not expected:
-        raise ValueError(f"{value!r:.40} is {wrong}")
-    return [_read(kind[len("list[") : -1], item) for item in value] if isinstance(value, list) else value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str) and value in _NOT_FINITE:
-        return _NOT_FINITE[value]
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r:.40} is not a number")
-    try:
+    if kind == "float" and value in _NOT_FINITE:
         return float(value)
+    expected, wrong = _KINDS[kind.partition("[")[0]]
+    if type(value) not in expected:
+        raise ValueError(f"{value!r:.40} is {wrong}")
+    if isinstance(value, list):
+        return [_read(kind[len("list[") : -1], item) for item in value]
+    try:
+        return float(value) if kind == "float" else value
     except OverflowError:
         raise ValueError(f"{value!r:.40} is too large") from None
 

@@ -154,12 +154,10 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
     rows = len(intervals)
     with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
-        for row, interval in enumerate(intervals):
-            look: dict[str, Any] = {"color": theme.colour(interval.place), "fmt": palette.marker(interval.place)}
-            widths = [[interval.value - interval.low], [interval.high - interval.value]]
-            panel.errorbar(
-                interval.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look
-            )
+        for row, one in enumerate(intervals):
+            look: dict[str, Any] = {"color": theme.colour(one.place), "fmt": palette.marker(one.place)}
+            widths = [[one.value - one.low], [one.high - one.value]]
+            panel.errorbar(one.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look)
         panel.set_yticks(range(rows), [_literal(methods[interval.place]) for interval in intervals])
         panel.tick_params(axis="y", length=0, labelcolor=theme.ink)
         panel.set_ylim(rows - 0.5, -0.5)

@@ -30,9 +30,6 @@ from aent_verl._util import duration
 from aent_verl.runs import metrics
 from aent_verl.runs.worker_reports import banner
 
-STARTING = "starting Ray, workers and vLLM (about two minutes on a laptop)"
-VALIDATING = "workers are up: validation before training, first step"
-FIRST_STEP = "first training step"
 POLL_SECONDS = 0.5
 # Without a terminal: a line at least so often, where a display has one to say.
 HEARTBEAT_SECONDS = 300.0
@@ -319,8 +316,10 @@ class TrainingDisplay(Display):
         if self._trained:
             return ""
         if self._step is not None:
-            return FIRST_STEP
-        return VALIDATING if self._workers_up else STARTING
+            return "first training step"
+        if self._workers_up:
+            return "workers are up: validation before training, first step"
+        return "starting Ray, workers and vLLM (about two minutes on a laptop)"
 
     def _summary(self) -> str:
         """Write the line at the end of the run."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
-from aent_verl.data.tasks import arithmetic, reasoning_gym_data, tiny_model
+from aent_verl.data.tasks import arithmetic, tiny_model
 from aent_verl.data.tasks import cache as caches
+from aent_verl.data.tasks.reasoning_gym_data import draw_splits, write_splits
 
 CHAT = (
     {"role": "system", "content": "Add the numbers."},
@@ -59,10 +60,8 @@ def prepare(
 
     def build(folder: Path) -> dict[str, Any]:
         sizes = {"validation": validation_size, "train": train_size}
-        splits = reasoning_gym_data.draw_splits(arithmetic.GENERATOR, arithmetic.sums(digits=digits), sizes, seed)
-        reasoning_gym_data.write_splits(
-            splits, folder, generator=arithmetic.GENERATOR, chat=CHAT, extract="last_number"
-        )
+        splits = draw_splits(arithmetic.GENERATOR, arithmetic.sums(digits=digits), sizes, seed)
+        write_splits(splits, folder, generator=arithmetic.GENERATOR, chat=CHAT, extract="last_number")
         _convert(source, folder / "model")
         return {}
 

@@ -229,9 +229,7 @@ def measure(
     valid = ends.cumsum(dim=1) - ends.int() == 0  # everything up to and including the first end token
     log_probs = torch.stack(output.logits, dim=1).float().log_softmax(dim=-1)
     entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
-    texts = tokenizer.batch_decode(
-        [response[keep] for response, keep in zip(responses, valid, strict=True)], skip_special_tokens=True
-    )
+    texts = tokenizer.batch_decode(list(map(torch.masked_select, responses, valid)), skip_special_tokens=True)
     hits = [
         compute_score(row["data_source"], text, row["reward_model"]["ground_truth"], row["extra_info"])["acc"]
         for row, text in zip([row for row in rows for _ in range(samples)], texts, strict=True)
