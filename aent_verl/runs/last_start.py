@@ -29,8 +29,7 @@ def changes(cfg: DictConfig) -> list[str]:
 
 def warning(cfg: DictConfig) -> str | None:
     """Write one sentence on what `changes` finds; None if it finds nothing."""
-    found = changes(cfg)
-    if not found:
+    if not (found := changes(cfg)):
         return None
     return (
         f"the run in {cfg.run.dir} was started with other settings; now {first_few(found)}. For a run of its own "

@@ -75,8 +75,7 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
     if not any(REWARD in data for data in metrics.values()):
         raise ValueError(f"{path} has no {REWARD!r} at any step: verl did not train there, or not to its first step")
     home = _home(path)
-    record = read_record(home) or {} if home else {}
-    config = read_config(home) if home else {}
+    record, config = read_record(home) or {}, read_config(home)
     flat = dict(flatten(config))
     method = method or record.get("method") or flat.get("entropy_control.method")
     seed = next((one for one in (seed, record.get("seed"), flat.get("data.seed")) if one is not None), None)
@@ -114,8 +113,8 @@ def load_runs(
     unfinished: dict[tuple[str, str], list[str]] = {}
     for path in map(Path, paths):
         home = _home(path)
-        known = (read_record(home) if home else None) or {}
-        reason = _unfinished(home, known) if home and known else None
+        known = read_record(home) or {}
+        reason = _unfinished(home, known) if known else None
         if reason is None:
             run = load_run(path, method=method, seed=seed)
             # The config of a run that compare did not make may say how long it was to be.
@@ -208,18 +207,14 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _home(path: Path) -> Path | None:
-    """Return the folder of a run's record and config; None for one of several logs in a folder."""
-    if path.is_dir():
-        return path
+def _home(path: Path) -> Path:
+    """Return the folder of a run's record and config; the path itself, which has none, of one of several logs."""
     logs = {file.name for file in path.parent.glob("*.jsonl") if not OLDER.fullmatch(file.name)}
-    return path.parent if logs == {path.name} else None
+    return path.parent if logs == {path.name} and path.is_file() else path
 
 
 def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str, ...]]:
     """Read the scores of the model after a run's last step, and say why those that are there do not count."""
-    if not path.is_dir():
-        return None, ()
     evaluation, dumps = read_evaluation(path), validations(path)
     if evaluation is not None:
         if evaluation.step in (None, last_step):

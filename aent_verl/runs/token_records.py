@@ -170,13 +170,12 @@ def _read_file(path: Path) -> list[TokenRecord]:
             continue
         try:
             record = TokenRecord.from_json(line)
-        except json.JSONDecodeError as error:
-            if number > len(complete):
+        except ValueError as error:
+            no_json = isinstance(error, json.JSONDecodeError)
+            if no_json and number > len(complete):
                 logger.warning("%s, line %d is incomplete, so skipped: the run writes it, or was killed", path, number)
                 continue
-            raise ValueError(f"{path}, line {number} is damaged: no JSON: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+            raise ValueError(f"{path}, line {number} is damaged: {'no JSON: ' * no_json}{error}") from None
         records[record.step, record.sample, record.rank, record.method] = record
     return list(records.values())
 

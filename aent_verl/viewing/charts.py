@@ -183,10 +183,8 @@ def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: T
     from matplotlib.lines import Line2D
 
     places = sorted({line.place for line in chart.lines})
-    keys = [
-        Line2D([], [], color=theme.colour(p), linestyle=palette.dash(p), linewidth=2, marker=palette.marker(p))
-        for p in places
-    ]
+    looks = [(theme.colour(place), palette.dash(place), palette.marker(place)) for place in places]
+    keys = [Line2D([], [], linewidth=2, color=colour, linestyle=dash, marker=sign) for colour, dash, sign in looks]
     names = [_literal(methods[place]) for place in places]
     set_title(figure.axes[0], chart.title)
     figure.legend(keys, names, loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1, handlelength=3)

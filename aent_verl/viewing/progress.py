@@ -179,7 +179,7 @@ class TrainingDisplay(Display):
         self._failed = False
         self._error: object = None
         self._thread = threading.Thread(target=self._loop, name="aent-verl-progress", daemon=True)
-        self._workers_up = self._trained = False
+        self._workers_up = False
         self._step: int | None = None
         self._step_seen: float | None = None
         self._coefficient: float | None = None
@@ -281,7 +281,6 @@ class TrainingDisplay(Display):
             # Without an earlier line it would be the start-up.
             between = now - self._step_seen if self._step_seen is not None else 0.0
             self._seconds.append(max(data[metrics.STEP_SECONDS], between))
-            self._trained = True
         self._step, self._step_seen = step, now
         coefficient, previous = data.get(metrics.COEFFICIENT), self._coefficient
         if coefficient is not None:
@@ -313,7 +312,7 @@ class TrainingDisplay(Display):
 
     def _phase(self) -> str:
         """Say what happens before the first training step is done; empty after."""
-        if self._trained:
+        if self._seconds:
             return ""
         if self._step is not None:
             return "first training step"
