@@ -37,7 +37,7 @@ _VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+
 logger = logging.getLogger(__name__)
 
 
-def read_metrics(path: str | Path) -> dict[int, Metrics]:
+def read_metrics(path: Path) -> dict[int, Metrics]:
     """Read the metrics of a run by step, in ascending order.
 
     Args:
@@ -48,7 +48,6 @@ def read_metrics(path: str | Path) -> dict[int, Metrics]:
         FileNotFoundError: there is nothing of that kind.
         ValueError: damaged, or no step in it.
     """
-    path = Path(path)
     if path.is_file():
         steps = read_file(path)
         if not steps:
@@ -143,17 +142,15 @@ def validation_left_out(data: Metrics) -> set[str]:
     return sources - validation_sources(data)
 
 
-def rotate(folder: str | Path) -> None:
+def rotate(folder: Path) -> None:
     """Move ``metrics.jsonl`` to the next free number, before verl opens and thereby empties it.
 
     A file that is missing or empty holds nothing to save and stays.
     """
-    folder = Path(folder)
     newest = folder / METRICS_FILE
-    if not newest.is_file() or newest.stat().st_size == 0:
-        return
-    # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
-    newest.rename(folder / f"metrics.{max(_older(folder), default=0) + 1}.jsonl")
+    if newest.is_file() and newest.stat().st_size:
+        # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
+        newest.rename(folder / f"metrics.{max(_older(folder), default=0) + 1}.jsonl")
 
 
 class MetricsTail:
@@ -180,9 +177,8 @@ class MetricsTail:
                 new = file.read()
         except FileNotFoundError:
             return []
-        complete = new[: new.rfind(b"\n") + 1]
         steps = []
-        for line in complete.splitlines(keepends=True):
+        for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
             self._offset += len(line)
             self._last_line = line
             try:

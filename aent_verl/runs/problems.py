@@ -21,7 +21,6 @@ EVALUATION = Path("evaluation", "evaluation.json")
 SCORES = Path("evaluation", "scores.jsonl")
 RESPONSES = Path("evaluation", "responses.jsonl")
 VALIDATION = "validation"
-UNKNOWN_SOURCE = "validation"
 # Of sampling: n is seen in the scores, and another seed draws other samples of the same distribution.
 _NO_PROTOCOL = ("n", "seed")
 
@@ -82,13 +81,12 @@ def problem_id(*identity: object) -> str:
     return hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:16]
 
 
-def read_evaluation(folder: str | Path) -> ProblemScores | None:
+def read_evaluation(folder: Path) -> ProblemScores | None:
     """Read what `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
 
     Raises:
         ValueError: a file of it is missing, damaged or of another format.
     """
-    folder = Path(folder)
     summary = read_json(folder / EVALUATION, "make it again, or remove it")
     if summary is None:
         return None
@@ -110,7 +108,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     )
 
 
-def read_validation(file: str | Path) -> ProblemScores:
+def read_validation(file: Path) -> ProblemScores:
     """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
@@ -118,7 +116,6 @@ def read_validation(file: str | Path) -> ProblemScores:
     Raises:
         ValueError: no dump of verl's, damaged, or problems with different numbers of responses.
     """
-    file = Path(file)
     groups = _validation_groups(file)
     counts = {len(rows) for rows in groups.values()}
     if len(counts) != 1:
@@ -129,26 +126,25 @@ def read_validation(file: str | Path) -> ProblemScores:
     problems = sorted(groups)
     return ProblemScores(
         problems=tuple(problems),
-        data_sources=(UNKNOWN_SOURCE,) * len(problems),
+        data_sources=(VALIDATION,) * len(problems),
         scores=np.array([[_score(row) for row in groups[problem]] for problem in problems], dtype=float),
         origin=f"validation at step {file.stem}",
         step=int(file.stem) if file.stem.isdigit() else None,
     )
 
 
-def validations(folder: str | Path) -> dict[int, Path]:
+def validations(folder: Path) -> dict[int, Path]:
     """List the validation dumps of a run by step, in ascending order."""
-    files = (Path(folder) / VALIDATION).glob("*.jsonl")
+    files = (folder / VALIDATION).glob("*.jsonl")
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
-def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
+def read_responses(folder: Path, step: int | None = None) -> dict[str, Responses]:
     """Read texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
 
     Raises:
         ValueError: a damaged file.
     """
-    folder = Path(folder)
     if (folder / EVALUATION).is_file():
         if not (folder / RESPONSES).is_file():
             return {}

@@ -40,8 +40,7 @@ def machine() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return done.stdout.strip()
+    return None

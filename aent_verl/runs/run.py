@@ -58,7 +58,7 @@ class Run:
         return max(self.metrics)
 
 
-def load_run(path: str | Path, *, method: str | None = None, seed: int | None = None) -> Run:
+def load_run(path: Path, *, method: str | None = None, seed: int | None = None) -> Run:
     """Read a run from its folder or metrics file.
 
     Args:
@@ -70,7 +70,6 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         FileNotFoundError: nothing there.
         ValueError: a damaged file, no reward in the metrics, or method or seed not known.
     """
-    path = Path(path)
     metrics = read_metrics(path)
     if not any(REWARD in data for data in metrics.values()):
         raise ValueError(f"{path} has no {REWARD!r} at any step: verl did not train there, or not to its first step")

@@ -114,13 +114,12 @@ def dump_file(folder: str | Path, step: int, rank: int) -> Path:
     return Path(folder) / f"step_{step:06d}_rank_{rank}.jsonl"
 
 
-def write_records(path: str | Path, records: Iterable[TokenRecord]) -> None:
+def write_records(path: Path, records: Iterable[TokenRecord]) -> None:
     """Append the records to a file that only this process writes; its folder is made.
 
     Each line is written at once, so that a run that is killed leaves at most the last one incomplete. Such a remainder
     of an earlier start is removed before the first line.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         content = path.read_bytes()

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aent_verl import _util
-from aent_verl._util import printable
-from aent_verl.viewing import palette
-from aent_verl.viewing.palette import Theme
+from aent_verl._util import printable, require
+from aent_verl.viewing.palette import Theme, dash, marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +153,7 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
     with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
         for row, one in enumerate(intervals):
-            look: dict[str, Any] = {"color": theme.colour(one.place), "fmt": palette.marker(one.place)}
+            look: dict[str, Any] = {"color": theme.colour(one.place), "fmt": marker(one.place)}
             widths = [[one.value - one.low], [one.high - one.value]]
             panel.errorbar(one.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look)
         panel.set_yticks(range(rows), [_literal(methods[interval.place]) for interval in intervals])
@@ -173,8 +171,8 @@ def draw_key(place: int, theme: Theme) -> "Figure":
     with new_figure(theme, height=0.18, width=0.5) as (figure, panel):
         panel.axis("off")
         style: dict[str, Any] = {"color": theme.colour(place), "clip_on": False}
-        panel.plot([0, 1, 2], [0, 0, 0], linewidth=2.2, linestyle=palette.dash(place), **style)
-        panel.plot([1], [0], palette.marker(place), markersize=6, **style)
+        panel.plot([0, 1, 2], [0, 0, 0], linewidth=2.2, linestyle=dash(place), **style)
+        panel.plot([1], [0], marker(place), markersize=6, **style)
     return figure
 
 
@@ -183,8 +181,8 @@ def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: T
     from matplotlib.lines import Line2D
 
     places = sorted({line.place for line in chart.lines})
-    looks = [(theme.colour(place), palette.dash(place), palette.marker(place)) for place in places]
-    keys = [Line2D([], [], linewidth=2, color=colour, linestyle=dash, marker=sign) for colour, dash, sign in looks]
+    looks = [{"color": theme.colour(place), "linestyle": dash(place), "marker": marker(place)} for place in places]
+    keys = [Line2D([], [], linewidth=2, **look) for look in looks]
     names = [_literal(methods[place]) for place in places]
     set_title(figure.axes[0], chart.title)
     figure.legend(keys, names, loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1, handlelength=3)
@@ -211,7 +209,7 @@ def new_figure(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    _util.require("compare", "the plot", "matplotlib")
+    require("compare", "the plot", "matplotlib")
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -235,11 +233,11 @@ def draw_line(panel: "Axes", line: Line, theme: Theme) -> None:
         panel.fill_between(line.x, line.low, line.high, alpha=0.17, linewidth=0, **look)
     for seed in line.seeds:
         panel.plot(line.x, seed, linewidth=0.7, alpha=0.45, **look)
-    style = {"linewidth": 2, "linestyle": palette.dash(line.place), "label": line.label} | look | dict(line.style)
+    style = {"linewidth": 2, "linestyle": dash(line.place), "label": line.label} | look | dict(line.style)
     panel.plot(line.x, line.mean, **style)
     marked = _marked(line)
     if len(marked):
-        panel.plot(line.x[marked], line.mean[marked], palette.marker(line.place), markersize=4.5, zorder=3, **look)
+        panel.plot(line.x[marked], line.mean[marked], marker(line.place), markersize=4.5, zorder=3, **look)
 
 
 def _marked(line: Line) -> list[int]:

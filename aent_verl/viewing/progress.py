@@ -370,8 +370,7 @@ def _ends(ends: list[tuple[int, float]]) -> str:
 
 def _signature(path: Path) -> tuple[int, int, int] | None:
     """Return what changes whenever the file is written; None while there is none."""
-    try:
+    with suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return None
