@@ -86,10 +86,7 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
     if not files:
         raise FileNotFoundError(f"no {METRICS_FILE} in {folder}: give the run.dir of a run with trainer.logger 'file'")
     run: dict[int, Metrics] = {}
-    for file in files:
-        steps = read_file(file)
-        if not steps:
-            continue
+    for steps in filter(None, map(read_file, files)):
         first = min(steps)
         # A start whose first line only validates its checkpoint adds to that step and does not redo it.
         kept = first + 1 if all(key.startswith("val-") for key in steps[first]) else first

@@ -118,8 +118,7 @@ def _conflicts(items: Sequence[Item]) -> list[Item]:
     refused = refusals([(first, other) for _, first, other in pairs])
     different = {key for key, first, other in pairs if (first, other) in refused}
     # Copies of one problem next to each other, so that the examples show two answers.
-    found = [item for item in items if item.key in different]
-    return sorted(found, key=lambda item: item.key)
+    return sorted((item for item in items if item.key in different), key=lambda item: item.key)
 
 
 def _problem(item: Item) -> str:

@@ -16,6 +16,8 @@ from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_splits
 GENERATOR_PREFIX = "reasoning-gym:"
 _DEFAULT_SIZE = 1000
 _SPLITS = ("train", "test")
+# Text that `str.format` leaves as it is.
+_LITERAL = str.maketrans({"{": "{{", "}": "}}"})
 
 
 @dataclass
@@ -148,9 +150,9 @@ class GeneratorJob:
         Raises:
             ValueError: unknown generator, a setting that it refuses, or too few questions.
         """
-        chat = [{"role": "user", "content": "{question}" + _literal(self._options.instruction or "")}]
+        chat = [{"role": "user", "content": "{question}" + (self._options.instruction or "").translate(_LITERAL)}]
         if self._options.system:
-            chat.insert(0, {"role": "system", "content": _literal(self._options.system)})
+            chat.insert(0, {"role": "system", "content": self._options.system.translate(_LITERAL)})
         made = {}
         for split, entries in self._drawn.items():
             lost = [one for one in entries if split == "train" and normalise(one["question"]) in held_out]
@@ -218,11 +220,6 @@ def generator_settings(words: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"{word!r}: the value is not YAML ({error})") from error
     return found
-
-
-def _literal(text: str) -> str:
-    """Escape braces for `str.format`."""
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _files(name: str, splits: Collection[str]) -> dict[str, str]:

@@ -16,7 +16,6 @@ from aent_verl._util import file_sha256
 from aent_verl.data.prepare.table import DataSet
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
-_SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json")
 
 Row = dict[str, Any]
 
@@ -142,7 +141,7 @@ def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | Non
     import datasets
 
     hub_split = entry.hub_split or split
-    is_saved = any((folder / name).is_file() for name in _SAVED_BY_DATASETS)
+    is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
     saved = datasets.load_from_disk(str(folder)) if is_saved else None
     if isinstance(saved, datasets.Dataset):
         if len(entry.rows) > 1:
