@@ -29,8 +29,7 @@ def commit() -> str | None:
     head = _git(source, "rev-parse", "--short=12", "HEAD")
     if not head:
         return None
-    changed = _git(source, "status", "--porcelain", "--", str(source))
-    return head + ("+changes" if changed else "")
+    return head + ("+changes" if _git(source, "status", "--porcelain", "--", str(source)) else "")
 
 
 def machine() -> str:

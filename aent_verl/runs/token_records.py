@@ -97,8 +97,7 @@ class TokenRecord:
         data = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")
-        missing = sorted(_TYPES.keys() - data.keys())
-        if missing:
+        if missing := sorted(_TYPES.keys() - data.keys()):
             raise ValueError(f"without {', '.join(missing)}")
         values = {}
         for name, kind in _TYPES.items():
@@ -124,7 +123,7 @@ def write_records(path: Path, records: Iterable[TokenRecord]) -> None:
     with open(path, "ab") as file:
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1
-        if end < len(content):
+        if end < len(content):  # or the next line would continue a broken one
             file.truncate(end)
             logger.warning("%s: removed an incomplete last line", path)
         for record in records:
@@ -172,7 +171,9 @@ def _read_file(path: Path) -> list[TokenRecord]:
         except ValueError as error:
             no_json = isinstance(error, json.JSONDecodeError)
             if no_json and number > len(complete):
-                logger.warning("%s, line %d is incomplete, so skipped: the run writes it, or was killed", path, number)
+                logger.warning(
+                    "%s, line %d is incomplete and skipped: being written, or the run was killed", path, number
+                )
                 continue
             raise ValueError(f"{path}, line {number} is damaged: {'no JSON: ' * no_json}{error}") from None
         records[record.step, record.sample, record.rank, record.method] = record

@@ -146,8 +146,7 @@ def _entropy(steps: dict[int, metrics.Metrics], setting: Setting) -> Chart:
         lines += _line(_SECOND, "full entropy", _values(steps, metrics.ENTROPY_FULL), linestyle="--")
     levels = []
     if setting.low is not None and setting.high is not None:
-        label = f"band {setting.low:g} to {setting.high:g} nats"
-        levels.append(Level(_AIM, setting.low, setting.high, label))
+        levels.append(Level(_AIM, setting.low, setting.high, f"band {setting.low:g} to {setting.high:g} nats"))
     if setting.target is not None:
         levels.append(Level(_AIM, setting.target, setting.target, f"target {setting.target:g} nats"))
     if initial := [*_values(steps, metrics.INITIAL_ENTROPY).values()]:

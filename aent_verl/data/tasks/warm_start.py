@@ -70,8 +70,7 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
     Raises:
         ValueError: names the setting, its value and the range.
     """
-    bounds = {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}
-    for name, bound in bounds.items():
+    for name, bound in {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}.items():
         whole_number(name, settings[name], lowest=bound)
     for name in ("warm_start_loss", "learning_rate"):
         number(name, settings[name], lambda value: value > 0, allowed="above 0")
