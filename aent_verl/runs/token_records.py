@@ -171,9 +171,7 @@ def _read_file(path: Path) -> list[TokenRecord]:
         except ValueError as error:
             no_json = isinstance(error, json.JSONDecodeError)
             if no_json and number > len(complete):
-                logger.warning(
-                    "%s, line %d is incomplete and skipped: being written, or the run was killed", path, number
-                )
+                logger.warning("%s, line %d is incomplete, so skipped: being written, or cut by a kill", path, number)
                 continue
             raise ValueError(f"{path}, line {number} is damaged: {'no JSON: ' * no_json}{error}") from None
         records[record.step, record.sample, record.rank, record.method] = record
