@@ -17,6 +17,8 @@ _PAIRS_PER_PROCESS = 256
 _MOST_PROCESSES = 16
 _WRONG = "-98765.4321"
 _NOT_ACCEPTED = "the reward does not accept it"
+# One for each thread of a pool, by number; they stay for the next pool.
+_verifier = functools.cache(lambda number: math_reward.Verifier())
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,3 @@ def _score(number: int, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str
             why = _NOT_ACCEPTED if understood else "the reward can make nothing of it"
             reasons[truth, answer] = f"the reward takes more than {math_reward.SECONDS} s" if slow else why
     return reasons
-
-
-@functools.cache
-def _verifier(number: int) -> math_reward.Verifier:
-    return math_reward.Verifier()

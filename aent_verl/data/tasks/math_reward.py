@@ -98,9 +98,7 @@ class Verifier:
         return process
 
 
-@functools.cache
-def _verifier() -> Verifier:
-    return Verifier()
+_verifier = functools.cache(Verifier)
 
 
 def check(solution: str, truth: str) -> tuple[float, str]:
