@@ -13,8 +13,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -30,9 +30,7 @@ PLATFORM_ENV = "VERL_PLATFORM"
 # Custom Ray resource of nodes whose "GPU"s are logical; its amount is their number.
 LOGICAL_RESOURCE = "aent_cpu_platform"
 # The accelerator resources that Ray knows (`ray._private.accelerators`), and XPU, used by forks.
-ACCELERATOR_RESOURCES = frozenset(
-    {"GPU", "NPU", "TPU", "HPU", "XPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN", "TTNPU"}
-)
+ACCELERATOR_RESOURCES = {"GPU", "NPU", "TPU", "HPU", "XPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN", "TTNPU"}
 
 
 def is_selected() -> bool:
@@ -72,13 +70,24 @@ def cpu_count() -> int:
 
 
 class NullStream:
-    """Stands in for streams and events: all work is done by the time a call returns."""
+    """Stands in for streams and events, whatever their arguments: all work is done by the time a call returns."""
 
-    wait_stream = wait_event = record_event = record = wait = synchronize = staticmethod(_ignore)
+    __init__ = wait_stream = wait_event = record_event = record = wait = synchronize = _ignore
 
     def query(self) -> bool:
         """Return True: nothing is ever pending."""
         return True
+
+
+# What verl asks both of a platform and of a device module.
+_COMMON: dict[str, Callable[..., Any]] = {
+    # verl writes `tensor.to(get_device_id())`: an index would mean an accelerator there.
+    "current_device": lambda: torch.device("cpu"),
+    "device_count": lambda: 1,
+    "get_device_capability": lambda *_, **__: (None, None),
+    **dict.fromkeys(("manual_seed", "manual_seed_all"), torch.manual_seed),
+    **dict.fromkeys(("set_device", "synchronize", "empty_cache"), _ignore),
+}
 
 
 @functools.cache
@@ -89,95 +98,55 @@ def device_module() -> ModuleType:
     it (they guard allocator statistics and memory snapshots), so it is False.
     """
     module = ModuleType("aent_verl_cpu_device", "CPU stand-in for torch.cuda, as far as verl calls it.")
+    ignored = ("ipc_collect", "reset_peak_memory_stats", "reset_accumulated_memory_stats")
     functions: dict[str, Any] = {
+        **_COMMON,
+        **dict.fromkeys((*ignored, "set_per_process_memory_fraction"), _ignore),
         "is_available": lambda: False,
-        "device_count": lambda: 1,
-        "current_device": lambda: torch.device("cpu"),
         "get_device_name": lambda device=None: "CPU",  # verl looks this name up in its table of FLOPS
         "get_device_properties": get_device_properties,
-        "get_device_capability": lambda device=None: (None, None),
-        "memory_allocated": memory_allocated,
-        "memory_reserved": memory_allocated,
-        "max_memory_allocated": max_memory_allocated,
-        "max_memory_reserved": max_memory_allocated,
+        **dict.fromkeys(("memory_allocated", "memory_reserved"), memory_allocated),
+        **dict.fromkeys(("max_memory_allocated", "max_memory_reserved"), max_memory_allocated),
         "mem_get_info": mem_get_info,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "manual_seed": torch.manual_seed,
-        "manual_seed_all": torch.manual_seed,
-        "Stream": lambda *args, **kwargs: NullStream(),
-        "Event": lambda *args, **kwargs: NullStream(),
-        "current_stream": lambda device=None: NullStream(),
+        **dict.fromkeys(("Stream", "Event", "current_stream"), NullStream),
         "stream": lambda stream: nullcontext(stream),
         "memory": SimpleNamespace(_record_memory_history=_ignore, _dump_snapshot=_ignore, _snapshot=dict),
     }
-    nothing = "synchronize set_device empty_cache ipc_collect reset_peak_memory_stats reset_accumulated_memory_stats"
-    functions |= dict.fromkeys([*nothing.split(), "set_per_process_memory_fraction"], _ignore)
     vars(module).update(functions)
     return module
 
 
-class _PlatformMethods:
-    """The methods of `PlatformCPU`; verl's `PlatformBase` documents each."""
-
-    device_name = PLATFORM_NAME
-    vendor_name = PLATFORM_NAME
-
-    @property
-    def device_module(self) -> ModuleType:
-        return device_module()
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        # verl asks every platform in turn when none is named.  A CPU is always there, and must never win that.
-        return is_selected()
-
-    def current_device(self) -> torch.device:
-        # verl writes `tensor.to(get_device_id())`: an index would mean an accelerator there.
-        return torch.device("cpu")
-
-    def device_count(self) -> int:
-        return 1
-
-    set_device = synchronize = set_allocator_settings = empty_cache = staticmethod(_ignore)
-    profiler_start = profiler_stop = cudart = staticmethod(_ignore)
-
-    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        # Ray sets this variable for the resource "GPU", logical or not, and verl reads it back.
-        return "CUDA_VISIBLE_DEVICES"
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        return []
-
-    def is_ipc_supported(self) -> bool:
-        # Without device IPC verl sends weights to the rollout engine through shared memory, which works on CPU.
-        return False
-
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-
 @functools.cache
 def platform_class() -> type:
-    """Make `PlatformCPU`, at the first call because its base is verl's."""
+    """Make `PlatformCPU`, at the first call because its base is verl's, which documents each method."""
     from verl.plugin.platform import PlatformBase
 
-    members = {"__doc__": "verl platform without accelerators.", "__module__": __name__}
-    return type("PlatformCPU", (_PlatformMethods, PlatformBase), members)
+    ignored = ("set_allocator_settings", "profiler_start", "profiler_stop", "cudart")
+    methods: dict[str, Callable[..., Any]] = {
+        **_COMMON,
+        **dict.fromkeys(ignored, _ignore),
+        "is_available": lambda: True,
+        # verl asks every platform in turn when none is named.  A CPU is always there, and must never win that.
+        "is_platform_available": lambda use_smi_check=False: is_selected(),
+        "communication_backend_name": lambda: "gloo",
+        # Ray sets this variable for the resource "GPU", logical or not, and verl reads it back.
+        "visible_devices_envvar": lambda: "CUDA_VISIBLE_DEVICES",
+        "ray_resource_name": lambda: "GPU",
+        "ray_noset_envvars": list,
+        # Without device IPC verl sends weights to the rollout engine through shared memory, which works on CPU.
+        "is_ipc_supported": lambda: False,
+        "nvtx_range": lambda msg: nullcontext(),
+    }
+    members = {
+        "__doc__": "verl platform without accelerators.",
+        "__module__": __name__,
+        **dict.fromkeys(("device_name", "vendor_name"), PLATFORM_NAME),
+        "device_module": property(lambda _: device_module()),
+        **{name: staticmethod(method) for name, method in methods.items()},
+    }
+    return type("PlatformCPU", (PlatformBase,), members)
 
 
 def register() -> None:
@@ -189,14 +158,13 @@ def register() -> None:
     from verl.plugin.platform import PlatformRegistry
 
     present = PlatformRegistry.get(PLATFORM_NAME)
-    if present is platform_class():
-        return
-    if present is not None:
+    if present is None:
+        PlatformRegistry.register(platform=PLATFORM_NAME)(platform_class())
+    elif present is not platform_class():
         raise RuntimeError(
             f"verl already has a platform named {PLATFORM_NAME!r} ({present.__module__}.{present.__qualname__}); "
             "aent_verl cannot register its own"
         )
-    PlatformRegistry.register(platform=PLATFORM_NAME)(platform_class())
 
 
 def register_engines() -> None:
@@ -215,9 +183,7 @@ def register_engines() -> None:
         if present is None:
             EngineRegistry.register(model_type=model_type, backend="fsdp2", device=PLATFORM_NAME)(engine)
         elif present is not engine:
-            raise RuntimeError(
-                f"verl already has an engine for {model_type!r} with fsdp2 on {PLATFORM_NAME!r}: {present.__qualname__}"
-            )
+            raise RuntimeError(f"verl already has an engine for {model_type!r}, fsdp2 on CPU: {present.__qualname__}")
 
 
 def initialize_gloo(timeout_second: int | None = None) -> bool:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from aent_verl._util import atomic_path, first_few
 from aent_verl.runs.protocol import flatten
+from aent_verl.runs.run import read_yaml
 
 # The composed config of the newest start, without interpolations, in the run's folder.
 CONFIG = "config.yaml"
@@ -19,10 +18,10 @@ _INCIDENTAL = ("run.", "hydra.", "ray_kwargs.", "actor_rollout_ref.actor.entropy
 def changes(cfg: DictConfig) -> list[str]:
     """List ``key=value (was value)`` for each setting that differs from the run's last start, if that is known."""
     try:
-        before = _settings(OmegaConf.load(Path(cfg.run.dir) / CONFIG))
-    except (OSError, OmegaConfBaseException, YAMLError, ValueError):
+        before = _settings(read_yaml(Path(cfg.run.dir) / CONFIG, "remove it", resolve=True))
+    except (OSError, ValueError):
         return []
-    now = _settings(cfg)
+    now = _settings(OmegaConf.to_container(cfg, resolve=True))
     absent = "not set"
     keys = [key for key in now | before if now.get(key, absent) != before.get(key, absent)]
     return [f"{key}={now.get(key, absent)} (was {before.get(key, absent)})" for key in keys]
@@ -30,8 +29,7 @@ def changes(cfg: DictConfig) -> list[str]:
 
 def warning(cfg: DictConfig) -> str | None:
     """Write one sentence on what `changes` finds; None if it finds nothing."""
-    found = changes(cfg)
-    if not found:
+    if not (found := changes(cfg)):
         return None
     return (
         f"the run in {cfg.run.dir} was started with other settings; now {first_few(found)}. For a run of its own "
@@ -45,9 +43,5 @@ def write(cfg: DictConfig, folder: Path) -> None:
         OmegaConf.save(cfg, partial, resolve=True)
 
 
-def _settings(cfg: Any) -> dict[str, Any]:
-    content = OmegaConf.to_container(cfg, resolve=True)
-    if not isinstance(content, dict):
-        raise ValueError("no config")
-    flat = flatten({str(key): value for key, value in content.items()})
-    return {key: value for key, value in flat if not key.startswith(_INCIDENTAL)}
+def _settings(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config) if not key.startswith(_INCIDENTAL)}

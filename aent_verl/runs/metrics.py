@@ -28,15 +28,16 @@ RESPONSE_LENGTH = "response_length/mean"
 # One step's metrics by name. JSON has no NaN and verl's logger writes null for it; here it is NaN again.
 Metrics = dict[str, float]
 
+# Files of a run's earlier starts.
+OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 _EVENTS = "*tfevents*"
-_OLDER = re.compile(r"metrics\.([1-9]\d*)\.jsonl")
 # A data source may itself hold slashes, as in openai/gsm8k.
 _VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<kind>acc|reward)/mean@\d+")
 
 logger = logging.getLogger(__name__)
 
 
-def read_metrics(path: str | Path) -> dict[int, Metrics]:
+def read_metrics(path: Path) -> dict[int, Metrics]:
     """Read the metrics of a run by step, in ascending order.
 
     Args:
@@ -47,7 +48,6 @@ def read_metrics(path: str | Path) -> dict[int, Metrics]:
         FileNotFoundError: there is nothing of that kind.
         ValueError: damaged, or no step in it.
     """
-    path = Path(path)
     if path.is_file():
         steps = read_file(path)
         if not steps:
@@ -55,10 +55,8 @@ def read_metrics(path: str | Path) -> dict[int, Metrics]:
         return dict(sorted(steps.items()))
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not there: give the folder of a run, or its metrics file")
-    try:
+    if _logs(path):
         return read_run(path)
-    except FileNotFoundError:
-        pass
     folders = sorted({file.parent for file in path.rglob(_EVENTS)})
     if not folders:
         raise FileNotFoundError(
@@ -84,18 +82,13 @@ def read_run(folder: str | Path) -> dict[int, Metrics]:
         FileNotFoundError: the folder holds no metrics file.
         ValueError: a line before the last is not a line of metrics, or there is no step at all.
     """
-    folder = Path(folder)
-    newest = folder / METRICS_FILE
-    files = [*_older(folder).values(), *([newest] if newest.is_file() else [])]
+    files = _logs(Path(folder))
     if not files:
         raise FileNotFoundError(
             f"no {METRICS_FILE} in {folder}: give the folder of a run (run.dir) whose trainer.logger includes 'file'"
         )
     run: dict[int, Metrics] = {}
-    for file in files:
-        steps = read_file(file)
-        if not steps:
-            continue
+    for steps in filter(None, map(read_file, files)):
         first = min(steps)
         # A start whose first line only validates its checkpoint adds to that step and does not redo it.
         kept = first + 1 if all(key.startswith("val-") for key in steps[first]) else first
@@ -121,9 +114,8 @@ def read_file(file: Path) -> dict[int, Metrics]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{file}, line {number} of {len(lines)} is not a metrics line ({error}): remove the line, or the file"
-            ) from None
+            where = f"{file}, line {number} of {len(lines)}"
+            raise ValueError(f"{where} is not a metrics line ({error}): remove the line, or the file") from None
         steps[step] = steps.get(step, {}) | data
     return steps
 
@@ -149,17 +141,15 @@ def validation_left_out(data: Metrics) -> set[str]:
     return sources - validation_sources(data)
 
 
-def rotate(folder: str | Path) -> None:
+def rotate(folder: Path) -> None:
     """Move ``metrics.jsonl`` to the next free number, before verl opens and thereby empties it.
 
     A file that is missing or empty holds nothing to save and stays.
     """
-    folder = Path(folder)
     newest = folder / METRICS_FILE
-    if not newest.is_file() or newest.stat().st_size == 0:
-        return
-    # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
-    newest.rename(folder / f"metrics.{max(_older(folder), default=0) + 1}.jsonl")
+    if newest.is_file() and newest.stat().st_size:
+        # Beyond the highest number, not in the first gap: the numbers are the order of the starts.
+        newest.rename(folder / f"metrics.{max(_older(folder), default=0) + 1}.jsonl")
 
 
 class MetricsTail:
@@ -186,9 +176,8 @@ class MetricsTail:
                 new = file.read()
         except FileNotFoundError:
             return []
-        complete = new[: new.rfind(b"\n") + 1]
         steps = []
-        for line in complete.splitlines(keepends=True):
+        for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
             self._offset += len(line)
             self._last_line = line
             try:
@@ -207,9 +196,14 @@ def _validations(data: Metrics) -> list[tuple[str, float]]:
     return found["acc"] or found["reward"]
 
 
+def _logs(folder: Path) -> list[Path]:
+    """List the files of all starts, the newest last."""
+    return [file for file in (*_older(folder).values(), folder / METRICS_FILE) if file.is_file()]
+
+
 def _older(folder: Path) -> dict[int, Path]:
     """List the files of earlier starts by number, in ascending order."""
-    matches = map(_OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
+    matches = map(OLDER.fullmatch, os.listdir(folder) if folder.is_dir() else [])
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
 

@@ -18,10 +18,10 @@ from aent_verl.runs.checkpoints import step_of
 from aent_verl.runs.protocol import Protocol, shortened
 
 EVALUATION = Path("evaluation", "evaluation.json")
+UNKNOWN_SOURCE = "validation"
 SCORES = Path("evaluation", "scores.jsonl")
 RESPONSES = Path("evaluation", "responses.jsonl")
 VALIDATION = "validation"
-UNKNOWN_SOURCE = "validation"
 # Of sampling: n is seen in the scores, and another seed draws other samples of the same distribution.
 _NO_PROTOCOL = ("n", "seed")
 
@@ -82,13 +82,12 @@ def problem_id(*identity: object) -> str:
     return hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:16]
 
 
-def read_evaluation(folder: str | Path) -> ProblemScores | None:
+def read_evaluation(folder: Path) -> ProblemScores | None:
     """Read what `aent-verl evaluate` stored in a run's folder; None if there is no evaluation.
 
     Raises:
         ValueError: a file of it is missing, damaged or of another format.
     """
-    folder = Path(folder)
     summary = read_json(folder / EVALUATION, "make it again, or remove it")
     if summary is None:
         return None
@@ -110,7 +109,7 @@ def read_evaluation(folder: str | Path) -> ProblemScores | None:
     )
 
 
-def read_validation(file: str | Path) -> ProblemScores:
+def read_validation(file: Path) -> ProblemScores:
     """Read one validation as verl dumped it.
 
     A score is the response's ``acc`` where the reward function gives one, else its reward.
@@ -118,7 +117,6 @@ def read_validation(file: str | Path) -> ProblemScores:
     Raises:
         ValueError: no dump of verl's, damaged, or problems with different numbers of responses.
     """
-    file = Path(file)
     groups = _validation_groups(file)
     counts = {len(rows) for rows in groups.values()}
     if len(counts) != 1:
@@ -136,19 +134,18 @@ def read_validation(file: str | Path) -> ProblemScores:
     )
 
 
-def validations(folder: str | Path) -> dict[int, Path]:
+def validations(folder: Path) -> dict[int, Path]:
     """List the validation dumps of a run by step, in ascending order."""
-    files = (Path(folder) / VALIDATION).glob("*.jsonl")
+    files = (folder / VALIDATION).glob("*.jsonl")
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
-def read_responses(folder: str | Path, step: int | None = None) -> dict[str, Responses]:
+def read_responses(folder: Path, step: int | None = None) -> dict[str, Responses]:
     """Read texts by problem id, from the evaluation, or without one from the validation at a step; empty if not kept.
 
     Raises:
         ValueError: a damaged file.
     """
-    folder = Path(folder)
     if (folder / EVALUATION).is_file():
         if not (folder / RESPONSES).is_file():
             return {}
@@ -178,14 +175,12 @@ def _protocol(summary: Mapping[str, Any]) -> Protocol:
     """Return what two evaluations have to agree in before they are compared."""
     found = {key: value for key, value in summary.get("sampling", {}).items() if key not in _NO_PROTOCOL}
     found |= {f"prompts.{key}": value for key, value in (summary.get("prompts") or {}).items()}
-    found["data"] = ", ".join(
-        _named(Path(str(each.get("path"))).name, str(each.get("sha256"))) for each in summary.get("data") or ()
-    )
+    found["data"] = ", ".join(_named(each.get("path"), each.get("sha256")) for each in summary.get("data") or ())
     found["reward_settings"] = summary.get("reward_settings") or {}
     reward = str(summary.get("reward"))
     if summary.get("reward_sha256"):
         path, _, found["reward_function"] = reward.rpartition(":")
-        reward = _named(Path(path).name, summary["reward_sha256"])
+        reward = _named(path, summary["reward_sha256"])
     found["reward"] = reward
     return {
         f"evaluation.{key}": shortened(json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value))
@@ -193,8 +188,8 @@ def _protocol(summary: Mapping[str, Any]) -> Protocol:
     }
 
 
-def _named(name: str, sha256: str) -> str:
-    return f"{name} {sha256[:12]}"
+def _named(path: object, sha256: object) -> str:
+    return f"{Path(str(path)).name} {str(sha256)[:12]}"
 
 
 def _validation_groups(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -141,11 +141,9 @@ def fingerprint(path: str) -> str:
     given = Path(path.removeprefix("file://")).expanduser()
     if given.is_file():
         return f"{given.name} {_content(given)[:_HASH]}"
-    if given.is_dir():
-        files = sorted({file for pattern in _WEIGHTS for file in given.glob(pattern)})
-        if files:
-            listed = "".join(f"{_content(file)} {file.relative_to(given)}\n" for file in files)
-            return f"{given.resolve().name} {_sha256(listed)}"
+    if files := sorted({file for pattern in _WEIGHTS for file in given.glob(pattern)}):
+        listed = "".join(f"{_content(file)} {file.relative_to(given)}\n" for file in files)
+        return f"{given.resolve().name} {_sha256(listed)}"
     return path
 
 

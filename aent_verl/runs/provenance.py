@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from aent_verl import __version__
@@ -17,10 +18,8 @@ def versions() -> dict[str, str]:
     """Return installed versions by distribution, Python and this package included."""
     found = {"aent-verl": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -30,8 +29,7 @@ def commit() -> str | None:
     head = _git(source, "rev-parse", "--short=12", "HEAD")
     if not head:
         return None
-    changed = _git(source, "status", "--porcelain", "--", str(source))
-    return head + ("+changes" if changed else "")
+    return head + ("+changes" if _git(source, "status", "--porcelain", "--", str(source)) else "")
 
 
 def machine() -> str:
@@ -41,10 +39,7 @@ def machine() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+    return None

@@ -1,6 +1,5 @@
 """One run of a comparison: method, seed, metrics, scores of each problem, and the conditions it was made under."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl._util import read_json
-from aent_verl.runs.metrics import REWARD, Metrics, read_metrics
+from aent_verl.runs.metrics import OLDER, REWARD, Metrics, read_metrics
 from aent_verl.runs.problems import EVALUATION, ProblemScores, read_evaluation, read_validation, validations
 from aent_verl.runs.protocol import STEPS, Protocol, flatten, protocol_of, settings_of
 
 RECORD = "run.json"
 # What libraries and workers print during a training.
 LOG = "train.log"
-_OLDER_LOG = re.compile(r"metrics\.[1-9]\d*\.jsonl")
 RECORD_FORMAT = 1
 # A record's state once nothing is left to do.
 COMPLETE = "complete"
@@ -60,7 +58,7 @@ class Run:
         return max(self.metrics)
 
 
-def load_run(path: str | Path, *, method: str | None = None, seed: int | None = None) -> Run:
+def load_run(path: Path, *, method: str | None = None, seed: int | None = None) -> Run:
     """Read a run from its folder or metrics file.
 
     Args:
@@ -72,25 +70,19 @@ def load_run(path: str | Path, *, method: str | None = None, seed: int | None = 
         FileNotFoundError: nothing there.
         ValueError: a damaged file, no reward in the metrics, or method or seed not known.
     """
-    path = Path(path)
     metrics = read_metrics(path)
     if not any(REWARD in data for data in metrics.values()):
-        raise ValueError(
-            f"{path} has no {REWARD!r} at any step, so verl did not train there, or ended before its first step"
-        )
+        raise ValueError(f"{path} has no {REWARD!r} at any step: verl did not train there, or not to its first step")
     home = _home(path)
-    record = read_record(home) or {} if home else {}
-    config = read_config(home) if home else {}
+    record, config = read_record(home) or {}, read_config(home)
     flat = dict(flatten(config))
     method = method or record.get("method") or flat.get("entropy_control.method")
     seed = next((one for one in (seed, record.get("seed"), flat.get("data.seed")) if one is not None), None)
     if isinstance(seed, str) and not seed.isdecimal():
         seed = None  # An interpolation of a config that is not resolved.
     if method is None or seed is None:
-        raise ValueError(
-            f"{path}: its {'method' if method is None else 'seed'} is not recorded there; name it: "
-            f"--from METHOD:SEED={path}"
-        )
+        unknown = "method" if method is None else "seed"
+        raise ValueError(f"{path}: its {unknown} is not recorded there; name it: --from METHOD:SEED={path}")
     scores, notes = _scores(path, max(metrics))
     return Run(
         method=str(method),
@@ -120,15 +112,16 @@ def load_runs(
     unfinished: dict[tuple[str, str], list[str]] = {}
     for path in map(Path, paths):
         home = _home(path)
-        known = (read_record(home) if home else None) or {}
-        reason = _unfinished(home, known) if home and known else None
+        known = read_record(home) or {}
+        reason = _unfinished(home, known) if known else None
         if reason is None:
             run = load_run(path, method=method, seed=seed)
-            reason = None if known else _ended_early(run)
-            known = vars(run)
-            if reason is None:
+            # The config of a run that compare did not make may say how long it was to be.
+            planned = "" if known else run.protocol.get(STEPS, "")
+            if not planned.isdecimal() or run.last_step >= int(planned):
                 runs.append(run)
                 continue
+            known, reason = vars(run), f"not finished: it is at step {run.last_step} of {planned}"
         names = (method or known.get("method"), known.get("seed") if seed is None else seed)
         what, which = ("run", path.name) if None in names else (f"{names[0]} seed", str(names[1]))
         unfinished.setdefault((what, reason), []).append(which)
@@ -147,9 +140,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD
     record = read_json(file, "restore it, or remove the run's folder to train it again")
     if record is not None and record.get("format") != RECORD_FORMAT:
-        raise ValueError(
-            f"{file}: expected format {RECORD_FORMAT} of this version of aent_verl; update it, or remove it"
-        )
+        raise ValueError(f"{file}: expected format {RECORD_FORMAT}; update aent_verl, or remove the file")
     return record
 
 
@@ -215,26 +206,14 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ended_early(run: Run) -> str | None:
-    """Say what is left to do for a run that compare did not make, if its config says how long it was to be."""
-    planned = run.protocol.get(STEPS, "")
-    if planned.isdecimal() and run.last_step < int(planned):
-        return f"not finished: it is at step {run.last_step} of {planned}"
-    return None
-
-
-def _home(path: Path) -> Path | None:
-    """Return the folder of a run's record and config; None for one of several logs in a folder."""
-    if path.is_dir():
-        return path
-    logs = {file.name for file in path.parent.glob("*.jsonl") if not _OLDER_LOG.fullmatch(file.name)}
-    return path.parent if logs == {path.name} else None
+def _home(path: Path) -> Path:
+    """Return the folder of a run's record and config; the path itself, which has none, of one of several logs."""
+    logs = {file.name for file in path.parent.glob("*.jsonl") if not OLDER.fullmatch(file.name)}
+    return path.parent if logs == {path.name} and path.is_file() else path
 
 
 def _scores(path: Path, last_step: int) -> tuple[ProblemScores | None, tuple[str, ...]]:
     """Read the scores of the model after a run's last step, and say why those that are there do not count."""
-    if not path.is_dir():
-        return None, ()
     evaluation, dumps = read_evaluation(path), validations(path)
     if evaluation is not None:
         if evaluation.step in (None, last_step):

@@ -9,22 +9,24 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from aent_verl._util import whole_number
+
 PATTERN = "step_*.jsonl"
 # Where a run keeps its dump, in the run's folder.
 FOLDER = "tokens"
 
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_KINDS = {
-    "int": (int, "not an integer"),
-    "str": (str, "not a string"),
-    "bool": (bool, "neither true nor false"),
-    "list": (list, "not a list"),
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_KINDS: dict[str, tuple[set[type], str]] = {
+    "int": ({int}, "not an integer"),
+    "float": ({int, float}, "not a number"),
+    "str": ({str}, "not a string"),
+    "bool": ({bool}, "neither true nor false"),
+    "list": ({list}, "not a list"),
 }
 
 logger = logging.getLogger(__name__)
@@ -71,10 +73,9 @@ class TokenRecord:
 
     def __post_init__(self) -> None:
         for name in ("step", "sample", "rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed: must be at least 0")
-        for name in PER_TOKEN:
-            if len(getattr(self, name)) != len(self.tokens):
+            whole_number(name, getattr(self, name))
+        for name, kind in _TYPES.items():
+            if kind.startswith("list[") and len(getattr(self, name)) != len(self.tokens):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.tokens)} tokens")
 
     def to_json(self) -> str:
@@ -96,8 +97,7 @@ class TokenRecord:
         data = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")
-        missing = sorted(_TYPES.keys() - data.keys())
-        if missing:
+        if missing := sorted(_TYPES.keys() - data.keys()):
             raise ValueError(f"without {', '.join(missing)}")
         values = {}
         for name, kind in _TYPES.items():
@@ -113,16 +113,19 @@ def dump_file(folder: str | Path, step: int, rank: int) -> Path:
     return Path(folder) / f"step_{step:06d}_rank_{rank}.jsonl"
 
 
-def write_records(path: str | Path, records: Iterable[TokenRecord]) -> None:
+def write_records(path: Path, records: Iterable[TokenRecord]) -> None:
     """Append the records to a file that only this process writes; its folder is made.
 
     Each line is written at once, so that a run that is killed leaves at most the last one incomplete. Such a remainder
     of an earlier start is removed before the first line.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
-        _drop_incomplete_line(path)
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):  # or the next line would continue a broken one
+            file.truncate(end)
+            logger.warning("%s: removed an incomplete last line", path)
         for record in records:
             file.write(record.to_json().encode() + b"\n")
             file.flush()
@@ -165,26 +168,14 @@ def _read_file(path: Path) -> list[TokenRecord]:
             continue
         try:
             record = TokenRecord.from_json(line)
-        except json.JSONDecodeError as error:
-            if number > len(complete):
-                logger.warning(
-                    "%s, line %d is incomplete and was skipped: the run is writing it, or was killed", path, number
-                )
-                continue
-            raise ValueError(f"{path}, line {number} is damaged: no JSON: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+            no_json = isinstance(error, json.JSONDecodeError)
+            if no_json and number > len(complete):
+                logger.warning("%s, line %d is incomplete, so skipped: being written, or cut by a kill", path, number)
+                continue
+            raise ValueError(f"{path}, line {number} is damaged: {'no JSON: ' if no_json else ''}{error}") from None
         records[record.step, record.sample, record.rank, record.method] = record
     return list(records.values())
-
-
-def _drop_incomplete_line(path: Path) -> None:
-    """Cut the file after its last line's end, so that the next line does not continue a broken one."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)
-        logger.warning("%s: removed an incomplete last line", path)
 
 
 def _to_json_number(value: float | None) -> float | str | None:
@@ -201,24 +192,17 @@ def _read(kind: str, value: Any) -> Any:
     """Check what JSON gave for a field with this annotation, and return its value."""
     if kind.endswith(" | None"):
         return None if value is None else _read(kind.removesuffix(" | None"), value)
-    if kind == "float":
-        return _number(value)
-    expected, wrong = _KINDS[kind.partition("[")[0]]
-    if type(value) is not expected:
-        raise ValueError(f"{value!r:.40} is {wrong}")
-    return [_read(kind[len("list[") : -1], item) for item in value] if isinstance(value, list) else value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str) and value in _NOT_FINITE:
-        return _NOT_FINITE[value]
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r:.40} is not a number")
-    try:
+    if kind == "float" and value in _NOT_FINITE:
         return float(value)
+    expected, wrong = _KINDS[kind.partition("[")[0]]
+    if type(value) not in expected:
+        raise ValueError(f"{value!r:.40} is {wrong}")
+    if isinstance(value, list):
+        return [_read(kind[len("list[") : -1], item) for item in value]
+    try:
+        return float(value) if kind == "float" else value
     except OverflowError:
         raise ValueError(f"{value!r:.40} is too large") from None
 
 
 _TYPES = {field.name: str(field.type) for field in fields(TokenRecord)}
-PER_TOKEN = tuple(name for name, kind in _TYPES.items() if kind.startswith("list[") and name != "tokens")

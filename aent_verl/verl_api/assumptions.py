@@ -260,10 +260,8 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     called("verl.workers.engine:EngineRegistry.register", "model_type backend device", why="we register engines"),
     *(
-        leads_to(
-            f"verl.workers.engine:EngineRegistry._engines.language_model.{backend}.cuda", FSDP, why="we look there"
-        )
-        for backend in ("fsdp", "fsdp2")
+        leads_to(f"verl.workers.engine:EngineRegistry._engines.language_model.{name}.cuda", FSDP, why="we look there")
+        for name in ("fsdp", "fsdp2")
     ),
     Assumption("PlatformBase asks for no method that our platform lacks", platform_complete, "it could not be made"),
     called("verl.plugin.platform:PlatformRegistry.register", "platform", why="our CPU platform is registered with it"),

@@ -32,15 +32,14 @@ def check_versions() -> None:
     Raises:
         VersionError: names the package, the version found, the range needed and what to do.
     """
-    _check_range("python", platform.python_version(), PYTHON, "make an environment with Python 3.10, 3.11 or 3.12")
+    remedy = f"aent_verl needs python{PYTHON}: make an environment with Python 3.10, 3.11 or 3.12"
+    _check_range("python", platform.python_version(), PYTHON, remedy)
     for package, needed in PACKAGES.items():
-        remedy = f'pip install "{package}{needed}"'
+        remedy = f'aent_verl needs {package}{needed}: pip install "{package}{needed}"'
         try:
             found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise VersionError(
-                f"{package} is not installed for {sys.executable}; aent_verl needs {package}{needed}: {remedy}"
-            ) from None
+            raise VersionError(f"{package} is not installed for {sys.executable}; {remedy}") from None
         _check_range(package, found, needed, remedy)
 
 
@@ -51,7 +50,7 @@ def _check_range(package: str, found: str, needed: str, remedy: str) -> None:
     except InvalidVersion:
         fits = False
     if not fits:
-        raise VersionError(f"{package} {found} is installed, aent_verl needs {package}{needed}: {remedy}")
+        raise VersionError(f"{package} {found} is installed, {remedy}")
 
 
 def violations() -> list[str]:

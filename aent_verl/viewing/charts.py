@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aent_verl import _util
-from aent_verl._util import printable
-from aent_verl.viewing import palette
-from aent_verl.viewing.palette import Theme
+from aent_verl._util import printable, require
+from aent_verl.viewing.palette import Theme, dash, marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,12 +152,10 @@ def draw_intervals(intervals: Sequence[Interval], methods: Sequence[str], x_labe
     rows = len(intervals)
     with new_figure(theme, height=0.75 + 0.33 * rows) as (figure, panel):
         panel.axvline(0, color=theme.ink, linewidth=1)
-        for row, interval in enumerate(intervals):
-            look: dict[str, Any] = {"color": theme.colour(interval.place), "fmt": palette.marker(interval.place)}
-            widths = [[interval.value - interval.low], [interval.high - interval.value]]
-            panel.errorbar(
-                interval.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look
-            )
+        for row, one in enumerate(intervals):
+            look: dict[str, Any] = {"color": theme.colour(one.place), "fmt": marker(one.place)}
+            widths = [[one.value - one.low], [one.high - one.value]]
+            panel.errorbar(one.value, row, xerr=widths, markersize=7, elinewidth=2.2, capsize=4.5, capthick=2.2, **look)
         panel.set_yticks(range(rows), [_literal(methods[interval.place]) for interval in intervals])
         panel.tick_params(axis="y", length=0, labelcolor=theme.ink)
         panel.set_ylim(rows - 0.5, -0.5)
@@ -175,8 +171,8 @@ def draw_key(place: int, theme: Theme) -> "Figure":
     with new_figure(theme, height=0.18, width=0.5) as (figure, panel):
         panel.axis("off")
         style: dict[str, Any] = {"color": theme.colour(place), "clip_on": False}
-        panel.plot([0, 1, 2], [0, 0, 0], linewidth=2.2, linestyle=palette.dash(place), **style)
-        panel.plot([1], [0], palette.marker(place), markersize=6, **style)
+        panel.plot([0, 1, 2], [0, 0, 0], linewidth=2.2, linestyle=dash(place), **style)
+        panel.plot([1], [0], marker(place), markersize=6, **style)
     return figure
 
 
@@ -185,10 +181,8 @@ def add_heading(figure: "Figure", chart: Chart, methods: Sequence[str], theme: T
     from matplotlib.lines import Line2D
 
     places = sorted({line.place for line in chart.lines})
-    keys = [
-        Line2D([], [], color=theme.colour(p), linestyle=palette.dash(p), linewidth=2, marker=palette.marker(p))
-        for p in places
-    ]
+    looks = [{"color": theme.colour(place), "linestyle": dash(place), "marker": marker(place)} for place in places]
+    keys = [Line2D([], [], linewidth=2, **look) for look in looks]
     names = [_literal(methods[place]) for place in places]
     set_title(figure.axes[0], chart.title)
     figure.legend(keys, names, loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1, handlelength=3)
@@ -215,18 +209,15 @@ def new_figure(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    _util.require("compare", "the plot", "matplotlib")
+    require("compare", "the plot", "matplotlib")
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    colours = {
-        theme.ink: ("text.color", "axes.titlecolor", "legend.labelcolor"),
-        theme.muted: ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
-        theme.paper: ("axes.facecolor", "figure.facecolor"),
-        theme.grid: ("grid.color",),
-    }
-    settings: Any = {key: colour for colour, keys in colours.items() for key in keys} | {"font.size": FONT}
+    settings: Any = {"font.size": FONT, "grid.color": theme.grid}
+    settings |= dict.fromkeys(("text.color", "axes.titlecolor", "legend.labelcolor"), theme.ink)
+    settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), theme.muted)
+    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), theme.paper)
     settings |= dict.fromkeys(("axes.grid", "axes.axisbelow", "axes.unicode_minus"), True)
     settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.use_mathtext"), False)
     with matplotlib.rc_context(settings):
@@ -242,11 +233,11 @@ def draw_line(panel: "Axes", line: Line, theme: Theme) -> None:
         panel.fill_between(line.x, line.low, line.high, alpha=0.17, linewidth=0, **look)
     for seed in line.seeds:
         panel.plot(line.x, seed, linewidth=0.7, alpha=0.45, **look)
-    style = {"linewidth": 2, "linestyle": palette.dash(line.place), "label": line.label} | look | dict(line.style)
+    style = {"linewidth": 2, "linestyle": dash(line.place), "label": line.label} | look | dict(line.style)
     panel.plot(line.x, line.mean, **style)
     marked = _marked(line)
     if len(marked):
-        panel.plot(line.x[marked], line.mean[marked], palette.marker(line.place), markersize=4.5, zorder=3, **look)
+        panel.plot(line.x[marked], line.mean[marked], marker(line.place), markersize=4.5, zorder=3, **look)
 
 
 def _marked(line: Line) -> list[int]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aent_verl.runs import metrics
-from aent_verl.runs.metrics import Metrics, read_run, validation_accuracy
 from aent_verl.viewing.charts import FONT, Chart, Level, Line, draw_line, draw_on, new_figure, set_title
 from aent_verl.viewing.palette import LIGHT
 
@@ -62,7 +61,7 @@ def plot_run(folder: str | Path, output: str | Path | None = None) -> Path:
         FileNotFoundError, ValueError: no metrics to draw (see `read_run`), or a band whose ends are not low <= high.
     """
     folder = Path(folder)
-    picture = figure(read_run(folder), read_setting(folder))
+    picture = figure(metrics.read_run(folder), read_setting(folder))
     output = folder / PICTURE if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(output, format="png", dpi=150)
@@ -96,7 +95,7 @@ def read_setting(folder: Path) -> Setting:
     )
 
 
-def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
+def figure(steps: dict[int, metrics.Metrics], setting: Setting) -> "Figure":
     """Draw a run's steps: three panels that share the training step.
 
     Raises:
@@ -125,21 +124,21 @@ def figure(steps: dict[int, Metrics], setting: Setting) -> "Figure":
     return picture
 
 
-def _reward(steps: dict[int, Metrics]) -> Chart:
+def _reward(steps: dict[int, metrics.Metrics]) -> Chart:
     reward = _values(steps, metrics.REWARD)
     window = min(max(5, len(reward) // 20), 25)
     lines = _line(_MAIN, "reward", reward, linewidth=1, alpha=0.45)
     if len(reward) >= window:
         means = dict(zip(reward, _moving_mean([*reward.values()], window), strict=True))
         lines += _line(_MAIN, f"mean of {window} steps", means, linewidth=2.4)
-    accuracy = {step: value for step, data in steps.items() if (value := validation_accuracy(data)) is not None}
+    accuracy = {step: value for step, data in steps.items() if (value := metrics.validation_accuracy(data)) is not None}
     # Its markers are not clipped: also at the first and last step, and at 0, they are whole.
     look = {"linestyle": ":", "linewidth": 1.2, "marker": "D", "markersize": 7, "clip_on": False, "zorder": 3}
     lines += _line(_VALIDATION, "validation accuracy", accuracy, **look)
     return Chart("reward", "Reward", "", lines, y_label="reward, accuracy")
 
 
-def _entropy(steps: dict[int, Metrics], setting: Setting) -> Chart:
+def _entropy(steps: dict[int, metrics.Metrics], setting: Setting) -> Chart:
     name = f"{setting.functional} entropy" if setting.functional else "controlled entropy"
     lines = _line(_MAIN, name, _values(steps, metrics.ENTROPY))
     # Where the configured functional is the full entropy, a second line would only hide the first.
@@ -147,8 +146,7 @@ def _entropy(steps: dict[int, Metrics], setting: Setting) -> Chart:
         lines += _line(_SECOND, "full entropy", _values(steps, metrics.ENTROPY_FULL), linestyle="--")
     levels = []
     if setting.low is not None and setting.high is not None:
-        label = f"band {setting.low:g} to {setting.high:g} nats"
-        levels.append(Level(_AIM, setting.low, setting.high, label))
+        levels.append(Level(_AIM, setting.low, setting.high, f"band {setting.low:g} to {setting.high:g} nats"))
     if setting.target is not None:
         levels.append(Level(_AIM, setting.target, setting.target, f"target {setting.target:g} nats"))
     if initial := [*_values(steps, metrics.INITIAL_ENTROPY).values()]:
@@ -156,7 +154,7 @@ def _entropy(steps: dict[int, Metrics], setting: Setting) -> Chart:
     return Chart("entropy", "Entropy", "", lines, levels=levels, y_label="entropy (nats)")
 
 
-def _coefficient(steps: dict[int, Metrics], setting: Setting) -> tuple[Chart, list[Line]]:
+def _coefficient(steps: dict[int, metrics.Metrics], setting: Setting) -> tuple[Chart, list[Line]]:
     """Make the chart, and a line with its own scale: a weight is of the order of 1, a coefficient of a hundredth."""
     coefficient, weights = _values(steps, metrics.COEFFICIENT), _values(steps, metrics.ADVANTAGES_COEFFICIENT)
     title, label, levels = "Entropy coefficient", "coefficient", []
@@ -192,7 +190,7 @@ def _add_legend(panel: "Axes", chart: Chart) -> None:
     panel.legend([found[label] for label in shown], shown, ncols=3, **place, **look)
 
 
-def _values(steps: dict[int, Metrics], key: str) -> dict[int, float]:
+def _values(steps: dict[int, metrics.Metrics], key: str) -> dict[int, float]:
     """Return the metric by step, of those steps that have it."""
     return {step: data[key] for step, data in steps.items() if key in data}
 

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,9 +30,6 @@ from aent_verl._util import duration
 from aent_verl.runs import metrics
 from aent_verl.runs.worker_reports import banner
 
-STARTING = "starting Ray, workers and vLLM (about two minutes on a laptop)"
-VALIDATING = "workers are up: validation before training, first step"
-FIRST_STEP = "first training step"
 POLL_SECONDS = 0.5
 # Without a terminal: a line at least so often, where a display has one to say.
 HEARTBEAT_SECONDS = 300.0
@@ -44,8 +42,7 @@ LINES = 10
 HEADER = ("step", "reward", "valid.", "entropy", "full", "coefficient", "tokens", "s/step", "left")
 # Of the columns after the first; 79 characters with the step in 7.
 WIDTHS = (7, 7, 12, 7, 13, 7, 7, 12)
-_UP, _DOWN, _FLAT = "↑", "↓", "→"
-_ASCII_ARROWS = str.maketrans({_UP: "^", _DOWN: "v", _FLAT: "="})
+_ASCII_ARROWS = str.maketrans("↑↓→", "^v=")
 AnyDisplay = TypeVar("AnyDisplay", bound="Display")
 
 
@@ -182,7 +179,7 @@ class TrainingDisplay(Display):
         self._failed = False
         self._error: object = None
         self._thread = threading.Thread(target=self._loop, name="aent-verl-progress", daemon=True)
-        self._workers_up = self._trained = False
+        self._workers_up = False
         self._step: int | None = None
         self._step_seen: float | None = None
         self._coefficient: float | None = None
@@ -246,11 +243,8 @@ class TrainingDisplay(Display):
             if self._failed:
                 return
             self._failed = True
-            try:
-                with open(self._log_path, "a", encoding="utf-8") as log:
-                    log.write(f"the progress display failed; training is not affected\n{traceback.format_exc()}")
-            except OSError:
-                pass
+            with suppress(OSError), open(self._log_path, "a", encoding="utf-8") as log:
+                log.write(f"the progress display failed; training is not affected\n{traceback.format_exc()}")
 
     def _look(self) -> None:
         self._announce()
@@ -287,7 +281,6 @@ class TrainingDisplay(Display):
             # Without an earlier line it would be the start-up.
             between = now - self._step_seen if self._step_seen is not None else 0.0
             self._seconds.append(max(data[metrics.STEP_SECONDS], between))
-            self._trained = True
         self._step, self._step_seen = step, now
         coefficient, previous = data.get(metrics.COEFFICIENT), self._coefficient
         if coefficient is not None:
@@ -319,11 +312,13 @@ class TrainingDisplay(Display):
 
     def _phase(self) -> str:
         """Say what happens before the first training step is done; empty after."""
-        if self._trained:
+        if self._seconds:
             return ""
         if self._step is not None:
-            return FIRST_STEP
-        return VALIDATING if self._workers_up else STARTING
+            return "first training step"
+        if self._workers_up:
+            return "workers are up: validation before training, first step"
+        return "starting Ray, workers and vLLM (about two minutes on a laptop)"
 
     def _summary(self) -> str:
         """Write the line at the end of the run."""
@@ -360,8 +355,8 @@ def _precise(value: float) -> str:
 
 def _arrow(value: float, previous: float | None) -> str:
     if previous is None or value == previous:
-        return _FLAT
-    return _UP if value > previous else _DOWN
+        return "→"
+    return "↑" if value > previous else "↓"
 
 
 def _keep_ends(ends: list[tuple[int, float]], step: int, value: float | None) -> None:
@@ -375,8 +370,7 @@ def _ends(ends: list[tuple[int, float]]) -> str:
 
 def _signature(path: Path) -> tuple[int, int, int] | None:
     """Return what changes whenever the file is written; None while there is none."""
-    try:
+    with suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return None

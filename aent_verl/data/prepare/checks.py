@@ -17,6 +17,8 @@ _PAIRS_PER_PROCESS = 256
 _MOST_PROCESSES = 16
 _WRONG = "-98765.4321"
 _NOT_ACCEPTED = "the reward does not accept it"
+# One for each thread of a pool, by number; they stay for the next pool.
+_verifier = functools.cache(lambda number: math_reward.Verifier())
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,7 @@ def _conflicts(items: Sequence[Item]) -> list[Item]:
     refused = refusals([(first, other) for _, first, other in pairs])
     different = {key for key, first, other in pairs if (first, other) in refused}
     # Copies of one problem next to each other, so that the examples show two answers.
-    found = [item for item in items if item.key in different]
-    return sorted(found, key=lambda item: item.key)
+    return sorted((item for item in items if item.key in different), key=lambda item: item.key)
 
 
 def _problem(item: Item) -> str:
@@ -197,8 +198,3 @@ def _score(number: int, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str
             why = _NOT_ACCEPTED if understood else "the reward can make nothing of it"
             reasons[truth, answer] = f"the reward takes more than {math_reward.SECONDS} s" if slow else why
     return reasons
-
-
-@functools.cache
-def _verifier(number: int) -> math_reward.Verifier:
-    return math_reward.Verifier()

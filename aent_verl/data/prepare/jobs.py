@@ -7,16 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aent_verl.data.prepare import checks, sources
-from aent_verl.data.prepare.checks import Finding
+from aent_verl.data.prepare.checks import Finding, check, sample, short
 from aent_verl.data.prepare.rows import INSTRUCTION, Item, math_row, normalise, read_items
-from aent_verl.data.prepare.sources import Row, Source
+from aent_verl.data.prepare.sources import Row, Source, from_files, from_hub
 from aent_verl.data.prepare.table import EXTRACTORS, DataSet, automatic, data_sets
 from aent_verl.data.tasks.reasoning_gym_data import build_rows, draw_splits
 
 GENERATOR_PREFIX = "reasoning-gym:"
 _DEFAULT_SIZE = 1000
 _SPLITS = ("train", "test")
+# Text that `str.format` leaves as it is.
+_LITERAL = str.maketrans({"{": "{{", "}": "}}"})
 
 
 @dataclass
@@ -85,14 +86,13 @@ class MathJob:
         """
         entry, options = self._entry, self._options
         made = {}
-        keep_unscorable = options.keep_unscorable
         for split, (items, read) in self._read.items():
-            kept, findings = checks.check(items, split=split, held_out=held_out, keep_unscorable=keep_unscorable)
+            kept, findings = check(items, split=split, held_out=held_out, keep_unscorable=options.keep_unscorable)
             if entry.keep:
                 wanted = ", ".join(f"{column} = {value}" for column, value in entry.keep.items())
                 findings.insert(0, Finding(f"not of the kind that is kept ({wanted})", read - len(items), True, []))
             if split == "train":
-                kept, drawn = checks.sample(kept, options.limit, seed=options.seed)
+                kept, drawn = sample(kept, options.limit, seed=options.seed)
                 findings += drawn
             if not kept:
                 lines = "; ".join(f"{finding.count} of them: {finding.what}" for finding in findings)
@@ -150,13 +150,13 @@ class GeneratorJob:
         Raises:
             ValueError: unknown generator, a setting that it refuses, or too few questions.
         """
-        chat = [{"role": "user", "content": "{question}" + _literal(self._options.instruction or "")}]
+        chat = [{"role": "user", "content": "{question}" + (self._options.instruction or "").translate(_LITERAL)}]
         if self._options.system:
-            chat.insert(0, {"role": "system", "content": _literal(self._options.system)})
+            chat.insert(0, {"role": "system", "content": self._options.system.translate(_LITERAL)})
         made = {}
         for split, entries in self._drawn.items():
             lost = [one for one in entries if split == "train" and normalise(one["question"]) in held_out]
-            examples = [checks.short(one["question"]) for one in lost[:1]]
+            examples = [short(one["question"]) for one in lost[:1]]
             findings = [Finding("held out: it is in a test split", len(lost), True, examples)] if lost else []
             kept = [one for one in entries if one not in lost]
             rows = build_rows(kept, generator=self.name, split=split, chat=chat, extract=self._extract)
@@ -190,15 +190,15 @@ def job(what: str, words: Sequence[str], options: Namespace) -> Job:
     if what not in data_sets():
         path = Path(what).expanduser()
         entry = DataSet(extract=automatic)
-        source = sources.from_files({options.split or "train": path}, entry)
+        source = from_files({options.split or "train": path}, entry)
         return MathJob(options.name or path.stem, entry, source, options)
     entry = data_sets()[what]
     if not options.from_:
-        source = sources.from_hub(what, entry, config=options.config, revision=options.revision)
+        source = from_hub(what, entry, config=options.config, revision=options.revision)
         return MathJob(what, entry, source, options)
     if options.revision or (options.config and not Path(options.from_[0]).is_dir()):
         raise ValueError("--revision and --config choose on the hub; they have no effect on the files of --from")
-    source = sources.from_files(_named_files(what, entry, options.from_), entry, options.config)
+    source = from_files(_named_files(what, entry, options.from_), entry, options.config)
     return MathJob(what, entry, source, options)
 
 
@@ -220,11 +220,6 @@ def generator_settings(words: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"{word!r}: the value is not YAML ({error})") from error
     return found
-
-
-def _literal(text: str) -> str:
-    """Escape braces for `str.format`."""
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _files(name: str, splits: Collection[str]) -> dict[str, str]:

@@ -141,8 +141,7 @@ def usage(folder: Path, jobs: Sequence[Job]) -> list[str]:
     """Say how to train on the files of the jobs in a folder, as Hydra overrides."""
     overrides = []
     for split, key in (("train", "data.train_files"), ("test", "data.val_files")):
-        paths = [str(folder / job.files[split]) for job in jobs if split in job.files]
-        if paths:
+        if paths := [str(folder / job.files[split]) for job in jobs if split in job.files]:
             values = [path if _PLAIN.fullmatch(path) else hydra_quoted(path) for path in paths]
             override = f"{key}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
             overrides.append(override if values == paths else shlex.quote(override))

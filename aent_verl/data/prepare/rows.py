@@ -75,9 +75,8 @@ def read_items(rows: Rows, entry: DataSet, *, where: str) -> tuple[list[Item], i
             answer = entry.extract(_value(row, entry.answer))
         except TypeError as error:
             raise ValueError(
-                f"{where}, row {index}: the answer in column {entry.answer!r} is or holds {error}; expected text, a "
-                f"number or a list of them. Name a field of a record with --answer {entry.answer}.FIELD, or convert "
-                "the column"
+                f"{where}, row {index}: the answer in column {entry.answer!r} is or holds {error}, not text, a number "
+                f"or a list of them; name a field of a record, --answer {entry.answer}.FIELD, or convert the column"
             ) from error
         items.append(Item(index, problem, answer, key))
     if index < 0:

@@ -16,7 +16,6 @@ from aent_verl._util import file_sha256
 from aent_verl.data.prepare.table import DataSet
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
-_SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json")
 
 Row = dict[str, Any]
 
@@ -71,11 +70,9 @@ def from_hub(name: str, entry: DataSet, *, config: str | None, revision: str | N
             raise OSError(
                 f"{name}: cannot load {repository} (config {config or 'default'}, split {split}, revision "
                 f"{revision or 'newest'}) from {endpoint}: {type(error).__name__}: {cause}\n"
-                "  behind a mirror: set HF_ENDPOINT=https://...; already in the cache of this machine: set "
-                "HF_HUB_OFFLINE=1\n"
+                "  behind a mirror: set HF_ENDPOINT=https://...; if it is in this machine's cache: HF_HUB_OFFLINE=1\n"
                 f"  without the hub: fetch it elsewhere with `hf download {repository} --repo-type dataset --local-dir "
-                f"DIR`, copy it here, then `aent-verl prepare {name} --from DIR`, or --from FILE for a single parquet "
-                "or JSON lines file of it"
+                f"DIR`, copy it here, then `aent-verl prepare {name} --from DIR`, or --from FILE for one file of it"
             ) from error
 
     return Source({"hub": repository, "config": config, "revision": revision}, tuple(entry.rows), open_split)
@@ -144,7 +141,7 @@ def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | Non
     import datasets
 
     hub_split = entry.hub_split or split
-    is_saved = any((folder / name).is_file() for name in _SAVED_BY_DATASETS)
+    is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
     saved = datasets.load_from_disk(str(folder)) if is_saved else None
     if isinstance(saved, datasets.Dataset):
         if len(entry.rows) > 1:
@@ -157,8 +154,8 @@ def _split_of_folder(folder: Path, split: str, entry: DataSet, config: str | Non
             return datasets.load_dataset(str(folder), config, split=hub_split)
         except Exception as error:
             raise ValueError(
-                f"{folder}: `datasets` cannot read its split {hub_split!r} ({type(error).__name__}: {error}); name "
-                f"the file itself: --from {split}=FILE"
+                f"{folder}: `datasets` cannot read its {hub_split!r} ({type(error).__name__}: {error}); "
+                f"name the file: --from {split}=FILE"
             ) from error
     if hub_split not in saved:
         raise ValueError(f"{folder} has no split {hub_split!r}, only {', '.join(saved)}")
@@ -199,9 +196,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
             found = ((where, _parsed(line, f"{path}, {where}", line)) for where, line in lines if line)
         for where, row in found:
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}, {where}: {json.dumps(row, ensure_ascii=False)[:80]!r} is not an object with columns"
-                )
+                shown = json.dumps(row, ensure_ascii=False)[:80]
+                raise ValueError(f"{path}, {where}: {shown!r} is not an object with columns")
             yield row
 
 

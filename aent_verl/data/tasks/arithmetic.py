@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl.data.tasks import cache as caches
-from aent_verl.data.tasks import reasoning_gym_data, warm_start
+from aent_verl.data.tasks import warm_start
+from aent_verl.data.tasks.reasoning_gym_data import draw_entries, draw_splits, fill, question_of, write_splits
 
 GENERATOR = "basic_arithmetic"
 CHAT = ({"role": "user", "content": "{metadata[expression]} ="},)
@@ -102,8 +103,8 @@ def sums(*, max_terms: int = 2, digits: int = 2, operators: str = "+") -> dict[s
 def _build(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     config = sums(max_terms=settings["max_terms"], operators=settings["operators"])
     sizes = {split: settings[f"{split}_size"] for split in ("validation", "train")}
-    splits = reasoning_gym_data.draw_splits(GENERATOR, config, sizes, settings["seed"])
-    held_out = reasoning_gym_data.write_splits(splits, folder, generator=GENERATOR, chat=CHAT)["validation"]
+    splits = draw_splits(GENERATOR, config, sizes, settings["seed"])
+    held_out = write_splits(splits, folder, generator=GENERATOR, chat=CHAT)["validation"]
     pairs = _warm_start_pairs(config, held_out=held_out, seed=settings["seed"])
     return warm_start.build(
         folder, pairs, settings, held_out=held_out, samples=_SAMPLES, max_new_tokens=MAX_RESPONSE_TOKENS
@@ -114,8 +115,6 @@ def _warm_start_pairs(
     config: dict[str, Any], *, held_out: list[dict[str, Any]], seed: int
 ) -> list[tuple[warm_start.Chat, str]]:
     """Draw (chat messages, answer) pairs from the same generator, without the validation questions."""
-    validation = {reasoning_gym_data.question_of(row) for row in held_out}
-    entries = reasoning_gym_data.draw_entries(
-        GENERATOR, config, size=_WARM_START_PAIRS, seed=seed, stream="warm_start", exclude=validation
-    )
-    return [(reasoning_gym_data.fill(CHAT, entry), entry["answer"]) for entry in entries]
+    asked = {question_of(row) for row in held_out}
+    entries = draw_entries(GENERATOR, config, size=_WARM_START_PAIRS, seed=seed, stream="warm_start", exclude=asked)
+    return [(fill(CHAT, entry), entry["answer"]) for entry in entries]

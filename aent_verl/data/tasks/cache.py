@@ -18,7 +18,6 @@ from aent_verl._version import __version__
 
 MANIFEST = "manifest.json"
 _BUILD_FOLDER = ".build"
-_LOCK_FILE = ".lock"
 
 
 def build_task(
@@ -58,7 +57,7 @@ def build_task(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {Path(name).stem: str(folder / name) for name in files}
     start = time.monotonic()
-    with locked(folder / _LOCK_FILE):
+    with locked(folder / ".lock"):
         shutil.rmtree(folder / _BUILD_FOLDER, ignore_errors=True)  # left by a killed build
         manifest = read_json(folder / MANIFEST, "remove it and the files next to it") or {}
         present = [name for name in files if (folder / name).exists()]

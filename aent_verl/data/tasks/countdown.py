@@ -31,7 +31,6 @@ SAMPLES = 16
 _RECIPE = 1
 _OPERATIONS = {"+": add, "-": sub, "*": mul}
 _SUM, _PRODUCT, _NUMBER = range(3)
-_SPLITS = ("train", "validation", "test")
 
 Problem = tuple[tuple[int, ...], int]
 Term = tuple[str, int]  # an expression, and how tightly it holds together
@@ -103,7 +102,7 @@ def prepare(
         "countdown",
         recipe=_RECIPE,
         settings=settings,
-        files=(*(f"{split}.parquet" for split in _SPLITS), *warm_start.FILES),
+        files=("train.parquet", "validation.parquet", "test.parquet", *warm_start.FILES),
         build=lambda folder: _build(folder, settings),
     )
     print(

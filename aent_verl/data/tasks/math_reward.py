@@ -64,7 +64,8 @@ class Verifier:
             BaseException: what interrupts it, such as a signal's handler; the next call is scored as any other.
         """
         with self._lock:
-            process = self._process if self._process is not None else self._start()
+            # Back in its place once its reply is here: after an interruption the next call would take it for its own.
+            process, self._process = self._process or self._start(), None
             assert process.stdout is not None
             try:
                 print(json.dumps([solution, truth, SECONDS]), file=process.stdin, flush=True)
@@ -72,21 +73,16 @@ class Verifier:
             except BrokenPipeError:
                 line = ""
             except BaseException:
-                # Its reply is yet to come, and the next call would take it for its own.
-                self._process = None
                 process.kill()
                 process.wait()
                 raise
             if not line:
-                self._process = None
                 status = process.wait()
-                why = (
-                    f"no result in {SECONDS} s of CPU time"
-                    if status == -signal.SIGPROF
-                    else f"it ended with status {status}"
-                )
+                late = status == -signal.SIGPROF
+                why = f"no result in {SECONDS} s of CPU time" if late else f"it ended with status {status}"
                 logger.warning("math-verify: %s, score 0, for a response that ends in %r", why, solution[-200:])
                 return 0.0, ""
+            self._process = process
         correct, answer = json.loads(line)
         return correct, answer
 
@@ -99,13 +95,10 @@ class Verifier:
             raise RuntimeError(f"math-verify's process ended with status {process.wait()}; its own message is above")
         # An orphan ends when its input does; this only spares it the wait.
         atexit.register(process.kill)
-        self._process = process
         return process
 
 
-@functools.cache
-def _verifier() -> Verifier:
-    return Verifier()
+_verifier = functools.cache(Verifier)
 
 
 def check(solution: str, truth: str) -> tuple[float, str]:

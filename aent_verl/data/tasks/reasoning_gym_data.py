@@ -54,7 +54,9 @@ def draw_entries(
     seen = set(exclude)
     entries: list[dict[str, Any]] = []
     for round_index in range(_MAX_ROUNDS):
-        for entry in _create(generator, config, seed=_stream_seed(seed, stream, round_index), size=2 * size):
+        digest = hashlib.sha256(f"{seed}/{stream}/{round_index}".encode()).digest()
+        own_seed = int.from_bytes(digest[:4], "little") >> 1  # 31 bits: some generators pass it on to numpy
+        for entry in _create(generator, config, seed=own_seed, size=2 * size):
             if entry["question"] not in seen:
                 seen.add(entry["question"])
                 entries.append(entry)
@@ -98,8 +100,8 @@ def build_rows(
         extra_info = {"split": split, "index": index, "entry": record, "extract": extract}
         if compute_score(source, truth, truth, extra_info)["acc"] != 1.0:
             raise ValueError(
-                f"{generator}: its scorer does not accept its own answer {truth!r} to {entry['question']!r} "
-                f"with extract={extract!r}; this generator cannot be used this way"
+                f"{generator} cannot be used with extract={extract!r}: its scorer does not accept its own answer "
+                f"{truth!r} to {entry['question']!r}"
             )
         rows.append(
             {
@@ -166,11 +168,6 @@ def _truth(entry: Mapping[str, Any]) -> str:
     if entry["answer"] is not None or not examples:
         return str(entry["answer"])
     return examples[0] if isinstance(examples[0], str) else json.dumps(examples[0])
-
-
-def _stream_seed(seed: int, stream: str, round_index: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{stream}/{round_index}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1  # 31 bits: some generators pass it on to numpy
 
 
 def _create(generator: str, config: Mapping[str, Any], *, seed: int, size: int) -> Any:

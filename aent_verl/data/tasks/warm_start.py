@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Chat = Sequence[Mapping[str, str]]
+# Chat messages up to the question, and the answer.
+Pairs = Sequence[tuple[Chat, str]]
 
 MEASUREMENT = "warm_start.json"
 FILES = ("model", MEASUREMENT)
@@ -29,7 +31,7 @@ _DECAY = 0.95
 
 def build(
     folder: Path,
-    pairs: Sequence[tuple[Chat, str]],
+    pairs: Pairs,
     settings: Mapping[str, Any],
     *,
     held_out: Sequence[dict[str, Any]],
@@ -41,9 +43,8 @@ def build(
     Args:
         folder: Where the two go.
         pairs: (chat messages, response) to learn from.
-        settings: "hidden_size" and "layers" of the model (see `tiny_model.build_model`); "warm_start_loss",
-            "warm_start_label_smoothing", "warm_start_max_steps", "warm_start_batch_size" and "learning_rate" (see
-            `train`); "seed", which decides weights, order and samples.
+        settings: "hidden_size" and "layers" of the model (see `tiny_model.build_model`), those of `train`, and "seed",
+            which decides weights, order and samples.
         held_out: Rows in verl's format to measure the trained model on; no pair may ask one of their questions.
         samples: Responses per row when it is measured.
         max_new_tokens: Longest of them.
@@ -55,17 +56,7 @@ def build(
     tokenizer = tiny_model.build_tokenizer()
     hidden_size, layers = settings["hidden_size"], settings["layers"]
     model = tiny_model.build_model(tokenizer, hidden_size=hidden_size, layers=layers, seed=seed)
-    trained = train(
-        model,
-        tokenizer,
-        pairs,
-        stop_loss=settings["warm_start_loss"],
-        label_smoothing=settings["warm_start_label_smoothing"],
-        max_steps=settings["warm_start_max_steps"],
-        batch_size=settings["warm_start_batch_size"],
-        learning_rate=settings["learning_rate"],
-        seed=seed,
-    )
+    trained = train(model, tokenizer, pairs, settings)
     measured = measure(model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
     tiny_model.save(model, tokenizer, folder / "model")
     result = {**measured, **trained}
@@ -79,8 +70,7 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
     Raises:
         ValueError: names the setting, its value and the range.
     """
-    bounds = {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}
-    for name, bound in bounds.items():
+    for name, bound in {**lowest, "warm_start_max_steps": 1, "warm_start_batch_size": 1, "seed": 0}.items():
         whole_number(name, settings[name], lowest=bound)
     for name in ("warm_start_loss", "learning_rate"):
         number(name, settings[name], lambda value: value > 0, allowed="above 0")
@@ -89,16 +79,7 @@ def check(settings: Mapping[str, Any], *, lowest: Mapping[str, int]) -> None:
 
 
 def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[Chat, str]],
-    *,
-    stop_loss: float,
-    label_smoothing: float,
-    max_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """Train in place on the answers to chat prompts until the loss is low enough; the same seed gives the same weights.
 
@@ -110,14 +91,15 @@ def train(
     Args:
         model: Causal LM; ends in evaluation mode.
         tokenizer: Its tokenizer, with a chat template.
-        pairs: (chat messages up to the question, answer).
-        stop_loss: Stop once the moving average of the loss (nats) is below this.
-        label_smoothing: Share of each target that is spread over the whole vocabulary: the model then knows more than
-            it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
-        max_steps: Stop here at the latest.
-        batch_size: Pairs per update.
-        learning_rate: Reached after the warm-up, of both optimizers.
-        seed: Seed of the order of the pairs, which come in a fresh random order each time round.
+        pairs: What it learns.
+        settings: These of a task's:
+            "warm_start_loss": Stop once the moving average of the loss (nats) is below this.
+            "warm_start_label_smoothing": Share of each target that is spread over the whole vocabulary: the model then
+            knows more than it dares to say, which is what reinforcement learning can sharpen. It adds to the loss.
+            "warm_start_max_steps": Stop here at the latest.
+            "warm_start_batch_size": Pairs per update.
+            "learning_rate": Reached after the warm-up, of both optimizers.
+            "seed": Of the order of the pairs, which come in a fresh random order each time round.
 
     Returns:
         "steps" (number of updates) and "loss" (the moving average at the end, nats).
@@ -125,17 +107,25 @@ def train(
     import torch
 
     inputs, labels = encode(tokenizer, pairs)
-    optimizers = _optimizers(model, learning_rate)
-    generator = torch.Generator().manual_seed(seed)
+    batch_size, learning_rate = settings["warm_start_batch_size"], settings["learning_rate"]
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    inside = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    optimizers: list[torch.optim.Optimizer] = [
+        # The adjustment gives Muon's update the size of AdamW's, so that one learning rate serves both.
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    generator = torch.Generator().manual_seed(settings["seed"])
     order = torch.empty(0, dtype=torch.long)
     average, weight = 0.0, 0.0
     model.train()
     with _one_thread():
-        for step in range(1, max_steps + 1):
+        for step in range(1, settings["warm_start_max_steps"] + 1):
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(inputs), generator=generator)])
             batch, order = order[:batch_size], order[batch_size:]
-            loss = answer_loss(model, inputs[batch], labels[batch], label_smoothing)
+            loss = answer_loss(model, inputs[batch], labels[batch], settings["warm_start_label_smoothing"])
             model.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -145,23 +135,10 @@ def train(
                 optimizer.step()
             average = _DECAY * average + (1.0 - _DECAY) * loss.item()
             weight = _DECAY * weight + (1.0 - _DECAY)  # takes the bias of starting at zero out of the average
-            if average / weight < stop_loss:
+            if average / weight < settings["warm_start_loss"]:
                 break
     model.eval()
     return {"steps": step, "loss": average / weight}
-
-
-def _optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    import torch
-
-    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
-    inside = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in inside]
-    return [
-        # The adjustment gives Muon's update the size of AdamW's, so that one learning rate serves both.
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
 
 
 def answer_loss(
@@ -177,7 +154,7 @@ def answer_loss(
     return cross_entropy(model.lm_head(hidden[answers]), target[answers], label_smoothing=label_smoothing)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode (chat messages, answer) pairs as token ids and labels, padded on the right.
 
     Returns:
@@ -197,7 +174,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Chat, str]]
     return pad_sequence(inputs, True, padding_value=padding), pad_sequence(labels, True, padding_value=_IGNORE)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
     """Encode chat messages as token ids, up to where the assistant begins."""
     text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -243,7 +220,6 @@ def measure(
             top_k=0,
             top_p=1.0,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -252,9 +228,7 @@ def measure(
     valid = ends.cumsum(dim=1) - ends.int() == 0  # everything up to and including the first end token
     log_probs = torch.stack(output.logits, dim=1).float().log_softmax(dim=-1)
     entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
-    texts = tokenizer.batch_decode(
-        [response[keep] for response, keep in zip(responses, valid, strict=True)], skip_special_tokens=True
-    )
+    texts = tokenizer.batch_decode(list(map(torch.masked_select, responses, valid)), skip_special_tokens=True)
     hits = [
         compute_score(row["data_source"], text, row["reward_model"]["ground_truth"], row["extra_info"])["acc"]
         for row, text in zip([row for row in rows for _ in range(samples)], texts, strict=True)

@@ -201,8 +201,10 @@ def _token_spans(record: TokenRecord, scales: Scales, underline: bool) -> Iterab
         elif underline and bonus > 0:
             classes.append("b")
         attribute = f' class="{" ".join(classes)}"' if classes else ""
+        # Rounding may leave a log-probability above 0; min keeps a NaN that comes first.
+        probability = math.exp(min(log_prob, 0.0))
         yield (
-            f'<i{attribute} title="H {number(entropy)} p {number(_probability(log_prob))} logp {number(log_prob)}'
+            f'<i{attribute} title="H {number(entropy)} p {number(probability)} logp {number(log_prob)}'
             f' A {number(advantage, signed=True)} w {number(weight)} b {number(bonus)}">{escape(visible(text))}</i>'
         )
 
@@ -219,11 +221,6 @@ def _diverging_level(share: float) -> int | str:
 def _common_level(record: TokenRecord, scales: Scales) -> int | str:
     """Return the response's level of advantage: group-relative advantages are the same for all its tokens."""
     return _diverging_level(record.advantage[0] / scales.advantage) if record.tokens else MIDDLE
-
-
-def _probability(log_prob: float) -> float:
-    # Rounding may leave a log-probability above 0; min keeps a NaN that comes first.
-    return math.exp(min(log_prob, 0.0))
 
 
 def _kept(values: Sequence[float | None], record: TokenRecord) -> list[float]:

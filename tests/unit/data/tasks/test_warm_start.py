@@ -29,17 +29,17 @@ def test_answer_loss_is_the_loss_of_a_full_forward(tokenizer):
 
 def train(tokenizer, **changes):
     settings = {
-        "stop_loss": 1e-9,
-        "label_smoothing": 0.0,
-        "max_steps": 6,
-        "batch_size": 4,
+        "warm_start_loss": 1e-9,
+        "warm_start_label_smoothing": 0.0,
+        "warm_start_max_steps": 6,
+        "warm_start_batch_size": 4,
         "learning_rate": 3e-3,
         "seed": 0,
         **changes,
     }
     model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
     pairs = [(chat(f"{left} + 5 ="), str(left + 5)) for left in range(10)]
-    return model, warm_start.train(model, tokenizer, pairs, **settings)
+    return model, warm_start.train(model, tokenizer, pairs, settings)
 
 
 def test_same_seed_same_weights(tokenizer):
@@ -55,15 +55,22 @@ def test_same_seed_same_weights(tokenizer):
 
 
 def test_stops_at_the_loss(tokenizer):
-    _, result = train(tokenizer, stop_loss=2.0, max_steps=200, batch_size=10)
+    _, result = train(tokenizer, warm_start_loss=2.0, warm_start_max_steps=200, warm_start_batch_size=10)
     assert result["loss"] < 2.0
     assert 6 < result["steps"] < 200
 
 
 def test_label_smoothing_leaves_its_share_to_the_rest_of_the_vocabulary(tokenizer):
     model = tiny_model.build_model(tokenizer, hidden_size=64, layers=1, seed=0)
-    settings = {"stop_loss": 1e-9, "max_steps": 60, "batch_size": 1, "learning_rate": 1e-2, "seed": 0}
-    warm_start.train(model, tokenizer, [(chat("1 + 6 ="), "7")], label_smoothing=0.2, **settings)
+    settings = {
+        "warm_start_loss": 1e-9,
+        "warm_start_label_smoothing": 0.2,
+        "warm_start_max_steps": 60,
+        "warm_start_batch_size": 1,
+        "learning_rate": 1e-2,
+        "seed": 0,
+    }
+    warm_start.train(model, tokenizer, [(chat("1 + 6 ="), "7")], settings)
     inputs, labels = warm_start.encode(tokenizer, [(chat("1 + 6 ="), "7")])
     with torch.no_grad():
         p = model(input_ids=inputs).logits[:, :-1].softmax(-1)
@@ -85,17 +92,15 @@ def test_measure_of_known_distributions(tokenizer):
     assert uniform["accuracy"] < 0.1
     assert uniform["prompt_tokens_max"] == len(warm_start.prompt_ids(tokenizer, rows[0]["prompt"]))
     # Overfitted to the one answer: sure, right, and two tokens long.
-    warm_start.train(
-        model,
-        tokenizer,
-        [(rows[0]["prompt"], "7")],
-        stop_loss=1e-3,
-        label_smoothing=0.0,
-        max_steps=100,
-        batch_size=1,
-        learning_rate=1e-2,
-        seed=0,
-    )
+    settings = {
+        "warm_start_loss": 1e-3,
+        "warm_start_label_smoothing": 0.0,
+        "warm_start_max_steps": 100,
+        "warm_start_batch_size": 1,
+        "learning_rate": 1e-2,
+        "seed": 0,
+    }
+    warm_start.train(model, tokenizer, [(rows[0]["prompt"], "7")], settings)
     sure = warm_start.measure(model, tokenizer, rows, samples=8, max_new_tokens=4, seed=0)
     assert sure["accuracy"] == 1.0
     assert sure["response_tokens"] == 2.0
