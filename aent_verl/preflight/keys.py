@@ -135,7 +135,8 @@ def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], 
 
     A mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML.
     """
-    fields, names = _fields([block, *schemas]), set[str]().union(*schemas)
+    fields = {field for each in (block, *schemas) for field in _fields(str(each.get("_target_")))}
+    names = set[str]().union(*schemas)
     typed = bool(fields) and prefix.startswith(TYPED)
     for name in map(str, block):
         key = f"{prefix}{name}"
@@ -164,26 +165,15 @@ def _stranger(cfg: DictConfig, key: str, siblings: set[str], *, typed: bool) -> 
     return (found.error if close else found.warning)("nothing in verl or aent_verl reads it", hint)
 
 
-def _fields(blocks: Sequence[DictConfig]) -> set[str]:
-    """Name the fields of the dataclass that verl makes of a block, if it makes one."""
-    found: set[str] = set()
-    for block in blocks:
-        target = block.get("_target_")
-        made = _object(str(target)) if target else None
-        if dataclasses.is_dataclass(made):
-            found |= {each.name for each in dataclasses.fields(made)}
-    return found
-
-
 @functools.cache
-def _object(path: str) -> Any:
-    """Import the object at a dotted path; None if that fails, which whoever builds the block will report."""
+def _fields(target: str) -> set[str]:
+    """Name the fields of the dataclass at a dotted path; none if that fails, which whoever builds it will report."""
     from hydra.utils import get_object
 
     try:
-        return get_object(path)
+        return {each.name for each in dataclasses.fields(get_object(target))}
     except Exception:
-        return None
+        return set()
 
 
 def _is_trainer_mode(key: str) -> bool:
@@ -197,10 +187,7 @@ def _is_trainer_mode(key: str) -> bool:
 @functools.cache
 def _verl_source() -> str:
     """Read all of verl's Python, once and only if a key is in no schema."""
-    texts = []
-    for folder, _, names in os.walk(verl_folder()):
-        texts += [Path(folder, name).read_text(encoding="utf-8") for name in names if name.endswith(".py")]
-    return "\n".join(texts)
+    return "\n".join(path.read_text(encoding="utf-8") for path in Path(verl_folder()).rglob("*.py"))
 
 
 def _is_read(name: str) -> bool:

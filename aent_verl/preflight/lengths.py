@@ -49,7 +49,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     dynamic, key = cfg.actor_rollout_ref.actor.use_dynamic_bsz, f"{ROLLOUT}.log_prob_use_dynamic_bsz"
     if value(cfg, key) != dynamic:
         yield at(cfg, key).error(
-            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too",
+            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} too",
             f"Set it to {str(dynamic).lower()}, or remove it",
         )
         return
@@ -94,7 +94,6 @@ def rows(cfg: DictConfig) -> tuple[int, int]:
 
 def _passes(cfg: DictConfig) -> Iterator[Pass]:
     from verl.trainer.ppo.utils import need_reference_policy
-    from verl.workers.config import CriticConfig
 
     def of(name: str, block: str, kind: str, engine: str, sequences: int) -> Pass:
         budget, micro_batch = f"{block}.{kind}_max_token_len_per_gpu", f"{block}.{kind}_micro_batch_size_per_gpu"
@@ -115,8 +114,7 @@ def _passes(cfg: DictConfig) -> Iterator[Pass]:
         yield of("the reference's pass", REF, "log_prob", REF, whole)
     if has_critic(cfg):
         key = f"{CRITIC}.ppo_infer_max_token_len_per_gpu"
-        if value(cfg, key) is None:
-            key = f"+{key}" if longest(cfg) > CriticConfig.ppo_infer_max_token_len_per_gpu else key
+        key = f"+{key}" if value(cfg, key) is None else key
         yield Pass("the critic", key, None, True, ulysses(cfg, CRITIC), whole // ranks(cfg, ACTOR))
 
 
@@ -179,8 +177,7 @@ def _batches(cfg: DictConfig) -> Iterator[Finding]:
         return
     real, padded = rows(cfg)
     if padded > real:
-        problem = f"mini-batches of {size * n} responses do not divide the {real} of a step: verl adds {padded - real} "
-        problem += "empty rows"
+        problem = f"at {size * n} responses it does not divide the step's {real}: verl adds {padded - real} empty rows"
         if not actor.loss_agg_mode.startswith("token"):
             problem += f", which {ACTOR}.loss_agg_mode={actor.loss_agg_mode} counts, so that these updates are weaker, "
             problem += f"{real / padded:.0%} on average"
@@ -192,8 +189,7 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
     rollout, data, needed = cfg.actor_rollout_ref.rollout, cfg.data, longest(cfg)
     if rollout.prompt_length < data.max_prompt_length:
         yield at(cfg, f"{ROLLOUT}.prompt_length").error(
-            f"prompts may have data.max_prompt_length={data.max_prompt_length} tokens, and verl would silently cut the "
-            "beginning off longer ones",
+            f"verl silently cuts the beginning off prompts of data.max_prompt_length={data.max_prompt_length} tokens",
             f"Remove it, or set data.max_prompt_length={rollout.prompt_length}",
             f"at least {data.max_prompt_length}",
         )
@@ -209,7 +205,7 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
         yield own.error(f"verl bounds responses by {key}={length} regardless", f"Set {key}={own.value} instead")
     if length is not None and positions is not None and length > positions:
         yield context.error(
-            f"the model has {positions} positions, and verl refuses more",
+            "verl refuses more than the model's positions",
             f"Set {key}={min(needed, positions)}",
             f"at most {positions}",
         )

@@ -36,15 +36,13 @@ def check(cfg: DictConfig) -> Iterator[str | Finding]:
     nested = value(cfg, f"{BLOCK}.rank") or 0
     if nested not in (0, rank):
         yield at(cfg, f"{BLOCK}.rank").error(
-            f"verl's FSDP engine goes by {RANK}={rank}, but vLLM waits for an adapter of this rank, and the actor "
-            "without its adapter is taken for the reference policy",
+            f"FSDP goes by {RANK}={rank}, vLLM waits for this rank, and the actor without adapter is the reference",
             f"Set {RANK}={nested}, and remove {BLOCK}.rank",
         )
     if rank == 0:
         if path is not None:
             yield at(cfg, PATH).error(
-                f"with {RANK}=0 verl does not load it, trains all weights, and takes the actor without an adapter for "
-                "the reference policy",
+                f"with {RANK}=0 verl does not load it, trains all weights and takes the actor for the reference policy",
                 f"Set {RANK} to the adapter's rank, r in its {ADAPTER_CONFIG}",
             )
         yield from without_effect(cfg, ONLY_WITH_LORA, f"{RANK}=0", f"Set {RANK}=8, for example, or remove it")
@@ -93,7 +91,5 @@ def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
         return
     if rank != value(cfg, RANK):
         yield at(cfg, RANK).error(
-            f"the adapter in {path} has another rank, and vLLM reserves room for this one",
-            f"Set {RANK}={rank}",
-            str(rank),
+            f"the adapter in {path} has another, and vLLM reserves room for this one", f"Set {RANK}={rank}", str(rank)
         )

@@ -5,7 +5,8 @@ import glob
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,19 +57,15 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     return lines
 
 
-def _found_by_chance(address: str | None) -> list[PreflightWarning]:
+def _found_by_chance(address: str | None) -> Iterator[PreflightWarning]:
     from aent_verl.platforms.cpu import cluster_to_join
 
     named = os.environ.get("RAY_ADDRESS") or address
-    if named not in (None, "", "auto"):
-        return []
-    return [
-        Setting("RAY_ADDRESS", named).warning(
-            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
-            "started it",
+    if named in (None, "", "auto"):
+        yield Setting("RAY_ADDRESS", named).warning(
+            f"names no cluster, and Ray joins the one on this machine, {cluster_to_join(address)}, whoever started it",
             "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
-    ]
 
 
 def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
@@ -231,14 +228,12 @@ def available_gib() -> float:
 
     free = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-            free.append(int(limit) - used)
-    except (OSError, ValueError):
-        pass  # no such control group: the machine's own figure stands
+    # Without such a control group, or with "max" for its limit, the machine's own figure stands.
+    with suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        free.append(limit - used)
     return float(min(free)) / GIB
 
 
