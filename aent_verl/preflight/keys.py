@@ -135,7 +135,8 @@ def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], 
 
     A mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML.
     """
-    fields = {field for each in (block, *schemas) for field in _fields(str(each.get("_target_")))}
+    targets = filter(None, (each.get("_target_") for each in (block, *schemas)))
+    fields = {field for target in targets for field in _fields(str(target))}
     names = set[str]().union(*schemas)
     typed = bool(fields) and prefix.startswith(TYPED)
     for name in map(str, block):

@@ -63,7 +63,8 @@ def _found_by_chance(address: str | None) -> Iterator[PreflightWarning]:
     named = os.environ.get("RAY_ADDRESS") or address
     if named in (None, "", "auto"):
         yield Setting("RAY_ADDRESS", named).warning(
-            f"names no cluster, and Ray joins the one on this machine, {cluster_to_join(address)}, whoever started it",
+            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
+            "started it",
             "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
 

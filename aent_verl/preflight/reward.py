@@ -56,11 +56,6 @@ class Verdict:
         """Highest score of a wrong answer."""
         return max(score for _, score in self.wrong)
 
-    @property
-    def tells(self) -> bool:
-        """Whether a right answer scored more than every wrong one."""
-        return self.best > self.worst
-
 
 def check(cfg: DictConfig, sample: Sample) -> list[str]:
     """Score known-right and known-wrong answers to a few rows, at least one of each data source in each file.
@@ -86,7 +81,7 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     for index, (where, rows) in enumerate(groups.items()):
         share = ROWS // len(groups) + (index < ROWS % len(groups))
         verdicts += judge.verdicts(where, rows, share)
-    told = [verdict for verdict in verdicts if verdict.tells]
+    told = [verdict for verdict in verdicts if verdict.best > verdict.worst]
     return [
         f"reward: {path.value or 'verl default'} scores right answers {told[0].best:g} and wrong ones at most "
         f"{max(verdict.worst for verdict in told):g} ({len(told)} of {len(verdicts)} rows tell them apart)"
@@ -168,7 +163,7 @@ class Judge:
         """
         verdicts: list[Verdict] = []
         for row in rows[:ROWS]:
-            if len(verdicts) >= share and any(verdict.tells for verdict in verdicts):
+            if len(verdicts) >= share and any(verdict.best > verdict.worst for verdict in verdicts):
                 break
             truth = str(_truth(row))
             wrong = ["", *(form.format(_wrong(truth)) for form in FORMS)]
@@ -213,19 +208,14 @@ class Judge:
             ) from error
 
     def _fault(self, where: str, bad: Verdict) -> PreflightError:
-        scores = {score for _, score in bad.right + bad.wrong}
-        if len(scores) == 1:
-            problem = f"every answer, right or wrong, gets {scores.pop():g}"
-        elif bad.worst > bad.best:
-            problem = "a wrong answer gets more than any right one"
-        else:
-            problem = "a wrong answer gets as much as the best right one"
-        given = [*(("right", *each) for each in bad.right), *(("wrong", *each) for each in bad.wrong)]
-        table = "; ".join(f"{kind} {text!r} -> {score:g}" for kind, text, score in given)
+        more = "more than any right one" if bad.worst > bad.best else "as much as the best right one"
+        alike = len({score for _, score in bad.right + bad.wrong}) == 1
+        problem = f"every answer, right or wrong, gets {bad.best:g}" if alike else f"a wrong answer gets {more}"
+        kinds = {"right": bad.right, "wrong": bad.wrong}
+        table = "; ".join(f"{kind} {text!r} -> {score:g}" for kind, each in kinds.items() for text, score in each)
         return self.path.error(
             f"on data source {where} {problem} ({table})",
-            "Check which form of answer the function expects, and whether it works outside the main thread (signals do "
-            f"not); {SKIP}",
+            f"Check which form it expects, and whether it works outside the main thread (signals do not); {SKIP}",
             "a right answer, in one of these forms, to score above every wrong one",
         )
 

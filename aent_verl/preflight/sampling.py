@@ -49,9 +49,7 @@ def _dropped(cfg: DictConfig) -> Iterator[Finding]:
         if name in given:
             yield at(cfg, f"{ENGINE}.override_generation_config.{name}").warning(
                 "has no effect: every request of verl brings its own",
-                f"Set {ROLLOUT}.{name}"
-                if name in PASSED_ON
-                else "Remove it: verl passes on only temperature, top_p and top_k",
+                f"Set {ROLLOUT}.{name}" if name in PASSED_ON else "Remove it: verl passes on temperature, top_p, top_k",
             )
 
 
@@ -101,28 +99,20 @@ def _wrong_ratio(cfg: DictConfig) -> str | None:
     """Explain why the rollout's log-probs, of the truncated distribution, must not be used; None if they may."""
     if _mode(cfg).value == "raw_logprobs":
         return None
+    ratio = "log-probs are of the truncated distribution: at equal weights a token's ratio is what is kept, not 1"
     if value(cfg, f"{CORRECTION}.bypass_mode"):
-        return (
-            f"with {CORRECTION}.bypass_mode=true the old log-probs are those of the truncated distribution: at equal "
-            "weights the ratio is the probability of what is kept, not 1, and the clip range is off by it"
-        )
+        return f"with {CORRECTION}.bypass_mode=true the old {ratio}, and the clip range is off by it"
     for name in ("rollout_is", "rollout_rs"):
         given = value(cfg, f"{CORRECTION}.{name}")
         if given is not None and "seq" in given:
-            return (
-                f"with {CORRECTION}.{name}={given} the log-probs of the truncated distribution are compared over whole "
-                "responses: at equal weights each token has the ratio of what is kept, below 1, and their product "
-                "vanishes"
-            )
+            return f"with {CORRECTION}.{name}={given} the rollout's {ratio}, and its product over a response vanishes"
     return None
 
 
 def _of_method(cfg: DictConfig, key: str) -> str:
     loss, shaping = value(cfg, "actor_rollout_ref.actor.policy_loss.loss_mode"), value(cfg, SHAPING)
-    text = ""
-    if shaping == "steer" or loss in ("aent_clip_cov", "aent_kl_cov"):
-        name = shaping if shaping == "steer" else loss
-        text = f"; {name} takes the sampled tokens to be drawn from the whole policy, which skews its choice"
+    skewed = next((name for name in (shaping, loss) if name in ("steer", "aent_clip_cov", "aent_kl_cov")), "")
+    text = skewed and f"; {skewed} takes the sampled tokens to be drawn from the whole policy, which skews its choice"
     unmeasured = "; the entropy of what is sampled is not measured"
     if key.endswith("processors"):
         return text + unmeasured
@@ -145,10 +135,7 @@ def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
     if mode.value.endswith("logits"):
         problem = "the rollout returns logits for log-probs"
     elif mode.value == "raw_logprobs" and rollout.temperature != 1:
-        problem = (
-            f"the rollout returns log-probs before the temperature {rollout.temperature}, but training computes them "
-            "after it"
-        )
+        problem = f"the rollout's log-probs are before the temperature {rollout.temperature}, training's after it"
     else:
         return
     hint = f"Set {mode.key}=processed_logprobs"

@@ -73,6 +73,6 @@ def _losses(cfg: DictConfig) -> Iterator[PreflightWarning]:
         )
     if save.value <= 0:
         yield save.warning(
-            "saves no checkpoint: a killed run starts from the beginning, and there is nothing to evaluate",
+            "saves no checkpoint: a killed run starts over, nothing can be evaluated",
             f"Set {save.key}=20, for example",
         )
