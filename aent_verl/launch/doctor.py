@@ -53,8 +53,7 @@ class Machines:
         wrong = [f"{key}={value}" for key, value in given.items() if key not in known or not value.isdecimal()]
         if wrong or "gpus" not in given or "0" in given.values():
             raise ValueError(
-                f"--assume {text}: expected gpus=8,nodes=2, with whole numbers from 1 (nodes and cpus, slots of each "
-                "node, may be left out)"
+                f"--assume {text}: expected gpus=8,nodes=2, whole numbers from 1; nodes and cpus (of each) are optional"
             )
         return cls(**{key: int(value) for key, value in given.items()})
 
@@ -269,13 +268,11 @@ def ask_node(node: dict[str, Any]) -> Row:
             "verl": importlib.metadata.version("verl"),
         }
 
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(report).options(num_cpus=0, scheduling_strategy=there)
     expected = {"plug-in loaded": True, "aent_verl": __version__, "verl": importlib.metadata.version("verl")}
     try:
-        found = ray.get(
-            ray.remote(report).options(num_cpus=0, scheduling_strategy=strategy).remote(),
-            timeout=REMOTE_TIMEOUT_SECONDS,
-        )
+        found = ray.get(task.remote(), timeout=REMOTE_TIMEOUT_SECONDS)
     except Exception as error:
         return row_of(name, error)
     if found != expected:

@@ -41,7 +41,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
 def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     """Put into Ray's runtime environment what every process of the run needs to know."""
     on_cpu = platform == cpu.PLATFORM_NAME
-    run_dir = Path(cfg.run.dir)
+    run_dir, ray_init = Path(cfg.run.dir), cfg.ray_kwargs.ray_init
     given = dict(OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {})
     modules = given.pop("VERL_USE_EXTERNAL_MODULES", None) or os.environ.get("VERL_USE_EXTERNAL_MODULES")
     variables = {
@@ -54,11 +54,9 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     if on_cpu:
         variables |= _cpu_variables(cfg)
     with open_dict(cfg):
-        environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
         # Without our plug-in vLLM would wait for weights at another socket.
         plugins = vllm_plugin.allowed(given.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS")))
-        environment["env_vars"] = variables | given | plugins
-        ray_init = cfg.ray_kwargs.ray_init
+        ray_init.setdefault("runtime_env", {})["env_vars"] = variables | given | plugins
         if cpu.cluster_to_join(ray_init.get("address")) is not None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.
             for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
@@ -83,6 +81,5 @@ def start_ray(cfg: DictConfig, **more: Any) -> None:
 
     given = cfg.ray_kwargs.ray_init
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
-    settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
-    assert isinstance(settings, dict)
-    ray.init(**{str(key): value for key, value in settings.items()}, **more)
+    settings: Any = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
+    ray.init(**settings, **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -121,20 +122,18 @@ class RayJobs:
         """
         run = log.parent
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"aent-verl-{run.parent.parent.name}-{run.name}-{log.stem}")
-        attempt = 1
+        attempts = itertools.count(1)
         jobs = {job.submission_id: job for job in self._client.list_jobs()}
         # Relative paths mean the same there as here.
         entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([sys.executable, *arguments])}"
-        while (job := jobs.get(f"{base}-{attempt}")) is not None:
+        while (job := jobs.get(name := f"{base}-{next(attempts)}")) is not None:
             if not job.status.is_terminal() and job.entrypoint == entrypoint:
-                return RayJob(self._client, f"{base}-{attempt}", log)
+                return RayJob(self._client, name, log)
             if not job.status.is_terminal() and str(run) in job.entrypoint:
                 raise RuntimeError(
-                    f"job {base}-{attempt} is working in {run} with other settings: wait until it ends, or stop "
-                    f"it with `ray job stop {base}-{attempt}`"
+                    f"job {name} works in {run} with other settings: wait for its end, or type `ray job stop {name}`"
                 )
-            attempt += 1
-        return RayJob(self._client, self._submit(entrypoint, f"{base}-{attempt}"), log)
+        return RayJob(self._client, self._submit(entrypoint, name), log)
 
     def _submit(self, entrypoint: str, name: str) -> str:
         environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}

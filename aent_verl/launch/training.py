@@ -118,11 +118,8 @@ def exclusive_run(folder: Path) -> AbstractContextManager[None]:
         LaunchError: on entering: another process trains in it.
     """
     setting = f"run.dir={str(folder)!r}"
-    busy = LaunchError(
-        f"{setting}: another process trains in it; wait until it ends, or give this run another name, "
-        "trainer.experiment_name=..."
-    )
-    return exclusive_folder(folder, setting, busy)
+    remedy = "wait until it ends, or give this run another name, trainer.experiment_name=..."
+    return exclusive_folder(folder, setting, LaunchError(f"{setting}: another process trains in it; {remedy}"))
 
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
