@@ -99,8 +99,7 @@ def run(options: argparse.Namespace) -> str:
     words = [word for word in options.what if word not in names]
     _check_options(options, names, words)
     made = [jobs.job(name, words, options) for name in dict.fromkeys(names)]
-    repeated = {job.name for job in made if sum(other.name == job.name for other in made) > 1}
-    if repeated:
+    if repeated := {job.name for job in made if sum(other.name == job.name for other in made) > 1}:
         raise ValueError(f"two data sets are named {', '.join(sorted(repeated))}; prepare them one by one with --name")
     folder = Path(options.output).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -195,8 +194,7 @@ def _held_out(folder: Path, made: list[jobs.Job], done: set[str], options: argpa
     found: dict[str, str] = {}
     for job in made:
         if "test" in job.files:
-            there = job.name in done
-            problems = keys(folder / job.files["test"]) if there else job.test_keys()
+            problems = keys(folder / job.files["test"]) if job.name in done else job.test_keys()
             found.update(dict.fromkeys(problems, f"{job.name}-test"))
     for file in options.against:
         found.update(dict.fromkeys(keys(file), Path(file).name))

@@ -39,8 +39,7 @@ class CommandLine:
     def value(self, key: str) -> str | None:
         """Return the value that the overrides give ``key``; None if they do not set it."""
         parts = (override.partition("=") for override in self.overrides)
-        found = [value for name, equals, value in parts if equals and name.lstrip("+") == key]
-        return found[-1] if found else None
+        return {name.lstrip("+"): value for name, equals, value in parts if equals}.get(key)
 
     def lacks(self) -> tuple[str, ...]:
         """Find the overrides without which verl's own entry would train without entropy control."""

@@ -53,7 +53,7 @@ class Machines:
         wrong = [f"{key}={value}" for key, value in given.items() if key not in known or not value.isdecimal()]
         if wrong or "gpus" not in given or "0" in given.values():
             raise ValueError(
-                f"--assume {text}: expected gpus=8,nodes=2, whole numbers from 1; nodes and cpus (of each) are optional"
+                f"--assume {text}: expected gpus=8,nodes=2, whole numbers from 1; nodes, cpus (per node) are optional"
             )
         return cls(**{key: int(value) for key, value in given.items()})
 
@@ -206,8 +206,7 @@ def _check_plugin() -> Iterator[str]:
         f"engine {engine.MODEL_TYPE}": EngineRegistry._engines.get(engine.MODEL_TYPE),
         f"platform {cpu.PLATFORM_NAME}": PlatformRegistry.get(cpu.PLATFORM_NAME),
     }
-    missing = [name for name, value in found.items() if not value]
-    if missing:
+    if missing := [name for name, value in found.items() if not value]:
         raise RuntimeError(f"not registered: {', '.join(missing)}")
     yield f"registered in this process: {', '.join(found)}"
 

@@ -20,8 +20,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
     Raises:
         LaunchError: the decision does not fit the rest of the config.
     """
-    ray_init = cfg.ray_kwargs.ray_init
-    platform = cpu.detect_platform(ray_init.get("address"))
+    platform = cpu.detect_platform(cfg.ray_kwargs.ray_init.get("address"))
     if platform == cpu.PLATFORM_NAME:
         os.environ.update(_cpu_variables(cfg))
         if cfg.trainer.device != "cpu":
@@ -50,9 +49,8 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         "VERL_FILE_LOGGER_PATH": str(run_dir / metrics.METRICS_FILE),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         weight_sockets.RUN_ENV: weight_sockets.mark_of(run_dir),
+        **(_cpu_variables(cfg) if on_cpu else {}),
     }
-    if on_cpu:
-        variables |= _cpu_variables(cfg)
     with open_dict(cfg):
         # Without our plug-in vLLM would wait for weights at another socket.
         plugins = vllm_plugin.allowed(given.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS")))

@@ -45,8 +45,7 @@ class RayJob:
         """Return whether the job ended without an error; None while it runs. Asks the cluster every few seconds."""
         if self._ended is None and time.monotonic() - self._asked >= _POLL_SECONDS:
             self._asked = time.monotonic()
-            status = self._status()
-            if status is not None and status.is_terminal():
+            if (status := self._status()) is not None and status.is_terminal():
                 self._ended = status.value == "SUCCEEDED"
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._log, "a", encoding="utf-8") as file:

@@ -17,7 +17,6 @@ from aent_verl.runs.run import LOG
 
 if TYPE_CHECKING:
     from aent_verl.methods.settings import EntropyControlConfig
-    from aent_verl.viewing.progress import TrainingDisplay
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:
@@ -125,13 +124,23 @@ def exclusive_run(folder: Path) -> AbstractContextManager[None]:
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     """Hand over to verl, with the progress display around it if the config asks for one."""
     import ray
+    from rich.console import Console
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
+    from aent_verl.runs import worker_reports
     from aent_verl.viewing.plot import plot_run
+    from aent_verl.viewing.progress import TrainingDisplay
 
-    run_dir, plot = cfg.run.dir, ""
+    run_dir, plot = Path(cfg.run.dir), ""
     metrics.rotate(run_dir)
-    with display(cfg, terminal) if cfg.run.progress else nullcontext():
+    display = TrainingDisplay(
+        Console(file=terminal),
+        cfg.trainer.total_training_steps,
+        metrics_path=run_dir / metrics.METRICS_FILE,
+        report_path=Path(cfg.trainer.default_local_dir) / worker_reports.FILE,
+        log_path=run_dir / LOG,
+    )
+    with display if cfg.run.progress else nullcontext():
         try:
             run_ppo(cfg, task_runner_class=TaskRunnerV1)
         finally:
@@ -142,20 +151,3 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     except (ImportError, OSError, ValueError) as error:
         print(f"no plot: {error}", file=sys.stderr)
     print(f"results in {run_dir}{plot}", file=terminal)
-
-
-def display(cfg: DictConfig, terminal: TextIO) -> TrainingDisplay:
-    """Make the progress display of this run."""
-    from rich.console import Console
-
-    from aent_verl.runs import worker_reports
-    from aent_verl.viewing.progress import TrainingDisplay
-
-    run_dir = Path(cfg.run.dir)
-    return TrainingDisplay(
-        Console(file=terminal),
-        cfg.trainer.total_training_steps,
-        metrics_path=run_dir / metrics.METRICS_FILE,
-        report_path=Path(cfg.trainer.default_local_dir) / worker_reports.FILE,
-        log_path=run_dir / LOG,
-    )

@@ -50,8 +50,7 @@ def _estimator(cfg: DictConfig) -> Iterator[Finding]:
     name, values = cfg.algorithm.adv_estimator, has_critic(cfg)
     if name not in ADV_ESTIMATOR_REGISTRY:
         return  # a misspelt name is another check's finding
-    problem = fault(cfg, name, values=values)
-    if problem is not None:
+    if (problem := fault(cfg, name, values=values)) is not None:
         hint = "Set critic.enable=true" if name == "gae" and not values else f"Set {ESTIMATOR}=grpo"
         usable = [each for each in ADV_ESTIMATOR_REGISTRY if fault(cfg, each, values=values) is None]
         yield at(cfg, ESTIMATOR).error(problem, hint, f"one of {', '.join(sorted(usable))}")

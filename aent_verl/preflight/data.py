@@ -264,8 +264,7 @@ class File:
             raise self._error(f"{name!r} of {found} is {value!r:.80}", hint, expected)
 
     def _take(self, kind: str) -> dict[int, dict[str, Any]]:
-        first = self.scan.lacking[kind].first
-        return rows.take(self.path, [self.prompt_key, SOURCE, REWARD, *OPTIONAL], first)
+        return rows.take(self.path, [self.prompt_key, SOURCE, REWARD, *OPTIONAL], self.scan.lacking[kind].first)
 
 
 def use_of_truths(cfg: DictConfig) -> str:
@@ -277,14 +276,13 @@ def use_of_truths(cfg: DictConfig) -> str:
     if cfg.reward.reward_model.enable:
         return UNREAD
     # A custom agent loop may score its answers itself.
-    own_loop = OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path")
-    return PASSED_ON if own_loop else NEEDED
+    return PASSED_ON if OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path") else NEEDED
 
 
-def _check_batch(cfg: DictConfig, rows: int) -> list[Warning]:
+def _check_batch(cfg: DictConfig, rows: int) -> Iterator[Warning]:
     """Compare sizes of batches with the number of training rows.
 
-    Returns:
+    Yields:
         A warning where ``data.gen_batch_size`` has no effect.
     """
     # verl's words: max_samples > 0 limits, anything else does not.
@@ -301,15 +299,13 @@ def _check_batch(cfg: DictConfig, rows: int) -> list[Warning]:
         )
     reason = _single_fetches(cfg)
     if reason and fetch.value not in (None, 1):
-        text = f"{fetch.key}={fetch.value} has no effect: with {reason} verl fetches prompts one by one"
-        return [UserWarning(text)]
+        yield UserWarning(f"{fetch.key}={fetch.value} has no effect: with {reason} verl fetches prompts one by one")
     if not reason and fetch.value and batch.value % fetch.value:
         raise fetch.error(
             f"verl composes a batch of {batch.key}={batch.value} prompts of whole fetches",
             f"Remove it ({fetch.key}=null) or set a divisor",
             f"a divisor of {batch.value}",
         )
-    return []
 
 
 def _single_fetches(cfg: DictConfig) -> str:

@@ -12,20 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.preflight import schema
 from aent_verl.preflight.findings import Finding, PreflightError, Setting, at
-from aent_verl.preflight.schema import (
-    has,
-    has_critic,
-    is_default,
-    is_mapping,
-    leaves,
-    node,
-    override,
-    stock,
-    value,
-    verl_file,
-    verl_folder,
-)
+from aent_verl.preflight.schema import has, has_critic, is_default, is_mapping, leaves, node, override, stock, value
 from aent_verl.preflight.verl_keys import GONE, MOVED, UNREAD
 
 LEGACY = "legacy_reward_impl.yaml"
@@ -53,13 +42,13 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     """
     yield from legacy(cfg)
     yield from unread(cfg)
-    own = (verl_file(f"{CONFIG}/aent_{name}.yaml") for name in ("trainer", "evaluate"))
+    own = (schema.verl_file(f"{CONFIG}/aent_{name}.yaml") for name in ("trainer", "evaluate"))
     yield from _unknown(cfg, cfg, [stock(cfg), *own], "")
 
 
 def legacy(cfg: DictConfig) -> Iterator[Finding]:
     """Find reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
-    blocks = [block for block in map(str, verl_file(LEGACY)) if is_mapping(node(cfg, block))]
+    blocks = [block for block in map(str, schema.verl_file(LEGACY)) if is_mapping(node(cfg, block))]
     settings = [at(cfg, key) for block in blocks for key in leaves(cfg[block], f"{block}.")]
     given = [setting for setting in settings if setting.value is not None]
     targets = moves(cfg) if given else {}
@@ -92,8 +81,8 @@ def moves(cfg: DictConfig) -> dict[str, str]:
     """Find where verl's own migration puts each key of the legacy reward blocks, including those that a user added."""
     from verl.experimental.reward_loop.reward_loop import migrate_legacy_reward_impl
 
-    blocks = [str(name) for name in verl_file(LEGACY)]
-    old = OmegaConf.merge(verl_file(LEGACY), {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))})
+    blocks = [str(name) for name in schema.verl_file(LEGACY)]
+    old = OmegaConf.merge(schema.verl_file(LEGACY), {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))})
     assert isinstance(old, DictConfig)
     marks = {key: f"<{key}>" for key in leaves(old)}
     probe = OmegaConf.merge(old, {"reward": stock(cfg).reward})
@@ -126,8 +115,7 @@ def unread(cfg: DictConfig) -> Iterator[Finding]:
         elif instead is not None:
             hint = f"Set +{instead} instead, and remove this one"
         stops = entry.stops and not (entry.unless and value(cfg, entry.unless))
-        finding = setting.error if stops else setting.warning
-        yield finding(f"verl's v1 trainers do not read it: {entry.effect}", hint)
+        yield (setting.error if stops else setting.warning)(f"verl's v1 trainers do not read it: {entry.effect}", hint)
 
 
 def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], prefix: str) -> Iterator[Finding]:
@@ -188,7 +176,7 @@ def _is_trainer_mode(key: str) -> bool:
 @functools.cache
 def _verl_source() -> str:
     """Read all of verl's Python, once and only if a key is in no schema."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in Path(verl_folder()).rglob("*.py"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in Path(schema.verl_folder()).rglob("*.py"))
 
 
 def _is_read(name: str) -> bool:
@@ -232,13 +220,12 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
 
 def group_choices(overrides: Sequence[str]) -> tuple[str, ...]:
     """Select the overrides that choose a file of a config group, or are Hydra's own."""
-    keys = ((text, text.partition("=")[0].lstrip("+~")) for text in overrides)
-    return tuple(text for text, key in keys if _is_group(key))
+    return tuple(text for text in overrides if _is_group(text.partition("=")[0].lstrip("+~")))
 
 
 def _is_group(key: str) -> bool:
     """Return whether this chooses a file of a config group, or is Hydra's own."""
-    folders = CONFIG, Path(verl_folder(), "trainer", "config")
+    folders = CONFIG, Path(schema.verl_folder(), "trainer", "config")
     group = key.partition("@")[0]
     return "/" in key or "@" in key or key.startswith("hydra.") or any(os.path.isdir(each / group) for each in folders)
 

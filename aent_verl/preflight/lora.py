@@ -6,8 +6,8 @@ whose other keys are found by `keys`. Of the block the FSDP engines read ``merge
 """
 
 import json
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -47,7 +47,7 @@ def check(cfg: DictConfig) -> Iterator[str | Finding]:
             )
         yield from without_effect(cfg, ONLY_WITH_LORA, f"{RANK}=0", f"Set {RANK}=8, for example, or remove it")
         return
-    if path is not None and os.path.isdir(path):
+    if path is not None and Path(path).is_dir():
         yield from _adapter(cfg, path)
     merge = value(cfg, f"{BLOCK}.merge")
     if not merge and rollout.layered_summon and "dummy" in rollout.load_format:
@@ -80,8 +80,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Finding]:
 def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
     """Check that the folder of a given adapter has one of the rank that vLLM is told."""
     try:
-        with open(os.path.join(path, ADAPTER_CONFIG), encoding="utf-8") as file:
-            rank = json.load(file)["r"]
+        rank = json.loads(Path(path, ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
     except (OSError, ValueError, KeyError) as error:
         yield at(cfg, PATH).error(
             f"its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: {error})",

@@ -1,7 +1,6 @@
 """Are there enough accelerators, Ray slots and memory for what the config asks for?"""
 
 import ctypes
-import glob
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from aent_verl.preflight.findings import PreflightWarning, Setting, at
+from aent_verl.preflight.model import WEIGHTS
 
 GIB = 1024**3
 # Resident memory of a process that has imported torch and verl or vLLM, without any model.
@@ -36,8 +36,7 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     from aent_verl.platforms.cpu import joined_cluster_resources
 
     address = cfg.ray_kwargs.ray_init.get("address")
-    cluster = joined_cluster_resources(address)
-    if cluster is not None:
+    if (cluster := joined_cluster_resources(address)) is not None:
         return [*_found_by_chance(address), *check_cluster(cluster, cfg)]
     lines: list[str | PreflightWarning] = [_check_accelerators(cfg)]
     given = at(cfg, "ray_kwargs.ray_init.num_cpus")
@@ -214,13 +213,12 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
 def weight_gib(path: str) -> float:
     """Return the size of a model folder's weights when loaded in fp32, in GiB; 0 for a model on the hub."""
-    found = (glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in ("*.safetensors", "*.bin"))
-    files = next(filter(None, found), [])
-    if not files:
+    found = (list(Path(path).glob(pattern)) for pattern in WEIGHTS)
+    if not (files := next(filter(None, found), [])):
         return 0.0
     config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
     stored = str(config.get("dtype") or config.get("torch_dtype"))
-    return sum(map(os.path.getsize, files)) * (2.0 if stored.endswith("16") else 1.0) / GIB
+    return sum(file.stat().st_size for file in files) * (2.0 if stored.endswith("16") else 1.0) / GIB
 
 
 def available_gib() -> float:

@@ -130,8 +130,7 @@ def _truncations(cfg: DictConfig) -> Collection[str]:
 
 
 def _attention(cfg: DictConfig) -> Collection[str]:
-    functions = resolve("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS")
-    return ["eager", *functions.valid_keys()]
+    return ["eager", *resolve("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS").valid_keys()]
 
 
 def _optimizers(cfg: DictConfig) -> Collection[str]:

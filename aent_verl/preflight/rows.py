@@ -71,8 +71,7 @@ def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[p
 
 def take(path: str, names: Sequence[str], numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Read rows by their numbers, as verl will see them, with those of the columns ``names`` that the file has."""
-    wanted = sorted(set(numbers))
-    return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, wanted)
+    return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, sorted(set(numbers)))
 
 
 def _parquet_tables(path: str, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -90,8 +89,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
         present = [name for name in names if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            here = [number for number in wanted if start <= number < end]
-            if here:
+            if here := [number for number in wanted if start <= number < end]:
                 table = file.read_row_group(group, columns=present).take([number - start for number in here])
                 found.update(zip(here, _decoded(table), strict=True))
             start = end
@@ -348,9 +346,8 @@ def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
     if _is_list(array.type):
         parents = pc.list_parent_indices(array).to_numpy()
         return np.bincount(parents, text_sizes(array.flatten()), minlength=len(array)).astype(np.int64)
-    if pa.types.is_struct(array.type):
-        return sum((text_sizes(child) for child in array.flatten()), np.zeros(len(array), dtype=np.int64))
-    return np.zeros(len(array), dtype=np.int64)
+    children = array.flatten() if pa.types.is_struct(array.type) else []
+    return sum(map(text_sizes, children), np.zeros(len(array), dtype=np.int64))
 
 
 def _add_sources(found: Scan, array: pa.Array) -> None:

@@ -29,8 +29,7 @@ REPLACED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Find sampling settings under which the rollout is not from the policy that trains, or that are not passed on."""
     yield from _dropped(cfg)
-    greedy = list(_greedy(cfg))
-    yield from greedy or _truncated(cfg)
+    yield from list(_greedy(cfg)) or _truncated(cfg)
     yield from _log_probs(cfg)
     yield from _validation(cfg)
 
@@ -140,8 +139,7 @@ def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
         return
     hint = f"Set {mode.key}=processed_logprobs"
     keys = (f"{CORRECTION}.{name}" for name in ("bypass_mode", "rollout_is", "rollout_rs"))
-    used = next((key for key in keys if value(cfg, key)), None)
-    if used:
+    if used := next((key for key in keys if value(cfg, key)), None):
         yield mode.error(f"{problem}: their ratios, which {used} uses, mean nothing", hint)
     else:
         yield mode.warning(f"{problem}: training/rollout_probs_diff and rollout_corr metrics mean nothing", hint)
