@@ -82,17 +82,16 @@ def moves(cfg: DictConfig) -> dict[str, str]:
     from verl.experimental.reward_loop.reward_loop import migrate_legacy_reward_impl
 
     blocks = [str(name) for name in schema.verl_file(LEGACY)]
-    old = OmegaConf.merge(schema.verl_file(LEGACY), {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))})
-    assert isinstance(old, DictConfig)
-    marks = {key: f"<{key}>" for key in leaves(old)}
-    probe = OmegaConf.merge(old, {"reward": stock(cfg).reward})
-    for key, mark in marks.items():
-        OmegaConf.update(probe, key, mark)
+    given = {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))}
+    probe: Any = OmegaConf.merge(schema.verl_file(LEGACY), given, {"reward": stock(cfg).reward})
+    keys = [key for block in blocks for key in leaves(probe[block], f"{block}.")]
+    for key in keys:
+        OmegaConf.update(probe, key, key)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         moved = migrate_legacy_reward_impl(probe)
     found = {node(moved, key)._value(): key for key in leaves(moved)}
-    return {key: found[mark] for key, mark in marks.items() if mark in found}
+    return {key: found[key] for key in keys if key in found}
 
 
 def unread(cfg: DictConfig) -> Iterator[Finding]:
@@ -254,8 +253,8 @@ def _moved(setting: Setting, cfg: DictConfig) -> PreflightError | None:
             target = MOVED[block] + setting.key.removeprefix(block) if block in MOVED else block
             if target in GONE:
                 return setting.error("verl 0.9.1 has no such key", f"Remove it: {GONE[target]}")
-            hint = f"Type {override(target, setting.value, exists=has(cfg, target))}"
-            return setting.error(f"has moved to {target}", hint)
+            there = override(target, setting.value, exists=has(cfg, target))
+            return setting.error(f"has moved to {target}", f"Type {there}")
     return None
 
 

@@ -101,9 +101,8 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
 
 def gpus(cfg: DictConfig) -> int:
     """Count the accelerators of all resource pools together."""
-    pools = [cfg.trainer]
-    if cfg.reward.reward_model.enable_resource_pool:
-        pools.append(cfg.reward.reward_model)
+    model = cfg.reward.reward_model
+    pools = [cfg.trainer, model] if model.enable_resource_pool else [cfg.trainer]
     return sum(int(pool.n_gpus_per_node) * int(pool.nnodes) for pool in pools)
 
 
