@@ -11,7 +11,7 @@ from aent_verl._util import exclusive_folder
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import LaunchError, choose_platform, hand_to_workers
 from aent_verl.methods.settings import EntropyControlConfig
-from aent_verl.runs import checkpoints, last_start, metrics
+from aent_verl.runs import checkpoints, last_start, metrics, worker_reports
 from aent_verl.runs.run import LOG
 
 
@@ -123,7 +123,6 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     from rich.console import Console
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-    from aent_verl.runs import worker_reports
     from aent_verl.viewing.plot import plot_run
     from aent_verl.viewing.progress import TrainingDisplay
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.platforms import cpu
 from aent_verl.preflight.findings import PreflightWarning, Setting, at
 from aent_verl.preflight.model import WEIGHTS
 
@@ -33,10 +34,8 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     Raises:
         PreflightError: something is short.
     """
-    from aent_verl.platforms.cpu import joined_cluster_resources
-
     address = cfg.ray_kwargs.ray_init.get("address")
-    if (cluster := joined_cluster_resources(address)) is not None:
+    if (cluster := cpu.joined_cluster_resources(address)) is not None:
         return [*_found_by_chance(address), *check_cluster(cluster, cfg)]
     lines: list[str | PreflightWarning] = [_check_accelerators(cfg)]
     given = at(cfg, "ray_kwargs.ray_init.num_cpus")
@@ -57,12 +56,10 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
 
 
 def _found_by_chance(address: str | None) -> Iterator[PreflightWarning]:
-    from aent_verl.platforms.cpu import cluster_to_join
-
     named = os.environ.get("RAY_ADDRESS") or address
     if named in (None, "", "auto"):
         yield Setting("RAY_ADDRESS", named).warning(
-            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
+            f"names no cluster, and Ray joins the one running on this machine, {cpu.cluster_to_join(address)}, whoever "
             "started it",
             "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
@@ -195,13 +192,11 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
     Activations are not in it: they depend on micro-batch sizes. Weights on the hub count as nothing.
     """
-    from aent_verl.platforms.cpu import runtime_env_vars
-
     weights = weight_gib(cfg.actor_rollout_ref.model.path)
     engines = max(1, replicas(cfg)[0])
     reference = cfg.actor_rollout_ref.actor.use_kl_loss or cfg.algorithm.use_kl_in_reward
     environment = OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    cache = float({**runtime_env_vars(), **environment}["VLLM_CPU_KVCACHE_SPACE"])
+    cache = float({**cpu.runtime_env_vars(), **environment}["VLLM_CPU_KVCACHE_SPACE"])
     return {
         f"{processes(cfg)} processes": PROCESS_GIB * processes(cfg),
         "training": (5 if reference else 4) * weights,
