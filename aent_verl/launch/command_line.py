@@ -1,7 +1,5 @@
 """A training command as it is typed, ours or verl's: which overrides on which configuration, and what they lack."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence
@@ -49,13 +47,13 @@ class CommandLine:
         method = [] if self.value(BLOCK) else [f"+{BLOCK}=aent"]
         return (*path, *method)
 
-    def completed(self) -> CommandLine:
+    def completed(self) -> "CommandLine":
         """Add what it lacks; a search path without ours is replaced by one with it."""
         lacks = self.lacks()
         kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
         return replace(self, overrides=(*kept, *lacks))
 
-    def sorted_out(self) -> tuple[list[Finding], CommandLine]:
+    def sorted_out(self) -> tuple[list[Finding], "CommandLine"]:
         """Separate overrides whose key verl no longer has, each with where it went, from the rest of the command.
 
         Raises:

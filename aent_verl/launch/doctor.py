@@ -1,7 +1,5 @@
 """Is everything in place for a run with these settings? The rows of ``aent-verl doctor``."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import math
@@ -43,7 +41,7 @@ class Machines:
     cpus: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Machines:
+    def parse(cls, text: str) -> "Machines":
         """Read ``gpus=8,nodes=2``.
 
         Raises:

@@ -220,11 +220,9 @@ class Found:
 
     def add(self, mask: pa.Array, start: int) -> None:
         """Add the rows that are true in a batch that begins at row ``start``."""
-        count = mask.true_count
-        if count and len(self.first) < _NAMED:
-            numbers = mask.to_numpy(zero_copy_only=False).nonzero()[0][: _NAMED - len(self.first)]
-            self.first += [start + int(number) for number in numbers]
-        self.count += count
+        numbers = mask.to_numpy(zero_copy_only=False).nonzero()[0]
+        self.first += [start + int(number) for number in numbers[: _NAMED - len(self.first)]]
+        self.count += len(numbers)
 
     def __str__(self) -> str:
         numbers = ", ".join(map(str, self.first))
@@ -265,19 +263,15 @@ def scan(path: str, prompt_key: str, others: Sequence[str]) -> Scan:
     """
     names = list(dict.fromkeys([prompt_key, SOURCE, REWARD, *others]))
     found = _scan(batches(path, names), prompt_key, others)
-    if path.endswith(".parquet") or _is_true(found, path, names, prompt_key, others):
-        return found
-    return _scan(batches(path, names, fast=False), prompt_key, others)
-
-
-def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, others: Sequence[str]) -> bool:
-    """Return whether the first rows that seem to lack something do: the fast way may not look where it is."""
     numbers = {number for rows in found.lacking.values() for number in rows.first}
-    if not numbers:
-        return True
+    if path.endswith(".parquet") or not numbers:
+        return found
+    # Do the first rows that seem to lack something lack it? The fast way may not look where it is.
     whole = plain_table(list(take(path, names, numbers).values()), names)
     again = _scan(whole.to_batches(), prompt_key, others)
-    return all(again.lacking[kind].count >= len(rows.first) for kind, rows in found.lacking.items())
+    if all(again.lacking[kind].count >= len(rows.first) for kind, rows in found.lacking.items()):
+        return found
+    return _scan(batches(path, names, fast=False), prompt_key, others)
 
 
 def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[str]) -> Scan:
