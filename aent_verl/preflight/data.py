@@ -313,7 +313,5 @@ def _single_fetches(cfg: DictConfig) -> str:
     mode = str(OmegaConf.select(cfg, "trainer.v1.trainer_mode"))
     if mode.removeprefix("aent_") != "sync":
         return f"trainer.v1.trainer_mode={mode}"
-    for key in ("algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups"):
-        if OmegaConf.select(cfg, key):
-            return f"{key}=true"
-    return ""
+    switches = ("algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups")
+    return next((f"{key}=true" for key in switches if OmegaConf.select(cfg, key)), "")

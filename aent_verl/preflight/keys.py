@@ -106,13 +106,12 @@ def unread(cfg: DictConfig) -> Iterator[Finding]:
         if setting.value is None or setting.value in entry.harmless:
             continue
         hint = f"Remove it, or revert to {value(stock(cfg), key)!r}"
-        if instead is not None and has(cfg, instead):
+        if instead is not None:
             current = value(cfg, instead)
             if current == setting.value:
                 continue
-            hint = f"Set {instead} (now {current!r}) instead, and remove this one"
-        elif instead is not None:
-            hint = f"Set +{instead} instead, and remove this one"
+            there = f"{instead} (now {current!r})" if has(cfg, instead) else f"+{instead}"
+            hint = f"Set {there} instead, and remove this one"
         stops = entry.stops and not (entry.unless and value(cfg, entry.unless))
         yield (setting.error if stops else setting.warning)(f"verl's v1 trainers do not read it: {entry.effect}", hint)
 

@@ -9,7 +9,6 @@ a response vanishes: refused.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from omegaconf import DictConfig
 
@@ -124,7 +123,7 @@ def _mode(cfg: DictConfig) -> Setting:
     """Return the setting of what vLLM's log-probs are of, with vLLM's default if verl gives none."""
     given = at(cfg, f"{ENGINE}.logprobs_mode")
     found = given if given.value else at(cfg, f"{ROLLOUT}.logprobs_mode")
-    return replace(found, value=found.value or "raw_logprobs")
+    return Setting(found.key, found.value or "raw_logprobs")
 
 
 def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
