@@ -186,7 +186,8 @@ class Template:
         too_long = sum(length > limit.value for length in lengths)
         if too_long and not (cut or (filtered and too_long < len(lengths))):
             raise limit.error(
-                f"{too_long} of {len(lengths)} prompts (each file's first and longest) have more, up to {max(lengths)}",
+                f"{too_long} of {len(lengths)} prompts (each file's first and longest) are longer, up to "
+                f"{max(lengths)} tokens",
                 "Raise it, drop them with data.filter_overlong_prompts=true, or cut them with data.truncation=left",
                 f"at least {max(lengths)}",
             )
