@@ -279,7 +279,7 @@ def use_of_truths(cfg: DictConfig) -> str:
     return PASSED_ON if OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path") else NEEDED
 
 
-def _check_batch(cfg: DictConfig, rows: int) -> Iterator[Warning]:
+def _check_batch(cfg: DictConfig, count: int) -> Iterator[Warning]:
     """Compare sizes of batches with the number of training rows.
 
     Yields:
@@ -289,13 +289,13 @@ def _check_batch(cfg: DictConfig, rows: int) -> Iterator[Warning]:
     limit = cfg.data.get("train_max_samples", -1)
     if limit is None:
         raise at(cfg, "data.train_max_samples").error("verl compares it with 0", "Set it to -1 for all", "a number")
-    rows = min(rows, limit) if limit > 0 else rows
+    count = min(count, limit) if limit > 0 else count
     batch, fetch = at(cfg, "data.train_batch_size"), at(cfg, "data.gen_batch_size")
-    if rows < batch.value:
+    if count < batch.value:
         raise batch.error(
-            f"the training data has only {rows} rows",
-            f"Set {batch.key}={rows} or lower, or train on more data (see data.train_max_samples, too)",
-            f"at most {rows}",
+            f"the training data has only {count} rows",
+            f"Set {batch.key}={count} or lower, or train on more data (see data.train_max_samples, too)",
+            f"at most {count}",
         )
     reason = _single_fetches(cfg)
     if reason and fetch.value not in (None, 1):
