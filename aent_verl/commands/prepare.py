@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from aent_verl import _util
-from aent_verl._util import locked
 from aent_verl.data.prepare import jobs, output, sources, table
 from aent_verl.data.prepare.rows import keys_of
 
@@ -63,10 +62,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--problem", metavar="COLUMN", help="column of the problem")
     source.add_argument("--answer", metavar="COLUMN", help="column of the answer")
     source.add_argument(
-        "--extract",
-        metavar="HOW",
-        help="answer in that column: auto, whole, boxed or hashes; of a response to "
-        "reasoning-gym: whole or last_number",
+        "--extract", metavar="HOW", help="answer in it: auto, whole, boxed, hashes; reasoning-gym's: whole, last_number"
     )
     source.add_argument("--split", choices=("train", "test"), help="which split your own file is; default: train")
     source.add_argument("--name", help="name of the data set in your own file; default: the file's name")
@@ -103,8 +99,7 @@ def run(options: argparse.Namespace) -> str:
     words = [word for word in options.what if word not in names]
     _check_options(options, names, words)
     made = [jobs.job(name, words, options) for name in dict.fromkeys(names)]
-    repeated = {job.name for job in made if sum(other.name == job.name for other in made) > 1}
-    if repeated:
+    if repeated := {job.name for job in made if sum(other.name == job.name for other in made) > 1}:
         raise ValueError(f"two data sets are named {', '.join(sorted(repeated))}; prepare them one by one with --name")
     folder = Path(options.output).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -156,13 +151,9 @@ def _prepare(folder: Path, made: list[jobs.Job], options: argparse.Namespace) ->
     def is_done(job: jobs.Job) -> bool:
         return not options.overwrite and output.is_done(folder, job, requests[job.name])
 
-    done: set[str] = set()
-    if folder.exists():
-        with _alone(folder):
-            done = {job.name for job in made if is_done(job)}
-    held_out = {}
-    if any(job.name not in done for job in training):
-        held_out = _held_out(folder, made, done, options)
+    with _alone(folder):
+        done = {job.name for job in made if is_done(job)}
+    held_out = _held_out(folder, made, done, options) if any(job.name not in done for job in training) else {}
     lines = []
     for job in made:
         if job.name not in done:
@@ -203,8 +194,7 @@ def _held_out(folder: Path, made: list[jobs.Job], done: set[str], options: argpa
     found: dict[str, str] = {}
     for job in made:
         if "test" in job.files:
-            there = job.name in done
-            problems = keys(folder / job.files["test"]) if there else job.test_keys()
+            problems = keys(folder / job.files["test"]) if job.name in done else job.test_keys()
             found.update(dict.fromkeys(problems, f"{job.name}-test"))
     for file in options.against:
         found.update(dict.fromkeys(keys(file), Path(file).name))
@@ -214,8 +204,9 @@ def _held_out(folder: Path, made: list[jobs.Job], done: set[str], options: argpa
 def _alone(folder: Path) -> AbstractContextManager[None]:
     """Hold the output folder, so that its files and `prepare.json` are those of one process at a time."""
     if not os.access(folder, os.W_OK):
-        return nullcontext()  # what is there already can still be used
-    return locked(folder / _LOCK, note=f"--output {folder}: waiting for another aent-verl prepare that works there ...")
+        return nullcontext()  # nothing is there yet, or what is there can still be used
+    note = f"--output {folder}: waiting for another aent-verl prepare that works there ..."
+    return _util.locked(folder / _LOCK, note=note)
 
 
 def _tokenizer(model: str | None) -> Any:

@@ -1,7 +1,6 @@
 """A training command as it is typed, ours or verl's: which overrides on which configuration, and what they lack."""
 
-from __future__ import annotations
-
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from aent_verl.preflight.findings import Finding
 
 OURS, VERLS = (compose.MODULE, compose.TRAINER), ("verl.trainer.config", "ppo_trainer")
 SEARCH_PATH = f"hydra.searchpath=[pkg://{compose.MODULE}]"
-_NAME, _PATH = ("--config-name", "-cn"), ("--config-path", "-cp", "--config-dir", "-cd")
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class CommandLine:
     def value(self, key: str) -> str | None:
         """Return the value that the overrides give ``key``; None if they do not set it."""
         parts = (override.partition("=") for override in self.overrides)
-        found = [value for name, equals, value in parts if equals and name.lstrip("+") == key]
-        return found[-1] if found else None
+        return {name.lstrip("+"): value for name, equals, value in parts if equals}.get(key)
 
     def lacks(self) -> tuple[str, ...]:
         """Find the overrides without which verl's own entry would train without entropy control."""
@@ -50,13 +47,13 @@ class CommandLine:
         method = [] if self.value(BLOCK) else [f"+{BLOCK}=aent"]
         return (*path, *method)
 
-    def completed(self) -> CommandLine:
+    def completed(self) -> "CommandLine":
         """Add what it lacks; a search path without ours is replaced by one with it."""
         lacks = self.lacks()
         kept = [text for text in self.overrides if not (SEARCH_PATH in lacks and text.startswith("hydra.searchpath="))]
         return replace(self, overrides=(*kept, *lacks))
 
-    def sorted_out(self) -> tuple[list[Finding], CommandLine]:
+    def sorted_out(self) -> tuple[list[Finding], "CommandLine"]:
         """Separate overrides whose key verl no longer has, each with where it went, from the rest of the command.
 
         Raises:
@@ -94,19 +91,14 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     if entry is None:
         ours = next((i for i, word in enumerate(words) if word in ("train", "aent_verl.commands.train")), -1)
         overrides = words[ours + 1 :]
-        if not any(word.startswith(("hydra.searchpath=", f"+{BLOCK}=")) for word in overrides):
-            return CommandLine(tuple(overrides))
-        return CommandLine(tuple(overrides), *VERLS)
-    overrides, source, name = [], VERLS[0], VERLS[1]
-    rest = iter(words[entry + 1 :])
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if flag in _NAME:
-            name = value if equals else next(rest, name)
-        elif flag in _PATH:
-            given = value if equals else next(rest, "")
-            # A relative one is relative to main_ppo.py, and so verl's own.
-            source = given if os.path.isabs(given) else source
-        elif equals and not word.startswith("-"):
-            overrides.append(word)
-    return CommandLine(tuple(overrides), source, name)
+        searches = any(word.startswith(("hydra.searchpath=", f"+{BLOCK}=")) for word in overrides)
+        return CommandLine(tuple(overrides), *(VERLS if searches else OURS))
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--cfg", "-c", nargs="?")
+    flags.add_argument("--config-name", "-cn", nargs="?")
+    flags.add_argument("--config-path", "-cp", "--config-dir", "-cd", nargs="?", const="", action="append", default=[])
+    options, rest = flags.parse_known_args(words[entry + 1 :])
+    # A relative path is relative to main_ppo.py, and so verl's own.
+    source = next(filter(os.path.isabs, reversed(options.config_path)), VERLS[0])
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    return CommandLine(tuple(overrides), source, options.config_name or VERLS[1])

@@ -48,11 +48,9 @@ def run(command: str, overrides: Sequence[str], name: str, function: Callable[[D
 
 def make_paths_absolute(cfg: DictConfig) -> None:
     """Resolve the run's folders here: Ray's workers may have another working directory."""
-    cfg.run.dir = os.path.abspath(cfg.run.dir)
-    if cfg.run.task is not None and "cache" in cfg.run.task:
-        cfg.run.task.cache = os.path.abspath(cfg.run.task.cache)
-    if cfg.trainer.resume_from_path is not None:
-        cfg.trainer.resume_from_path = os.path.abspath(cfg.trainer.resume_from_path)
+    for block, name in ((cfg.run, "dir"), (cfg.run.task, "cache"), (cfg.trainer, "resume_from_path")):
+        if block is not None and block.get(name) is not None:
+            block[name] = os.path.abspath(block[name])
 
 
 def prepare_task(cfg: DictConfig, terminal: TextIO) -> None:

@@ -1,7 +1,5 @@
 """Is everything in place for a run with these settings? The rows of ``aent-verl doctor``."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import math
@@ -15,9 +13,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from aent_verl import __version__, _util, preflight
-from aent_verl.launch import command_line
+from aent_verl.launch import command_line, environment
 from aent_verl.launch.command_line import CommandLine
 from aent_verl.launch.compose import make_paths_absolute
+from aent_verl.platforms import cpu
 from aent_verl.plugin.guard import BLOCK
 from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
 
@@ -42,7 +41,7 @@ class Machines:
     cpus: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Machines:
+    def parse(cls, text: str) -> "Machines":
         """Read ``gpus=8,nodes=2``.
 
         Raises:
@@ -53,8 +52,7 @@ class Machines:
         wrong = [f"{key}={value}" for key, value in given.items() if key not in known or not value.isdecimal()]
         if wrong or "gpus" not in given or "0" in given.values():
             raise ValueError(
-                f"--assume {text}: expected gpus=8,nodes=2, with whole numbers from 1 (nodes and cpus, slots of each "
-                "node, may be left out)"
+                f"--assume {text}: expected gpus=8,nodes=2, whole numbers from 1; nodes, cpus (per node) are optional"
             )
         return cls(**{key: int(value) for key, value in given.items()})
 
@@ -129,8 +127,6 @@ def first_version(*names: str) -> str | None:
 
 def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     """Compose the config of a command, with what the command lacks for entropy control; None where that fails."""
-    from aent_verl.platforms import cpu
-
     if line.is_ours and not line.overrides and cpu.detect_platform() == cpu.PLATFORM_NAME:
         line = replace(line, overrides=(DEFAULT_ON_CPU,))
     if lacks := line.lacks():
@@ -161,9 +157,6 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
 
 def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, None, bool]:
     """Decide the platform as a run would, and say why; sets the environment as the run would."""
-    from aent_verl.launch import environment
-    from aent_verl.platforms import cpu
-
     try:
         make_paths_absolute(cfg)
         if assume is not None:
@@ -199,7 +192,6 @@ def _check_plugin() -> Iterator[str]:
     from verl.workers.engine import EngineRegistry
 
     import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
-    from aent_verl.platforms import cpu
     from aent_verl.plugin import engine
 
     found = {
@@ -207,8 +199,7 @@ def _check_plugin() -> Iterator[str]:
         f"engine {engine.MODEL_TYPE}": EngineRegistry._engines.get(engine.MODEL_TYPE),
         f"platform {cpu.PLATFORM_NAME}": PlatformRegistry.get(cpu.PLATFORM_NAME),
     }
-    missing = [name for name, value in found.items() if not value]
-    if missing:
+    if missing := [name for name, value in found.items() if not value]:
         raise RuntimeError(f"not registered: {', '.join(missing)}")
     yield f"registered in this process: {', '.join(found)}"
 
@@ -229,9 +220,6 @@ def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterat
 def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     """Start or join Ray as a run would, and ask every node what it has loaded."""
     import ray
-
-    from aent_verl.launch import environment
-    from aent_verl.platforms import cpu
 
     platform = cpu.PLATFORM_NAME if cpu.is_selected() else None
     try:
@@ -269,13 +257,11 @@ def ask_node(node: dict[str, Any]) -> Row:
             "verl": importlib.metadata.version("verl"),
         }
 
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(report).options(num_cpus=0, scheduling_strategy=there)
     expected = {"plug-in loaded": True, "aent_verl": __version__, "verl": importlib.metadata.version("verl")}
     try:
-        found = ray.get(
-            ray.remote(report).options(num_cpus=0, scheduling_strategy=strategy).remote(),
-            timeout=REMOTE_TIMEOUT_SECONDS,
-        )
+        found = ray.get(task.remote(), timeout=REMOTE_TIMEOUT_SECONDS)
     except Exception as error:
         return row_of(name, error)
     if found != expected:

@@ -20,8 +20,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
     Raises:
         LaunchError: the decision does not fit the rest of the config.
     """
-    ray_init = cfg.ray_kwargs.ray_init
-    platform = cpu.detect_platform(ray_init.get("address"))
+    platform = cpu.detect_platform(cfg.ray_kwargs.ray_init.get("address"))
     if platform == cpu.PLATFORM_NAME:
         os.environ.update(_cpu_variables(cfg))
         if cfg.trainer.device != "cpu":
@@ -41,7 +40,7 @@ def choose_platform(cfg: DictConfig) -> str | None:
 def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
     """Put into Ray's runtime environment what every process of the run needs to know."""
     on_cpu = platform == cpu.PLATFORM_NAME
-    run_dir = Path(cfg.run.dir)
+    run_dir, ray_init = Path(cfg.run.dir), cfg.ray_kwargs.ray_init
     given = dict(OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {})
     modules = given.pop("VERL_USE_EXTERNAL_MODULES", None) or os.environ.get("VERL_USE_EXTERNAL_MODULES")
     variables = {
@@ -50,15 +49,12 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
         "VERL_FILE_LOGGER_PATH": str(run_dir / metrics.METRICS_FILE),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         weight_sockets.RUN_ENV: weight_sockets.mark_of(run_dir),
+        **(_cpu_variables(cfg) if on_cpu else {}),
     }
-    if on_cpu:
-        variables |= _cpu_variables(cfg)
     with open_dict(cfg):
-        environment = cfg.ray_kwargs.ray_init.setdefault("runtime_env", {})
         # Without our plug-in vLLM would wait for weights at another socket.
         plugins = vllm_plugin.allowed(given.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS")))
-        environment["env_vars"] = variables | given | plugins
-        ray_init = cfg.ray_kwargs.ray_init
+        ray_init.setdefault("runtime_env", {})["env_vars"] = variables | given | plugins
         if cpu.cluster_to_join(ray_init.get("address")) is not None:
             # A cluster that is joined has the slots it has; Ray refuses to be told others.
             for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
@@ -83,6 +79,5 @@ def start_ray(cfg: DictConfig, **more: Any) -> None:
 
     given = cfg.ray_kwargs.ray_init
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(cfg), given.get("runtime_env") or {})
-    settings = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
-    assert isinstance(settings, dict)
-    ray.init(**{str(key): value for key, value in settings.items()}, **more)
+    settings: Any = OmegaConf.to_container(OmegaConf.create({**given, "runtime_env": runtime_env}), resolve=True)
+    ray.init(**settings, **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -44,8 +45,7 @@ class RayJob:
         """Return whether the job ended without an error; None while it runs. Asks the cluster every few seconds."""
         if self._ended is None and time.monotonic() - self._asked >= _POLL_SECONDS:
             self._asked = time.monotonic()
-            status = self._status()
-            if status is not None and status.is_terminal():
+            if (status := self._status()) is not None and status.is_terminal():
                 self._ended = status.value == "SUCCEEDED"
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._log, "a", encoding="utf-8") as file:
@@ -121,20 +121,18 @@ class RayJobs:
         """
         run = log.parent
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"aent-verl-{run.parent.parent.name}-{run.name}-{log.stem}")
-        attempt = 1
+        attempts = itertools.count(1)
         jobs = {job.submission_id: job for job in self._client.list_jobs()}
         # Relative paths mean the same there as here.
         entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([sys.executable, *arguments])}"
-        while (job := jobs.get(f"{base}-{attempt}")) is not None:
+        while (job := jobs.get(name := f"{base}-{next(attempts)}")) is not None:
             if not job.status.is_terminal() and job.entrypoint == entrypoint:
-                return RayJob(self._client, f"{base}-{attempt}", log)
+                return RayJob(self._client, name, log)
             if not job.status.is_terminal() and str(run) in job.entrypoint:
                 raise RuntimeError(
-                    f"job {base}-{attempt} is working in {run} with other settings: wait until it ends, or stop "
-                    f"it with `ray job stop {base}-{attempt}`"
+                    f"job {name} works in {run} with other settings: wait for its end, or type `ray job stop {name}`"
                 )
-            attempt += 1
-        return RayJob(self._client, self._submit(entrypoint, f"{base}-{attempt}"), log)
+        return RayJob(self._client, self._submit(entrypoint, name), log)
 
     def _submit(self, entrypoint: str, name: str) -> str:
         environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}

@@ -1,23 +1,18 @@
 """A training run: everything is checked, then verl's PPO runs on the composed config, or resumes."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from omegaconf import DictConfig
 
 from aent_verl._util import exclusive_folder
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import LaunchError, choose_platform, hand_to_workers
-from aent_verl.runs import checkpoints, last_start, metrics
+from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.runs import checkpoints, last_start, metrics, worker_reports
 from aent_verl.runs.run import LOG
-
-if TYPE_CHECKING:
-    from aent_verl.methods.settings import EntropyControlConfig
-    from aent_verl.viewing.progress import TrainingDisplay
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:
@@ -118,23 +113,29 @@ def exclusive_run(folder: Path) -> AbstractContextManager[None]:
         LaunchError: on entering: another process trains in it.
     """
     setting = f"run.dir={str(folder)!r}"
-    busy = LaunchError(
-        f"{setting}: another process trains in it; wait until it ends, or give this run another name, "
-        "trainer.experiment_name=..."
-    )
-    return exclusive_folder(folder, setting, busy)
+    remedy = "wait until it ends, or give this run another name, trainer.experiment_name=..."
+    return exclusive_folder(folder, setting, LaunchError(f"{setting}: another process trains in it; {remedy}"))
 
 
 def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     """Hand over to verl, with the progress display around it if the config asks for one."""
     import ray
+    from rich.console import Console
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
     from aent_verl.viewing.plot import plot_run
+    from aent_verl.viewing.progress import TrainingDisplay
 
-    run_dir, plot = cfg.run.dir, ""
+    run_dir, plot = Path(cfg.run.dir), ""
     metrics.rotate(run_dir)
-    with display(cfg, terminal) if cfg.run.progress else nullcontext():
+    display = TrainingDisplay(
+        Console(file=terminal),
+        cfg.trainer.total_training_steps,
+        metrics_path=run_dir / metrics.METRICS_FILE,
+        report_path=Path(cfg.trainer.default_local_dir) / worker_reports.FILE,
+        log_path=run_dir / LOG,
+    )
+    with display if cfg.run.progress else nullcontext():
         try:
             run_ppo(cfg, task_runner_class=TaskRunnerV1)
         finally:
@@ -145,20 +146,3 @@ def run_verl(cfg: DictConfig, terminal: TextIO) -> None:
     except (ImportError, OSError, ValueError) as error:
         print(f"no plot: {error}", file=sys.stderr)
     print(f"results in {run_dir}{plot}", file=terminal)
-
-
-def display(cfg: DictConfig, terminal: TextIO) -> TrainingDisplay:
-    """Make the progress display of this run."""
-    from rich.console import Console
-
-    from aent_verl.runs import worker_reports
-    from aent_verl.viewing.progress import TrainingDisplay
-
-    run_dir = Path(cfg.run.dir)
-    return TrainingDisplay(
-        Console(file=terminal),
-        cfg.trainer.total_training_steps,
-        metrics_path=run_dir / metrics.METRICS_FILE,
-        report_path=Path(cfg.trainer.default_local_dir) / worker_reports.FILE,
-        log_path=run_dir / LOG,
-    )

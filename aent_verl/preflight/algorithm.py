@@ -3,21 +3,18 @@
 Advantage estimators of verl's registry are tried on a few rows, with only what a v1 trainer passes to them.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, open_dict
+from torch import Tensor
 
 from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.findings import Finding, Setting, at, without_effect
 from aent_verl.preflight.schema import changed, has_critic, stock, value
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ACTOR = "actor_rollout_ref.actor"
 ESTIMATOR = "algorithm.adv_estimator"
@@ -38,13 +35,9 @@ def _resampling(cfg: DictConfig) -> Iterator[Finding]:
     key, name = "algorithm.use_pf_ppo", cfg.algorithm.adv_estimator
     if not value(cfg, key):
         return
+    problem = f"verl reads it with {ESTIMATOR}=gae only; with {name} nothing is reweighted"
     if name == "gae":
-        problem = (
-            "verl resamples the rows by score after it has computed their advantages, but its v1 trainers write only "
-            "advantages and returns back, to the old rows: responses get the advantages of others"
-        )
-    else:
-        problem = f"verl reads it with {ESTIMATOR}=gae only; with {name} nothing is reweighted"
+        problem = "verl's v1 trainers write the advantages of resampled rows to the old ones, so to other responses"
     yield at(cfg, key).error(problem, f"Set {key}=false")
 
 
@@ -54,8 +47,7 @@ def _estimator(cfg: DictConfig) -> Iterator[Finding]:
     name, values = cfg.algorithm.adv_estimator, has_critic(cfg)
     if name not in ADV_ESTIMATOR_REGISTRY:
         return  # a misspelt name is another check's finding
-    problem = fault(cfg, name, values=values)
-    if problem is not None:
+    if (problem := fault(cfg, name, values=values)) is not None:
         hint = "Set critic.enable=true" if name == "gae" and not values else f"Set {ESTIMATOR}=grpo"
         usable = [each for each in ADV_ESTIMATOR_REGISTRY if fault(cfg, each, values=values) is None]
         yield at(cfg, ESTIMATOR).error(problem, hint, f"one of {', '.join(sorted(usable))}")
@@ -83,9 +75,7 @@ def _of_estimator(cfg: DictConfig, name: str, setting: str, *, values: bool) -> 
             f"Set {ESTIMATOR}=grpo, or {key}={default}".replace("True", "true"),
         )
     else:
-        yield at(cfg, key).warning(
-            f"has no effect: {ESTIMATOR}={name} gives the same advantages with {default!r}", "Remove it"
-        )
+        yield at(cfg, key).warning(f"has no effect: {ESTIMATOR}={name} computes the same with {default!r}", "Remove it")
 
 
 def _critic(cfg: DictConfig) -> Iterator[Finding]:
@@ -94,9 +84,7 @@ def _critic(cfg: DictConfig) -> Iterator[Finding]:
     if not has_critic(cfg):
         if warm_up > 1:
             yield at(cfg, key).error(
-                f"there is no critic to warm up; verl would train nothing until it first updates the actor at step "
-                f"{warm_up}",
-                f"Set {key}=0",
+                f"there is no critic to warm up; verl would train nothing before step {warm_up}", f"Set {key}=0"
             )
         yield from _unused(cfg, "critic", f"there is no critic with {ESTIMATOR}={name}")
         return
@@ -106,9 +94,8 @@ def _critic(cfg: DictConfig) -> Iterator[Finding]:
             f"Set {key} below trainer.total_training_steps",
             f"at most {steps}",
         )
-    if name == "gae" or fault(cfg, name, values=True) is not None:
-        return
-    if trial(cfg, name).same_as(trial(cfg, name, flip=True)):
+    usable = name != "gae" and fault(cfg, name, values=True) is None
+    if usable and trial(cfg, name).same_as(trial(cfg, name, flip=True)):
         yield at(cfg, "critic.enable").warning(
             f"trains a critic whose values nothing uses: {ESTIMATOR}={name} gives the same advantages with any",
             f"Set critic.enable=null, or {ESTIMATOR}=gae",
@@ -119,8 +106,7 @@ def _kl(cfg: DictConfig) -> Iterator[Finding]:
     in_reward, in_loss, control = "algorithm.use_kl_in_reward", f"{ACTOR}.use_kl_loss", "algorithm.kl_ctrl"
     if value(cfg, in_reward) and value(cfg, in_loss):
         yield at(cfg, in_reward).warning(
-            f"with {in_loss}=true the KL divergence is penalised twice, in the rewards and in the loss",
-            "Set one of the two to false",
+            f"with {in_loss}=true the KL divergence is penalised twice", "Set one of the two to false"
         )
     for switch, settings, weight in (
         (in_reward, (control, "algorithm.kl_penalty"), f"{control}.kl_coef"),
@@ -183,10 +169,9 @@ def _unused(cfg: DictConfig, block: str, why: str) -> Iterator[Finding]:
     """Warn once of a block that nothing reads; what follows the actor's own setting is not counted."""
     given = {key: found for key, found in changed(cfg, block).items() if not _follows_actor(cfg, block, key, found)}
     if given:
-        key = next(iter(given))
-        first = Setting(key, given.pop(key))
-        rest = f"; neither do {_listed(given)}" if given else ""
-        yield first.warning(f"has no effect: {why}{rest}", "Remove it, or switch it on")
+        first, *rest = given
+        more = f"; neither do {_listed({key: given[key] for key in rest})}" if rest else ""
+        yield Setting(first, given[first]).warning(f"has no effect: {why}{more}", "Remove it, or switch it on")
 
 
 def _follows_actor(cfg: DictConfig, block: str, key: str, found: object) -> bool:
@@ -218,7 +203,7 @@ class Trial:
         tokens = self.mask.bool() & (self.scores == score).unsqueeze(-1)
         return float(self.advantages[tokens].mean())
 
-    def same_as(self, other: Trial) -> bool:
+    def same_as(self, other: "Trial") -> bool:
         """Return whether both give the same advantages but for rounding and the epsilons of a division."""
         return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
 
@@ -247,9 +232,6 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
     Raises:
         Exception: whatever the estimator raises.
     """
-    import numpy as np
-    import torch
-    from tensordict import TensorDict
     from verl.protocol import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
@@ -258,12 +240,11 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
         # Resampling is random, and wrong for every estimator.
         algorithm.update({"use_pf_ppo": False, **settings})
     n = max(1, int(value(cfg, N)))
-    prompts = 2 if n > 1 else 4
-    rows = torch.arange(prompts * n)
+    rows = torch.arange(2 * n if n > 1 else 4)
     lengths = WIDTH - rows % 3
     mask = (torch.arange(WIDTH) < lengths.unsqueeze(1)).long()
     # One right answer in each group, and in every second one where a group is a single sample.
-    scores = ((rows % n == 1) if n > 1 else (rows % 2 == 1)).float()
+    scores = (rows % max(n, 2) == 1).float()
     rewards = torch.zeros(len(rows), WIDTH)
     rewards[rows, lengths - 1] = scores
     fields = {
@@ -277,10 +258,8 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
     if values:
         ramp = torch.linspace(0.1, 0.6, WIDTH).expand(len(rows), WIDTH)
         fields["values"] = ramp.flip(-1) ** 2 if flip else ramp.clone()
-    data = DataProto(batch=TensorDict(fields, batch_size=len(rows)))
-    data.non_tensor_batch["uid"] = np.array([f"prompt{row // n}" for row in rows.tolist()], dtype=object)
     result = compute_advantage_for_multi_trajectories(
-        data,
+        DataProto.from_dict(fields, {"uid": [f"prompt{row // n}" for row in rows.tolist()]}),
         batch_keys=[f"prompt{row // n}_{row % n}_0" for row in rows.tolist()],
         adv_estimator=name,
         gamma=algorithm.gamma,

@@ -4,23 +4,20 @@ Names of columns are verl's, except `data.prompt_key`: its reward loop reads ``d
 ``reward_model["ground_truth"]``, whatever `data.reward_fn_key` says.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.preflight import rows
 from aent_verl.preflight.findings import Setting, at
-
-if TYPE_CHECKING:
-    from aent_verl.preflight.rows import Found
+from aent_verl.preflight.rows import FILLED, PROMPTS, RECORDS, REWARD, SOURCE, SOURCES, TRUTH, TRUTHS, Rows
 
 FORMATS = (".parquet", ".json", ".jsonl")
-SOURCE, REWARD, TRUTH, EXTRA = "data_source", "reward_model", "ground_truth", "extra_info"
+EXTRA = "extra_info"
 # verl reads these of a row where the file has them.
 OPTIONAL = ("agent_name", "__rollout_n__")
 # verl passes a row's columns to its agent loop as keyword arguments, alongside its own of these names, and writes them
@@ -32,8 +29,6 @@ RESERVED = frozenset(
 )
 # Who uses the ground truths: a function of verl's, which needs them; custom code, which may; nobody.
 NEEDED, PASSED_ON, UNREAD = "needed", "passed on", "unread"
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -88,11 +83,11 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str | Exception]]:
     """
     if OmegaConf.select(cfg, "data.custom_cls.path"):
         return Sample(), [f"data: left to your data set class {cfg.data.custom_cls.path}"]
-    rows: list[Mapping[str, Rows]] = []
+    samples: list[Mapping[str, Rows]] = []
     lines: list[str | Exception] = []
     for key in ("data.train_files", "data.val_files"):
         files = read_files(cfg, key)
-        rows.append(files.sample)
+        samples.append(files.sample)
         if files.count is None:
             lines.append(f"{key}: remote, left to verl")
             continue
@@ -100,7 +95,7 @@ def check(cfg: DictConfig) -> tuple[Sample, list[str | Exception]]:
         lines += [f"{key}: {count} rows with {files.content}", *files.warnings]
         if key == "data.train_files" and files.whole:
             lines += _check_batch(cfg, files.count)
-    return Sample(*rows), lines
+    return Sample(*samples), lines
 
 
 def read_files(cfg: DictConfig, key: str) -> Files:
@@ -114,14 +109,12 @@ def read_files(cfg: DictConfig, key: str) -> Files:
         return Files({}, None)
     files = [File(cfg, key, path) for path in paths]
     warnings = tuple(warning for file in files for warning in file.check())
-    scans = [file.scan for file in files]
-    names = ["prompt"]
-    for kind, name in (("sources", "data source"), ("truths", "ground truth")):
-        if not any(scan.lacking[kind].count for scan in scans):
-            names.append(name)
-    content = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    kinds = {PROMPTS: "prompt", SOURCES: "data source", TRUTHS: "ground truth"}
+    *most, last = (name for kind, name in kinds.items() if not any(file.scan.lacking[kind].count for file in files))
+    content = " and ".join(filter(None, [", ".join(most), last]))
     sample = {file.path: list(file.rows.values()) for file in files}
-    return Files(sample, sum(scan.count for scan in scans), content, warnings, not any(file.in_part for file in files))
+    count, whole = sum(file.scan.count for file in files), not any(file.in_part for file in files)
+    return Files(sample, count, content, warnings, whole)
 
 
 def named_files(cfg: DictConfig, key: str) -> list[str]:
@@ -152,8 +145,6 @@ class File:
     """
 
     def __init__(self, cfg: DictConfig, key: str, path: str) -> None:
-        from aent_verl.preflight import rows
-
         self.key, self.path = key, path
         self.prompt_key = cfg.data.prompt_key
         self.use = use_of_truths(cfg)
@@ -187,10 +178,9 @@ class File:
         self._check_prompts()
         self._check_records()
         if self.in_part:
-            size = os.path.getsize(self.path) >> 20
+            size, count = os.path.getsize(self.path) >> 20, self.scan.count
             yield self._warning(
-                f"is a JSON array of {size} MiB, of which the first {self.scan.count} rows are checked; as parquet or "
-                "JSON lines all are"
+                f"is a JSON array of {size} MiB, of which the first {count} rows are checked; of JSON lines all are"
             )
         if self.use != UNREAD:
             yield from self._check_truths()
@@ -213,16 +203,14 @@ class File:
         if self.use != UNREAD:
             needed[SOURCE] = "read by verl's reward loop"
             needed[REWARD] = '{"ground_truth": ...}, read by verl\'s reward loop'
-        missing = [f"{name!r} ({why})" for name, why in needed.items() if name not in self.columns]
-        if missing:
+        if missing := [f"{name!r} ({why})" for name, why in needed.items() if name not in self.columns]:
             names, found = (", ".join(map(repr, each)) for each in (needed, sorted(self.columns)))
             raise self._error(
                 f"the file has no column {', '.join(missing)}",
                 "Convert the file, or name its column of prompts with data.prompt_key",
                 f"the columns {names}, it has {found}",
             )
-        taken = sorted(RESERVED & self.columns)
-        if taken:
+        if taken := sorted(RESERVED & self.columns):
             raise self._error(
                 f"verl has values named {', '.join(map(repr, taken))} itself, and would mix them up with these columns",
                 "Rename or drop them",
@@ -230,25 +218,18 @@ class File:
             )
 
     def _check_prompts(self) -> None:
-        self._require(
-            self.prompt_key,
-            self.scan.lacking["prompts"],
-            'chat messages, as in [{"role": "user", "content": "..."}]',
-            "Convert the file, or name another column with data.prompt_key",
-        )
+        hint = "Convert the file, or name another column with data.prompt_key"
+        self._require(self.prompt_key, PROMPTS, 'chat messages, as in [{"role": "user", "content": "..."}]', hint)
         for name in filter(self.columns.__contains__, OPTIONAL):
-            self._require(name, self.scan.lacking[name], "a value in every row", "Fill it in, or drop the column")
+            self._require(name, name, "a value in every row", "Fill it in, or drop the column")
 
     def _check_records(self) -> None:
         """Check reward and extra information, which validation indexes as records even where no reward reads them."""
         if REWARD in self.columns:
             hint = "Store a record, not its JSON text or the bare answer"
-            self._require(
-                REWARD, self.scan.lacking["records"], 'a record in every row, as in {"ground_truth": "5"}', hint
-            )
+            self._require(REWARD, RECORDS, 'a record in every row, as in {"ground_truth": "5"}', hint)
         for number, row in self.rows.items():
-            extra = row.get(EXTRA)
-            if extra is not None and not isinstance(extra, Mapping):
+            if not isinstance(extra := row.get(EXTRA), Mapping | None):
                 raise self._error(
                     f"{EXTRA!r} of row {number} is {extra!r:.80}",
                     "Store a record instead of its JSON text, or drop the column",
@@ -256,39 +237,34 @@ class File:
                 )
 
     def _check_truths(self) -> Iterator[Warning]:
-        nulls, empty = self.scan.lacking["truths"], self.scan.lacking["filled truths"]
         # A null is passed on to the function; where the record lacks the name, verl fails before.
-        absent = self.use == PASSED_ON and any(TRUTH not in row[REWARD] for row in self._take(nulls).values())
+        absent = self.use == PASSED_ON and any(TRUTH not in row[REWARD] for row in self._take(TRUTHS).values())
         if absent or self.use == NEEDED:
             hint = "Fill it in, or drop these rows; a reward that needs none is reward.custom_reward_function.path"
-            for found in (nulls, empty):
-                self._require(REWARD, found, f"{{{TRUTH!r}: ...}} with a value in every row", hint)
-        yield from self._warned(f"{REWARD}.{TRUTH}", nulls, "null")
+            for kind in (TRUTHS, FILLED):
+                self._require(REWARD, kind, f"{{{TRUTH!r}: ...}} with a value in every row", hint)
+        yield from self._warned(f"{REWARD}.{TRUTH}", TRUTHS, "null")
 
     def _check_sources(self) -> Iterator[Warning]:
-        found, distinct = self.scan.lacking["sources"], self.scan.distinct
         if self.use == NEEDED:
-            hint = "verl's reward goes by the data source: fill it in"
-            self._require(SOURCE, found, "a name in every row", hint)
-        yield from self._warned(SOURCE, found, "null or empty")
-        untried = sum(not taken for taken in distinct.values())
-        if untried:
+            self._require(SOURCE, SOURCES, "a name in every row", "verl's reward goes by the data source: fill it in")
+        yield from self._warned(SOURCE, SOURCES, "null or empty")
+        distinct = self.scan.distinct
+        if untried := sum(not taken for taken in distinct.values()):
             yield self._warning(f"has {len(distinct)} data sources; the reward is not tried on {untried}")
 
-    def _warned(self, name: str, found: Found, state: str) -> Iterator[Warning]:
-        if found.count:
+    def _warned(self, name: str, kind: str, state: str) -> Iterator[Warning]:
+        if (found := self.scan.lacking[kind]).count:
             yield UserWarning(f"{self.key}: {name} of {found} of {self.path} is {state}, and your reward receives it")
 
-    def _require(self, name: str, found: Found, expected: str, hint: str) -> None:
-        """Raise if rows were found that lack something."""
-        if found.count:
-            value = self._take(found)[found.first[0]].get(name)
+    def _require(self, name: str, kind: str, expected: str, hint: str) -> None:
+        """Raise if there are rows that lack something, see `rows.Scan`."""
+        if (found := self.scan.lacking[kind]).count:
+            value = self._take(kind)[found.first[0]].get(name)
             raise self._error(f"{name!r} of {found} is {value!r:.80}", hint, expected)
 
-    def _take(self, found: Found) -> dict[int, dict[str, Any]]:
-        from aent_verl.preflight import rows
-
-        return rows.take(self.path, [self.prompt_key, SOURCE, REWARD, *OPTIONAL], found.first)
+    def _take(self, kind: str) -> dict[int, dict[str, Any]]:
+        return rows.take(self.path, [self.prompt_key, SOURCE, REWARD, *OPTIONAL], self.scan.lacking[kind].first)
 
 
 def use_of_truths(cfg: DictConfig) -> str:
@@ -300,39 +276,36 @@ def use_of_truths(cfg: DictConfig) -> str:
     if cfg.reward.reward_model.enable:
         return UNREAD
     # A custom agent loop may score its answers itself.
-    own_loop = OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path")
-    return PASSED_ON if own_loop else NEEDED
+    return PASSED_ON if OmegaConf.select(cfg, "actor_rollout_ref.rollout.agent.agent_loop_config_path") else NEEDED
 
 
-def _check_batch(cfg: DictConfig, rows: int) -> list[Warning]:
+def _check_batch(cfg: DictConfig, count: int) -> Iterator[Warning]:
     """Compare sizes of batches with the number of training rows.
 
-    Returns:
+    Yields:
         A warning where ``data.gen_batch_size`` has no effect.
     """
     # verl's words: max_samples > 0 limits, anything else does not.
     limit = cfg.data.get("train_max_samples", -1)
     if limit is None:
         raise at(cfg, "data.train_max_samples").error("verl compares it with 0", "Set it to -1 for all", "a number")
-    rows = min(rows, limit) if limit > 0 else rows
+    count = min(count, limit) if limit > 0 else count
     batch, fetch = at(cfg, "data.train_batch_size"), at(cfg, "data.gen_batch_size")
-    if rows < batch.value:
+    if count < batch.value:
         raise batch.error(
-            f"the training data has only {rows} rows",
-            f"Set {batch.key}={rows} or lower, or train on more data (see data.train_max_samples, too)",
-            f"at most {rows}",
+            f"the training data has only {count} rows",
+            f"Set {batch.key}={count} or lower, or train on more data (see data.train_max_samples, too)",
+            f"at most {count}",
         )
     reason = _single_fetches(cfg)
     if reason and fetch.value not in (None, 1):
-        text = f"{fetch.key}={fetch.value} has no effect: with {reason} verl fetches prompts one by one"
-        return [UserWarning(text)]
+        yield UserWarning(f"{fetch.key}={fetch.value} has no effect: with {reason} verl fetches prompts one by one")
     if not reason and fetch.value and batch.value % fetch.value:
         raise fetch.error(
             f"verl composes a batch of {batch.key}={batch.value} prompts of whole fetches",
             f"Remove it ({fetch.key}=null) or set a divisor",
             f"a divisor of {batch.value}",
         )
-    return []
 
 
 def _single_fetches(cfg: DictConfig) -> str:
@@ -340,7 +313,5 @@ def _single_fetches(cfg: DictConfig) -> str:
     mode = str(OmegaConf.select(cfg, "trainer.v1.trainer_mode"))
     if mode.removeprefix("aent_") != "sync":
         return f"trainer.v1.trainer_mode={mode}"
-    for key in ("algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups"):
-        if OmegaConf.select(cfg, key):
-            return f"{key}=true"
-    return ""
+    switches = ("algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups")
+    return next((f"{key}=true" for key in switches if OmegaConf.select(cfg, key)), "")

@@ -12,20 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.preflight import schema
 from aent_verl.preflight.findings import Finding, PreflightError, Setting, at
-from aent_verl.preflight.schema import (
-    has,
-    has_critic,
-    is_default,
-    is_mapping,
-    leaves,
-    node,
-    override,
-    stock,
-    value,
-    verl_file,
-    verl_folder,
-)
+from aent_verl.preflight.schema import has, has_critic, is_default, is_mapping, leaves, node, override, stock, value
 from aent_verl.preflight.verl_keys import GONE, MOVED, UNREAD
 
 LEGACY = "legacy_reward_impl.yaml"
@@ -53,13 +42,13 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     """
     yield from legacy(cfg)
     yield from unread(cfg)
-    own = (verl_file(f"{CONFIG}/aent_{name}.yaml") for name in ("trainer", "evaluate"))
+    own = (schema.verl_file(f"{CONFIG}/aent_{name}.yaml") for name in ("trainer", "evaluate"))
     yield from _unknown(cfg, cfg, [stock(cfg), *own], "")
 
 
 def legacy(cfg: DictConfig) -> Iterator[Finding]:
     """Find reward keys of verl before 0.9, which its v1 entry neither moves nor reads."""
-    blocks = [block for block in map(str, verl_file(LEGACY)) if is_mapping(node(cfg, block))]
+    blocks = [block for block in map(str, schema.verl_file(LEGACY)) if is_mapping(node(cfg, block))]
     settings = [at(cfg, key) for block in blocks for key in leaves(cfg[block], f"{block}.")]
     given = [setting for setting in settings if setting.value is not None]
     targets = moves(cfg) if given else {}
@@ -92,18 +81,17 @@ def moves(cfg: DictConfig) -> dict[str, str]:
     """Find where verl's own migration puts each key of the legacy reward blocks, including those that a user added."""
     from verl.experimental.reward_loop.reward_loop import migrate_legacy_reward_impl
 
-    blocks = [str(name) for name in verl_file(LEGACY)]
-    old = OmegaConf.merge(verl_file(LEGACY), {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))})
-    assert isinstance(old, DictConfig)
-    marks = {key: f"<{key}>" for key in leaves(old)}
-    probe = OmegaConf.merge(old, {"reward": stock(cfg).reward})
-    for key, mark in marks.items():
-        OmegaConf.update(probe, key, mark)
+    blocks = [str(name) for name in schema.verl_file(LEGACY)]
+    given = {name: cfg[name] for name in blocks if is_mapping(node(cfg, name))}
+    probe: Any = OmegaConf.merge(schema.verl_file(LEGACY), given, {"reward": stock(cfg).reward})
+    keys = [key for block in blocks for key in leaves(probe[block], f"{block}.")]
+    for key in keys:
+        OmegaConf.update(probe, key, key)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         moved = migrate_legacy_reward_impl(probe)
     found = {node(moved, key)._value(): key for key in leaves(moved)}
-    return {key: found[mark] for key, mark in marks.items() if mark in found}
+    return {key: found[key] for key in keys if key in found}
 
 
 def unread(cfg: DictConfig) -> Iterator[Finding]:
@@ -118,16 +106,14 @@ def unread(cfg: DictConfig) -> Iterator[Finding]:
         if setting.value is None or setting.value in entry.harmless:
             continue
         hint = f"Remove it, or revert to {value(stock(cfg), key)!r}"
-        if instead is not None and has(cfg, instead):
+        if instead is not None:
             current = value(cfg, instead)
             if current == setting.value:
                 continue
-            hint = f"Set {instead} (now {current!r}) instead, and remove this one"
-        elif instead is not None:
-            hint = f"Set +{instead} instead, and remove this one"
+            there = f"{instead} (now {current!r})" if has(cfg, instead) else f"+{instead}"
+            hint = f"Set {there} instead, and remove this one"
         stops = entry.stops and not (entry.unless and value(cfg, entry.unless))
-        finding = setting.error if stops else setting.warning
-        yield finding(f"verl's v1 trainers do not read it: {entry.effect}", hint)
+        yield (setting.error if stops else setting.warning)(f"verl's v1 trainers do not read it: {entry.effect}", hint)
 
 
 def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], prefix: str) -> Iterator[Finding]:
@@ -135,7 +121,9 @@ def _unknown(cfg: DictConfig, block: DictConfig, schemas: Sequence[DictConfig], 
 
     A mapping that no schema fills is open, and so is a dataclass's field beyond verl's YAML.
     """
-    fields, names = _fields([block, *schemas]), set[str]().union(*schemas)
+    targets = filter(None, (each.get("_target_") for each in (block, *schemas)))
+    fields = {field for target in targets for field in _fields(str(target))}
+    names = set[str]().union(*schemas)
     typed = bool(fields) and prefix.startswith(TYPED)
     for name in map(str, block):
         key = f"{prefix}{name}"
@@ -164,26 +152,15 @@ def _stranger(cfg: DictConfig, key: str, siblings: set[str], *, typed: bool) -> 
     return (found.error if close else found.warning)("nothing in verl or aent_verl reads it", hint)
 
 
-def _fields(blocks: Sequence[DictConfig]) -> set[str]:
-    """Name the fields of the dataclass that verl makes of a block, if it makes one."""
-    found: set[str] = set()
-    for block in blocks:
-        target = block.get("_target_")
-        made = _object(str(target)) if target else None
-        if dataclasses.is_dataclass(made):
-            found |= {each.name for each in dataclasses.fields(made)}
-    return found
-
-
 @functools.cache
-def _object(path: str) -> Any:
-    """Import the object at a dotted path; None if that fails, which whoever builds the block will report."""
+def _fields(target: str) -> set[str]:
+    """Name the fields of the dataclass at a dotted path; none if that fails, which whoever builds it will report."""
     from hydra.utils import get_object
 
     try:
-        return get_object(path)
+        return {each.name for each in dataclasses.fields(get_object(target))}
     except Exception:
-        return None
+        return set()
 
 
 def _is_trainer_mode(key: str) -> bool:
@@ -197,10 +174,7 @@ def _is_trainer_mode(key: str) -> bool:
 @functools.cache
 def _verl_source() -> str:
     """Read all of verl's Python, once and only if a key is in no schema."""
-    texts = []
-    for folder, _, names in os.walk(verl_folder()):
-        texts += [Path(folder, name).read_text(encoding="utf-8") for name in names if name.endswith(".py")]
-    return "\n".join(texts)
+    return "\n".join(path.read_text(encoding="utf-8") for path in Path(schema.verl_folder()).rglob("*.py"))
 
 
 def _is_read(name: str) -> bool:
@@ -244,13 +218,12 @@ def unknown_overrides(overrides: Sequence[str], cfg_base: DictConfig) -> tuple[l
 
 def group_choices(overrides: Sequence[str]) -> tuple[str, ...]:
     """Select the overrides that choose a file of a config group, or are Hydra's own."""
-    keys = ((text, text.partition("=")[0].lstrip("+~")) for text in overrides)
-    return tuple(text for text, key in keys if _is_group(key))
+    return tuple(text for text in overrides if _is_group(text.partition("=")[0].lstrip("+~")))
 
 
 def _is_group(key: str) -> bool:
     """Return whether this chooses a file of a config group, or is Hydra's own."""
-    folders = CONFIG, Path(verl_folder(), "trainer", "config")
+    folders = CONFIG, Path(schema.verl_folder(), "trainer", "config")
     group = key.partition("@")[0]
     return "/" in key or "@" in key or key.startswith("hydra.") or any(os.path.isdir(each / group) for each in folders)
 
@@ -279,8 +252,8 @@ def _moved(setting: Setting, cfg: DictConfig) -> PreflightError | None:
             target = MOVED[block] + setting.key.removeprefix(block) if block in MOVED else block
             if target in GONE:
                 return setting.error("verl 0.9.1 has no such key", f"Remove it: {GONE[target]}")
-            hint = f"Type {override(target, setting.value, exists=has(cfg, target))}"
-            return setting.error(f"has moved to {target}", hint)
+            there = override(target, setting.value, exists=has(cfg, target))
+            return setting.error(f"has moved to {target}", f"Type {there}")
     return None
 
 

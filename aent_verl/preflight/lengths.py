@@ -7,7 +7,6 @@ both. Every micro-batch of training must hold one such sequence, and so must vLL
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
@@ -21,27 +20,6 @@ ENGINE_LENGTH = f"{ROLLOUT}.engine_kwargs.vllm.max_model_len"
 PADDING_ROW = 128
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One kind of pass over the batch: how it is cut into micro-batches, and over how many sequences.
-
-    Attributes:
-        name: what it is, for messages.
-        budget: key of the tokens that a device takes.
-        micro_batch: key of the sequences that a device takes; None where verl always goes by tokens.
-        dynamic: whether verl goes by tokens.
-        ulysses: devices that share a sequence.
-        sequences: of a device.
-    """
-
-    name: str
-    budget: str
-    micro_batch: str | None
-    dynamic: bool
-    ulysses: int
-    sequences: int
-
-
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Find lengths that do not fit into a budget, and batches that do not divide."""
     yield from _rollout(cfg)
@@ -49,14 +27,11 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     dynamic, key = cfg.actor_rollout_ref.actor.use_dynamic_bsz, f"{ROLLOUT}.log_prob_use_dynamic_bsz"
     if value(cfg, key) != dynamic:
         yield at(cfg, key).error(
-            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} here, too",
+            f"verl requires {ACTOR}.use_dynamic_bsz={dynamic} too",
             f"Set it to {str(dynamic).lower()}, or remove it",
         )
         return
-    for done in _passes(cfg):
-        yield from (_tokens(cfg, done) if done.dynamic else _sequences(cfg, done))
-        unused, used = (done.micro_batch, done.budget) if done.dynamic else (done.budget, done.micro_batch)
-        yield from without_effect(cfg, [unused] if unused else [], f"{done.name} goes by {used}", "Remove it")
+    yield from _passes(cfg)
 
 
 def longest(cfg: DictConfig) -> int:
@@ -92,67 +67,81 @@ def rows(cfg: DictConfig) -> tuple[int, int]:
     return real, -(-real // multiple) * multiple
 
 
-def _passes(cfg: DictConfig) -> Iterator[Pass]:
+def _passes(cfg: DictConfig) -> Iterator[Finding]:
     from verl.trainer.ppo.utils import need_reference_policy
-    from verl.workers.config import CriticConfig
-
-    def of(name: str, block: str, kind: str, engine: str, sequences: int) -> Pass:
-        budget, micro_batch = f"{block}.{kind}_max_token_len_per_gpu", f"{block}.{kind}_micro_batch_size_per_gpu"
-        switch = f"{block}.use_dynamic_bsz" if kind == "ppo" else f"{block}.{kind}_use_dynamic_bsz"
-        share = ulysses(cfg, engine)
-        return Pass(name, budget, micro_batch, value(cfg, switch), share, sequences // ranks(cfg, engine))
 
     whole = rows(cfg)[1]
     mini_batch = cfg.actor_rollout_ref.actor.ppo_mini_batch_size * cfg.actor_rollout_ref.rollout.n
-    yield of("the actor's update", ACTOR, "ppo", ACTOR, mini_batch)
+    yield from _pass(cfg, "the actor's update", ACTOR, "ppo", ACTOR, mini_batch)
     model = cfg.actor_rollout_ref.model
     rank = value(model, "lora.rank") or model.get("lora_rank") or 0
     adapter = rank > 0 or model.get("lora_adapter_path") is not None
     reference = need_reference_policy(cfg)
     if not value(cfg, "algorithm.rollout_correction.bypass_mode") or (reference and adapter):
-        yield of("the pass over old log-probs", ROLLOUT, "log_prob", ACTOR, whole)
+        yield from _pass(cfg, "the pass over old log-probs", ROLLOUT, "log_prob", ACTOR, whole)
     if reference and not adapter:
-        yield of("the reference's pass", REF, "log_prob", REF, whole)
+        yield from _pass(cfg, "the reference's pass", REF, "log_prob", REF, whole)
     if has_critic(cfg):
         key = f"{CRITIC}.ppo_infer_max_token_len_per_gpu"
-        if value(cfg, key) is None:
-            key = f"+{key}" if longest(cfg) > CriticConfig.ppo_infer_max_token_len_per_gpu else key
-        yield Pass("the critic", key, None, True, ulysses(cfg, CRITIC), whole // ranks(cfg, ACTOR))
+        key = f"+{key}" if value(cfg, key) is None else key
+        yield from _tokens(cfg, "the critic", key, ulysses(cfg, CRITIC))
 
 
-def _tokens(cfg: DictConfig, done: Pass) -> Iterator[Finding]:
+def _pass(cfg: DictConfig, name: str, block: str, kind: str, engine: str, sequences: int) -> Iterator[Finding]:
+    """Check how one kind of pass over the batch is cut into micro-batches.
+
+    Args:
+        cfg: the composed config.
+        name: what it is, for messages.
+        block: where its settings are.
+        kind: what their names begin with.
+        engine: block of the engine that computes it.
+        sequences: of all its devices together.
+    """
+    used, unused = f"{block}.{kind}_max_token_len_per_gpu", f"{block}.{kind}_micro_batch_size_per_gpu"
+    switch = f"{block}.use_dynamic_bsz" if kind == "ppo" else f"{block}.{kind}_use_dynamic_bsz"
+    if value(cfg, switch):
+        yield from _tokens(cfg, name, used, ulysses(cfg, engine))
+    else:
+        used, unused = unused, used
+        yield from _sequences(cfg, name, used, sequences // ranks(cfg, engine))
+    yield from without_effect(cfg, [unused], f"{name} goes by {used}", "Remove it")
+
+
+def _tokens(cfg: DictConfig, name: str, key: str, devices: int) -> Iterator[Finding]:
+    """Compare the tokens that a device takes with the longest sequence, which so many devices share."""
     from verl.workers.config import CriticConfig
 
     real, padded = rows(cfg)
     length, what = longest(cfg), _lengths(cfg)
     if padded > real and length < PADDING_ROW:
         length, what = PADDING_ROW, f"{PADDING_ROW} tokens, the length of the rows that verl pads a batch with"
-    given = value(cfg, done.budget.lstrip("+"))
+    given = value(cfg, key.lstrip("+"))
     budget = CriticConfig.ppo_infer_max_token_len_per_gpu if given is None else given
-    if budget * done.ulysses < length:
-        sharing = f" times {done.ulysses} devices that share a sequence" if done.ulysses > 1 else ""
-        needed = -(-length // done.ulysses)
-        yield Setting(done.budget, budget).error(
-            f"{done.name} must hold a sequence of {what} in {budget}{sharing}: verl fails at the first longer one",
-            f"Set {done.budget}={needed} or higher",
+    if budget * devices < length:
+        sharing = f" times {devices} devices that share a sequence" if devices > 1 else ""
+        needed = -(-length // devices)
+        yield Setting(key, budget).error(
+            f"{name} must hold a sequence of {what} in {budget}{sharing}: verl fails at the first longer one",
+            f"Set {key}={needed} or higher",
             f"at least {needed}",
         )
 
 
-def _sequences(cfg: DictConfig, done: Pass) -> Iterator[Finding]:
-    key, whole = str(done.micro_batch), done.sequences
+def _sequences(cfg: DictConfig, name: str, key: str, whole: int) -> Iterator[Finding]:
+    """Compare the sequences that a device takes at a time with the whole number of them that it gets."""
     size = value(cfg, key)
     if size is None:
         old = at(cfg, key.removesuffix("_per_gpu"))
         missing = Setting(key, None) if old.value is None else old
         yield missing.error(
-            f"verl needs {key} for {done.name}" + (", and no longer reads this one" if old.value else ""),
+            f"verl needs {key} for {name}" + (", and no longer reads this one" if old.value else ""),
             f"Set {ACTOR}.use_dynamic_bsz=true, or {key}={math.gcd(whole, 8)}",
         )
     elif size <= 0 or whole % size:
         fits = max(d for d in range(1, max(1, min(size, whole)) + 1) if whole % d == 0)
         yield at(cfg, key).error(
-            f"{done.name} has {whole} sequences per device, which this does not divide: verl fails at the first step",
+            f"{name} has {whole} sequences per device, which this does not divide: verl fails at the first step",
             f"Set {key}={fits}, or {ACTOR}.use_dynamic_bsz=true",
             f"a divisor of {whole}",
         )
@@ -179,8 +168,7 @@ def _batches(cfg: DictConfig) -> Iterator[Finding]:
         return
     real, padded = rows(cfg)
     if padded > real:
-        problem = f"mini-batches of {size * n} responses do not divide the {real} of a step: verl adds {padded - real} "
-        problem += "empty rows"
+        problem = f"at {size * n} responses it does not divide the step's {real}: verl adds {padded - real} empty rows"
         if not actor.loss_agg_mode.startswith("token"):
             problem += f", which {ACTOR}.loss_agg_mode={actor.loss_agg_mode} counts, so that these updates are weaker, "
             problem += f"{real / padded:.0%} on average"
@@ -192,8 +180,7 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
     rollout, data, needed = cfg.actor_rollout_ref.rollout, cfg.data, longest(cfg)
     if rollout.prompt_length < data.max_prompt_length:
         yield at(cfg, f"{ROLLOUT}.prompt_length").error(
-            f"prompts may have data.max_prompt_length={data.max_prompt_length} tokens, and verl would silently cut the "
-            "beginning off longer ones",
+            f"verl silently cuts the beginning off prompts of data.max_prompt_length={data.max_prompt_length} tokens",
             f"Remove it, or set data.max_prompt_length={rollout.prompt_length}",
             f"at least {data.max_prompt_length}",
         )
@@ -209,7 +196,7 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
         yield own.error(f"verl bounds responses by {key}={length} regardless", f"Set {key}={own.value} instead")
     if length is not None and positions is not None and length > positions:
         yield context.error(
-            f"the model has {positions} positions, and verl refuses more",
+            "verl refuses more than the model's positions",
             f"Set {key}={min(needed, positions)}",
             f"at most {positions}",
         )

@@ -6,8 +6,8 @@ whose other keys are found by `keys`. Of the block the FSDP engines read ``merge
 """
 
 import json
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -36,20 +36,18 @@ def check(cfg: DictConfig) -> Iterator[str | Finding]:
     nested = value(cfg, f"{BLOCK}.rank") or 0
     if nested not in (0, rank):
         yield at(cfg, f"{BLOCK}.rank").error(
-            f"verl's FSDP engine goes by {RANK}={rank}, but vLLM waits for an adapter of this rank, and the actor "
-            "without its adapter is taken for the reference policy",
+            f"FSDP goes by {RANK}={rank}, vLLM waits for this rank, and the actor without adapter is the reference",
             f"Set {RANK}={nested}, and remove {BLOCK}.rank",
         )
     if rank == 0:
         if path is not None:
             yield at(cfg, PATH).error(
-                f"with {RANK}=0 verl does not load it, trains all weights, and takes the actor without an adapter for "
-                "the reference policy",
+                f"with {RANK}=0 verl does not load it, trains all weights and takes the actor for the reference policy",
                 f"Set {RANK} to the adapter's rank, r in its {ADAPTER_CONFIG}",
             )
         yield from without_effect(cfg, ONLY_WITH_LORA, f"{RANK}=0", f"Set {RANK}=8, for example, or remove it")
         return
-    if path is not None and os.path.isdir(path):
+    if path is not None and Path(path).is_dir():
         yield from _adapter(cfg, path)
     merge = value(cfg, f"{BLOCK}.merge")
     if not merge and rollout.layered_summon and "dummy" in rollout.load_format:
@@ -82,8 +80,7 @@ def check_evaluation(cfg: DictConfig) -> Iterator[Finding]:
 def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
     """Check that the folder of a given adapter has one of the rank that vLLM is told."""
     try:
-        with open(os.path.join(path, ADAPTER_CONFIG), encoding="utf-8") as file:
-            rank = json.load(file)["r"]
+        rank = json.loads(Path(path, ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
     except (OSError, ValueError, KeyError) as error:
         yield at(cfg, PATH).error(
             f"its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: {error})",
@@ -93,7 +90,5 @@ def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
         return
     if rank != value(cfg, RANK):
         yield at(cfg, RANK).error(
-            f"the adapter in {path} has another rank, and vLLM reserves room for this one",
-            f"Set {RANK}={rank}",
-            str(rank),
+            f"the adapter in {path} has another, and vLLM reserves room for this one", f"Set {RANK}={rank}", str(rank)
         )

@@ -1,16 +1,18 @@
 """Are there enough accelerators, Ray slots and memory for what the config asks for?"""
 
 import ctypes
-import glob
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from aent_verl.platforms import cpu
 from aent_verl.preflight.findings import PreflightWarning, Setting, at
+from aent_verl.preflight.model import WEIGHTS
 
 GIB = 1024**3
 # Resident memory of a process that has imported torch and verl or vLLM, without any model.
@@ -32,11 +34,8 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     Raises:
         PreflightError: something is short.
     """
-    from aent_verl.platforms.cpu import joined_cluster_resources
-
     address = cfg.ray_kwargs.ray_init.get("address")
-    cluster = joined_cluster_resources(address)
-    if cluster is not None:
+    if (cluster := cpu.joined_cluster_resources(address)) is not None:
         return [*_found_by_chance(address), *check_cluster(cluster, cfg)]
     lines: list[str | PreflightWarning] = [_check_accelerators(cfg)]
     given = at(cfg, "ray_kwargs.ray_init.num_cpus")
@@ -56,19 +55,14 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     return lines
 
 
-def _found_by_chance(address: str | None) -> list[PreflightWarning]:
-    from aent_verl.platforms.cpu import cluster_to_join
-
+def _found_by_chance(address: str | None) -> Iterator[PreflightWarning]:
     named = os.environ.get("RAY_ADDRESS") or address
-    if named not in (None, "", "auto"):
-        return []
-    return [
-        Setting("RAY_ADDRESS", named).warning(
-            f"names no cluster, and Ray joins the one running on this machine, {cluster_to_join(address)}, whoever "
+    if named in (None, "", "auto"):
+        yield Setting("RAY_ADDRESS", named).warning(
+            f"names no cluster, and Ray joins the one running on this machine, {cpu.cluster_to_join(address)}, whoever "
             "started it",
             "Name yours with RAY_ADDRESS=<head>:6379, or start a new one with RAY_ADDRESS=local",
         )
-    ]
 
 
 def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
@@ -104,9 +98,8 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
 
 def gpus(cfg: DictConfig) -> int:
     """Count the accelerators of all resource pools together."""
-    pools = [cfg.trainer]
-    if cfg.reward.reward_model.enable_resource_pool:
-        pools.append(cfg.reward.reward_model)
+    model = cfg.reward.reward_model
+    pools = [cfg.trainer, model] if model.enable_resource_pool else [cfg.trainer]
     return sum(int(pool.n_gpus_per_node) * int(pool.nnodes) for pool in pools)
 
 
@@ -199,13 +192,11 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
     Activations are not in it: they depend on micro-batch sizes. Weights on the hub count as nothing.
     """
-    from aent_verl.platforms.cpu import runtime_env_vars
-
     weights = weight_gib(cfg.actor_rollout_ref.model.path)
     engines = max(1, replicas(cfg)[0])
     reference = cfg.actor_rollout_ref.actor.use_kl_loss or cfg.algorithm.use_kl_in_reward
     environment = OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    cache = float({**runtime_env_vars(), **environment}["VLLM_CPU_KVCACHE_SPACE"])
+    cache = float({**cpu.runtime_env_vars(), **environment}["VLLM_CPU_KVCACHE_SPACE"])
     return {
         f"{processes(cfg)} processes": PROCESS_GIB * processes(cfg),
         "training": (5 if reference else 4) * weights,
@@ -216,13 +207,12 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
 def weight_gib(path: str) -> float:
     """Return the size of a model folder's weights when loaded in fp32, in GiB; 0 for a model on the hub."""
-    found = (glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in ("*.safetensors", "*.bin"))
-    files = next(filter(None, found), [])
-    if not files:
+    found = (list(Path(path).glob(pattern)) for pattern in WEIGHTS)
+    if not (files := next(filter(None, found), [])):
         return 0.0
     config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
     stored = str(config.get("dtype") or config.get("torch_dtype"))
-    return sum(map(os.path.getsize, files)) * (2.0 if stored.endswith("16") else 1.0) / GIB
+    return sum(file.stat().st_size for file in files) * (2.0 if stored.endswith("16") else 1.0) / GIB
 
 
 def available_gib() -> float:
@@ -231,14 +221,12 @@ def available_gib() -> float:
 
     free = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-            free.append(int(limit) - used)
-    except (OSError, ValueError):
-        pass  # no such control group: the machine's own figure stands
+    # Without such a control group, or with "max" for its limit, the machine's own figure stands.
+    with suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        free.append(limit - used)
     return float(min(free)) / GIB
 
 

@@ -99,8 +99,8 @@ def _check_special_tokens(path: str, tokenizer: Any) -> None:
         if getattr(tokenizer, f"{name}_token_id", None) is None:
             raise Setting(KEY, path).error(
                 f"its tokenizer has no {name} token",
-                f"Set tokenizer.{name}_token and save the tokenizer again",
-                "both an eos and a pad token",
+                f"Set its {name}_token and save it again",
+                "eos and pad tokens",
             )
 
 
@@ -117,7 +117,7 @@ class Template:
             raise self.model.error(
                 "its tokenizer has no chat template",
                 f"Use an instruct model, or set {CUSTOM_TEMPLATE}",
-                "a model that knows chat messages",
+                "a chat model",
             )
         text_config = getattr(loaded.hf_config, "text_config", loaded.hf_config)
         self.vocabulary = getattr(text_config, "vocab_size", None)
@@ -188,8 +188,7 @@ class Template:
             raise limit.error(
                 f"{too_long} of {len(lengths)} prompts (each file's first and longest) are longer, up to "
                 f"{max(lengths)} tokens",
-                "Raise it, drop such prompts with data.filter_overlong_prompts=true, or allow cutting with "
-                "data.truncation=left",
+                "Raise it, drop them with data.filter_overlong_prompts=true, or cut them with data.truncation=left",
                 f"at least {max(lengths)}",
             )
         return max(lengths)

@@ -85,13 +85,10 @@ def compared_strings(function: Any, *names: str) -> set[str]:
     for compare in ast.walk(tree):
         if isinstance(compare, ast.Compare) and id(compare) not in refused:
             sides = [compare.left, *compare.comparators]
-            if any(_last_name(side) in names for side in sides):
+            # The name of a variable, or of an attribute of whatever object.
+            if any(getattr(side, "attr", getattr(side, "id", None)) in names for side in sides):
                 found |= {text for side in sides for text in _strings(side)}
     return found
-
-
-def _last_name(node: ast.AST) -> str | None:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
 
 
 def _strings(node: ast.AST) -> Iterator[str]:
@@ -133,8 +130,7 @@ def _truncations(cfg: DictConfig) -> Collection[str]:
 
 
 def _attention(cfg: DictConfig) -> Collection[str]:
-    functions = resolve("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS")
-    return ["eager", *functions.valid_keys()]
+    return ["eager", *resolve("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS").valid_keys()]
 
 
 def _optimizers(cfg: DictConfig) -> Collection[str]:
@@ -238,9 +234,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     yield from failures
     trains = "evaluation" not in cfg
     if OmegaConf.is_missing(cfg.actor_rollout_ref.rollout, "name"):
-        yield Setting(f"{ROLLOUT}.name", "???").error(
-            "verl's config names no rollout engine", f"Set {ROLLOUT}.name=vllm"
-        )
+        yield Setting(f"{ROLLOUT}.name", "???").error("verl's config names no engine", f"Set {ROLLOUT}.name=vllm")
     for key, choice in CHOICES.items():
         if (choice.training and not trains) or not has(cfg, key) or not choice.when(cfg):
             continue

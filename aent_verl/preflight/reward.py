@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,27 +39,16 @@ CODE = frozenset({"codecontests", "apps", "codeforces", "taco"})
 Scored = list[tuple[str, float]]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How the function scored one row's answers."""
 
     right: Scored
     wrong: Scored
 
-    @property
-    def best(self) -> float:
-        """Highest score of a right answer."""
-        return max(score for _, score in self.right)
 
-    @property
-    def worst(self) -> float:
-        """Highest score of a wrong answer."""
-        return max(score for _, score in self.wrong)
-
-    @property
-    def tells(self) -> bool:
-        """Whether a right answer scored more than every wrong one."""
-        return self.best > self.worst
+def best(scored: Scored) -> float:
+    """Return the highest score of these answers."""
+    return max(score for _, score in scored)
 
 
 def check(cfg: DictConfig, sample: Sample) -> list[str]:
@@ -86,10 +75,10 @@ def check(cfg: DictConfig, sample: Sample) -> list[str]:
     for index, (where, rows) in enumerate(groups.items()):
         share = ROWS // len(groups) + (index < ROWS % len(groups))
         verdicts += judge.verdicts(where, rows, share)
-    told = [verdict for verdict in verdicts if verdict.tells]
+    told = [verdict for verdict in verdicts if best(verdict.right) > best(verdict.wrong)]
     return [
-        f"reward: {path.value or 'verl default'} scores right answers {told[0].best:g} and wrong ones at most "
-        f"{max(verdict.worst for verdict in told):g} ({len(told)} of {len(verdicts)} rows tell them apart)"
+        f"reward: {path.value or 'verl default'} scores right answers {best(told[0].right):g} and wrong ones at most "
+        f"{max(best(verdict.wrong) for verdict in told):g} ({len(told)} of {len(verdicts)} rows tell them apart)"
     ]
 
 
@@ -168,14 +157,14 @@ class Judge:
         """
         verdicts: list[Verdict] = []
         for row in rows[:ROWS]:
-            if len(verdicts) >= share and any(verdict.tells for verdict in verdicts):
+            if len(verdicts) >= share and any(best(verdict.right) > best(verdict.wrong) for verdict in verdicts):
                 break
             truth = str(_truth(row))
             wrong = ["", *(form.format(_wrong(truth)) for form in FORMS)]
             answers = [form.format(truth) for form in FORMS], wrong
             verdicts.append(Verdict(*([(text, self.score(where, row, text)) for text in each] for each in answers)))
-        full = max(verdict.best for verdict in verdicts)
-        bad = next((verdict for verdict in verdicts if verdict.worst >= full), None)
+        full = max(best(verdict.right) for verdict in verdicts)
+        bad = next((verdict for verdict in verdicts if best(verdict.wrong) >= full), None)
         if bad is not None:
             raise self._fault(where, bad)
         return verdicts
@@ -213,19 +202,15 @@ class Judge:
             ) from error
 
     def _fault(self, where: str, bad: Verdict) -> PreflightError:
-        scores = {score for _, score in bad.right + bad.wrong}
-        if len(scores) == 1:
-            problem = f"every answer, right or wrong, gets {scores.pop():g}"
-        elif bad.worst > bad.best:
-            problem = "a wrong answer gets more than any right one"
-        else:
-            problem = "a wrong answer gets as much as the best right one"
-        given = [*(("right", *each) for each in bad.right), *(("wrong", *each) for each in bad.wrong)]
-        table = "; ".join(f"{kind} {text!r} -> {score:g}" for kind, text, score in given)
+        right, wrong = best(bad.right), best(bad.wrong)
+        more = "more than any right one" if wrong > right else "as much as the best right one"
+        alike = len({score for _, score in bad.right + bad.wrong}) == 1
+        problem = f"every answer, right or wrong, gets {right:g}" if alike else f"a wrong answer gets {more}"
+        scored = bad._asdict().items()
+        table = "; ".join(f"{kind} {text!r} -> {score:g}" for kind, each in scored for text, score in each)
         return self.path.error(
             f"on data source {where} {problem} ({table})",
-            "Check which form of answer the function expects, and whether it works outside the main thread (signals do "
-            f"not); {SKIP}",
+            f"Check which form it expects, and whether it works outside the main thread (signals do not); {SKIP}",
             "a right answer, in one of these forms, to score above every wrong one",
         )
 

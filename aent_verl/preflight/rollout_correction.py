@@ -48,8 +48,7 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
         return
     if not value(cfg, LOG_PROBS):
         yield at(cfg, LOG_PROBS).error(
-            f"{KEY}.bypass_mode=true takes the rollout's log-probs for the old ones, but the rollout would return "
-            "none: the first step would fail",
+            f"{KEY}.bypass_mode=true needs the rollout's log-probs, but it returns none: the first step would fail",
             f"Set {LOG_PROBS}=true",
         )
     yield from (_bypass_loss(cfg) if loss_mode == BYPASS_LOSS else _bypass(cfg, loss_mode))
@@ -77,7 +76,7 @@ def _values(cfg: DictConfig) -> Iterator[Finding]:
             call(**{name: switch.value, f"{name}_threshold": threshold.value})
         except (ValueError, TypeError) as error:
             yield switch.error(
-                f"verl refuses it with {threshold.key}={threshold.value!r} at the first step ({error})",
+                f"verl refuses it at step 1 with {threshold.key}={threshold.value!r} ({error})",
                 "Change one of the two",
             )
     loss_type = at(cfg, f"{KEY}.loss_type")
@@ -90,8 +89,7 @@ def _decoupled(cfg: DictConfig, block: dict[str, Any], loss_mode: str, *, reject
     for name in ("rollout_is", "rollout_rs"):
         if not log_probs and block.get(name) is not None:
             yield at(cfg, f"{KEY}.{name}").error(
-                f"would be silently dropped: with {LOG_PROBS}=false there are no log-probs of the rollout to "
-                "compare with",
+                f"is silently dropped: with {LOG_PROBS}=false there is nothing to compare",
                 f"Set {LOG_PROBS}=true",
             )
     if block.get("loss_type") == "reinforce":
@@ -101,8 +99,7 @@ def _decoupled(cfg: DictConfig, block: dict[str, Any], loss_mode: str, *, reject
         )
     if loss_mode == BYPASS_LOSS:
         yield at(cfg, f"{POLICY_LOSS}.loss_mode").error(
-            f"with {KEY}.bypass_mode=false it would take the recomputed log-probs for the rollout's, and drop the "
-            "weights that the trainer computes",
+            f"with {KEY}.bypass_mode=false it would take recomputed log-probs for the rollout's, and drop the weights",
             f"Set {KEY}.bypass_mode=true, or {POLICY_LOSS}.loss_mode=vanilla",
         )
     if rejects and log_probs and cfg.actor_rollout_ref.actor.loss_agg_mode == "token-mean":
@@ -122,7 +119,7 @@ def _bypass(cfg: DictConfig, loss_mode: str) -> Iterator[Finding]:
         )
     if rs.value is not None:
         yield rs.error(
-            f"verl's v1 trainers reject nothing with {KEY}.bypass_mode=true: {instead}",
+            f"verl's trainers reject nothing with {KEY}.bypass_mode=true: {instead}",
             f"Set {BY_HAND}, or {rs.key}=null",
         )
     if is_.value is not None and loss_type.value != "reinforce":

@@ -71,8 +71,7 @@ def batches(path: str, names: Sequence[str], *, fast: bool = True) -> Iterator[p
 
 def take(path: str, names: Sequence[str], numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Read rows by their numbers, as verl will see them, with those of the columns ``names`` that the file has."""
-    wanted = sorted(set(numbers))
-    return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, wanted)
+    return (_take_parquet if path.endswith(".parquet") else _take_json)(path, names, sorted(set(numbers)))
 
 
 def _parquet_tables(path: str, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -90,8 +89,7 @@ def _take_parquet(path: str, names: Sequence[str], wanted: Sequence[int]) -> dic
         present = [name for name in names if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            here = [number for number in wanted if start <= number < end]
-            if here:
+            if here := [number for number in wanted if start <= number < end]:
                 table = file.read_row_group(group, columns=present).take([number - start for number in here])
                 found.update(zip(here, _decoded(table), strict=True))
             start = end
@@ -222,11 +220,9 @@ class Found:
 
     def add(self, mask: pa.Array, start: int) -> None:
         """Add the rows that are true in a batch that begins at row ``start``."""
-        count = mask.true_count
-        if count and len(self.first) < _NAMED:
-            numbers = mask.to_numpy(zero_copy_only=False).nonzero()[0][: _NAMED - len(self.first)]
-            self.first += [start + int(number) for number in numbers]
-        self.count += count
+        numbers = mask.to_numpy(zero_copy_only=False).nonzero()[0]
+        self.first += [start + int(number) for number in numbers[: _NAMED - len(self.first)]]
+        self.count += len(numbers)
 
     def __str__(self) -> str:
         numbers = ", ".join(map(str, self.first))
@@ -267,19 +263,15 @@ def scan(path: str, prompt_key: str, others: Sequence[str]) -> Scan:
     """
     names = list(dict.fromkeys([prompt_key, SOURCE, REWARD, *others]))
     found = _scan(batches(path, names), prompt_key, others)
-    if path.endswith(".parquet") or _is_true(found, path, names, prompt_key, others):
-        return found
-    return _scan(batches(path, names, fast=False), prompt_key, others)
-
-
-def _is_true(found: Scan, path: str, names: Sequence[str], prompt_key: str, others: Sequence[str]) -> bool:
-    """Return whether the first rows that seem to lack something do: the fast way may not look where it is."""
     numbers = {number for rows in found.lacking.values() for number in rows.first}
-    if not numbers:
-        return True
+    if path.endswith(".parquet") or not numbers:
+        return found
+    # Do the first rows that seem to lack something lack it? The fast way may not look where it is.
     whole = plain_table(list(take(path, names, numbers).values()), names)
     again = _scan(whole.to_batches(), prompt_key, others)
-    return all(again.lacking[kind].count >= len(rows.first) for kind, rows in found.lacking.items())
+    if all(again.lacking[kind].count >= len(rows.first) for kind, rows in found.lacking.items()):
+        return found
+    return _scan(batches(path, names, fast=False), prompt_key, others)
 
 
 def _scan(batches: Iterable[pa.RecordBatch], prompt_key: str, others: Sequence[str]) -> Scan:
@@ -348,9 +340,8 @@ def text_sizes(array: pa.Array) -> np.ndarray[Any, Any]:
     if _is_list(array.type):
         parents = pc.list_parent_indices(array).to_numpy()
         return np.bincount(parents, text_sizes(array.flatten()), minlength=len(array)).astype(np.int64)
-    if pa.types.is_struct(array.type):
-        return sum((text_sizes(child) for child in array.flatten()), np.zeros(len(array), dtype=np.int64))
-    return np.zeros(len(array), dtype=np.int64)
+    children = array.flatten() if pa.types.is_struct(array.type) else []
+    return sum(map(text_sizes, children), np.zeros(len(array), dtype=np.int64))
 
 
 def _add_sources(found: Scan, array: pa.Array) -> None:

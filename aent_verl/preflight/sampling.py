@@ -9,7 +9,6 @@ a response vanishes: refused.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from omegaconf import DictConfig
 
@@ -29,8 +28,7 @@ REPLACED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max
 def check(cfg: DictConfig) -> Iterator[Finding]:
     """Find sampling settings under which the rollout is not from the policy that trains, or that are not passed on."""
     yield from _dropped(cfg)
-    greedy = list(_greedy(cfg))
-    yield from greedy or _truncated(cfg)
+    yield from list(_greedy(cfg)) or _truncated(cfg)
     yield from _log_probs(cfg)
     yield from _validation(cfg)
 
@@ -49,9 +47,7 @@ def _dropped(cfg: DictConfig) -> Iterator[Finding]:
         if name in given:
             yield at(cfg, f"{ENGINE}.override_generation_config.{name}").warning(
                 "has no effect: every request of verl brings its own",
-                f"Set {ROLLOUT}.{name}"
-                if name in PASSED_ON
-                else "Remove it: verl passes on only temperature, top_p and top_k",
+                f"Set {ROLLOUT}.{name}" if name in PASSED_ON else "Remove it: verl passes on temperature, top_p, top_k",
             )
 
 
@@ -101,28 +97,20 @@ def _wrong_ratio(cfg: DictConfig) -> str | None:
     """Explain why the rollout's log-probs, of the truncated distribution, must not be used; None if they may."""
     if _mode(cfg).value == "raw_logprobs":
         return None
+    ratio = "log-probs are of the truncated distribution: at equal weights a token's ratio is what is kept, not 1"
     if value(cfg, f"{CORRECTION}.bypass_mode"):
-        return (
-            f"with {CORRECTION}.bypass_mode=true the old log-probs are those of the truncated distribution: at equal "
-            "weights the ratio is the probability of what is kept, not 1, and the clip range is off by it"
-        )
+        return f"with {CORRECTION}.bypass_mode=true the old {ratio}, and the clip range is off by it"
     for name in ("rollout_is", "rollout_rs"):
         given = value(cfg, f"{CORRECTION}.{name}")
         if given is not None and "seq" in given:
-            return (
-                f"with {CORRECTION}.{name}={given} the log-probs of the truncated distribution are compared over whole "
-                "responses: at equal weights each token has the ratio of what is kept, below 1, and their product "
-                "vanishes"
-            )
+            return f"with {CORRECTION}.{name}={given} the rollout's {ratio}, and its product over a response vanishes"
     return None
 
 
 def _of_method(cfg: DictConfig, key: str) -> str:
     loss, shaping = value(cfg, "actor_rollout_ref.actor.policy_loss.loss_mode"), value(cfg, SHAPING)
-    text = ""
-    if shaping == "steer" or loss in ("aent_clip_cov", "aent_kl_cov"):
-        name = shaping if shaping == "steer" else loss
-        text = f"; {name} takes the sampled tokens to be drawn from the whole policy, which skews its choice"
+    skewed = next((name for name in (shaping, loss) if name in ("steer", "aent_clip_cov", "aent_kl_cov")), "")
+    text = skewed and f"; {skewed} takes the sampled tokens to be drawn from the whole policy, which skews its choice"
     unmeasured = "; the entropy of what is sampled is not measured"
     if key.endswith("processors"):
         return text + unmeasured
@@ -135,7 +123,7 @@ def _mode(cfg: DictConfig) -> Setting:
     """Return the setting of what vLLM's log-probs are of, with vLLM's default if verl gives none."""
     given = at(cfg, f"{ENGINE}.logprobs_mode")
     found = given if given.value else at(cfg, f"{ROLLOUT}.logprobs_mode")
-    return replace(found, value=found.value or "raw_logprobs")
+    return Setting(found.key, found.value or "raw_logprobs")
 
 
 def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
@@ -145,16 +133,12 @@ def _log_probs(cfg: DictConfig) -> Iterator[Finding]:
     if mode.value.endswith("logits"):
         problem = "the rollout returns logits for log-probs"
     elif mode.value == "raw_logprobs" and rollout.temperature != 1:
-        problem = (
-            f"the rollout returns log-probs before the temperature {rollout.temperature}, but training computes them "
-            "after it"
-        )
+        problem = f"the rollout's log-probs are before the temperature {rollout.temperature}, training's after it"
     else:
         return
     hint = f"Set {mode.key}=processed_logprobs"
     keys = (f"{CORRECTION}.{name}" for name in ("bypass_mode", "rollout_is", "rollout_rs"))
-    used = next((key for key in keys if value(cfg, key)), None)
-    if used:
+    if used := next((key for key in keys if value(cfg, key)), None):
         yield mode.error(f"{problem}: their ratios, which {used} uses, mean nothing", hint)
     else:
         yield mode.warning(f"{problem}: training/rollout_probs_diff and rollout_corr metrics mean nothing", hint)

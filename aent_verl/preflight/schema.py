@@ -33,8 +33,7 @@ def verl_file(name: str) -> DictConfig:
 def stock(cfg: DictConfig) -> DictConfig:
     """Load verl's defaults for the training engine of this config, as verl itself composes them."""
     engine = cfg.get("model_engine", "dp")
-    name = "_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml"
-    return verl_file(name)
+    return verl_file("_generated_ppo_trainer.yaml" if engine == "dp" else f"_generated_ppo_{engine}_trainer.yaml")
 
 
 def node(cfg: DictConfig, key: str) -> Any:

@@ -34,6 +34,7 @@ def test_the_last_value_of_a_key_counts() -> None:
         "set -x python3 verl/trainer/main_ppo.py a=1 \\ b=2",
         "ray job submit --address=http://head:8265 -- python3 -m verl.trainer.main_ppo a=1 b=2",
         "python -m verl.trainer.main_ppo --config-name=ppo_trainer a=1 b=2",
+        "python -m verl.trainer.main_ppo -c job a=1 b=2 --resolve",
         "python -m verl.trainer.main_ppo --config-path=./config --config-name ppo_trainer a=1 b=2",
     ],
 )
