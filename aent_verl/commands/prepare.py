@@ -62,7 +62,10 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--problem", metavar="COLUMN", help="column of the problem")
     source.add_argument("--answer", metavar="COLUMN", help="column of the answer")
     source.add_argument(
-        "--extract", metavar="HOW", help="answer in it: auto, whole, boxed, hashes; reasoning-gym's: whole, last_number"
+        "--extract",
+        metavar="HOW",
+        help="answer in that column: auto, whole, boxed or hashes; of a response to "
+        "reasoning-gym: whole or last_number",
     )
     source.add_argument("--split", choices=("train", "test"), help="which split your own file is; default: train")
     source.add_argument("--name", help="name of the data set in your own file; default: the file's name")

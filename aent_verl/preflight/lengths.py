@@ -168,7 +168,8 @@ def _batches(cfg: DictConfig) -> Iterator[Finding]:
         return
     real, padded = rows(cfg)
     if padded > real:
-        problem = f"at {size * n} responses it does not divide the step's {real}: verl adds {padded - real} empty rows"
+        problem = f"mini-batches of {size * n} responses do not divide the {real} of a step: verl adds {padded - real} "
+        problem += "empty rows"
         if not actor.loss_agg_mode.startswith("token"):
             problem += f", which {ACTOR}.loss_agg_mode={actor.loss_agg_mode} counts, so that these updates are weaker, "
             problem += f"{real / padded:.0%} on average"
@@ -180,7 +181,8 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
     rollout, data, needed = cfg.actor_rollout_ref.rollout, cfg.data, longest(cfg)
     if rollout.prompt_length < data.max_prompt_length:
         yield at(cfg, f"{ROLLOUT}.prompt_length").error(
-            f"verl silently cuts the beginning off prompts of data.max_prompt_length={data.max_prompt_length} tokens",
+            f"prompts may have data.max_prompt_length={data.max_prompt_length} tokens, and verl would silently cut the "
+            "beginning off longer ones",
             f"Remove it, or set data.max_prompt_length={rollout.prompt_length}",
             f"at least {data.max_prompt_length}",
         )
@@ -196,7 +198,7 @@ def _rollout(cfg: DictConfig) -> Iterator[Finding]:
         yield own.error(f"verl bounds responses by {key}={length} regardless", f"Set {key}={own.value} instead")
     if length is not None and positions is not None and length > positions:
         yield context.error(
-            "verl refuses more than the model's positions",
+            f"the model has {positions} positions, and verl refuses more",
             f"Set {key}={min(needed, positions)}",
             f"at most {positions}",
         )

@@ -36,7 +36,8 @@ def check(cfg: DictConfig) -> Iterator[str | Finding]:
     nested = value(cfg, f"{BLOCK}.rank") or 0
     if nested not in (0, rank):
         yield at(cfg, f"{BLOCK}.rank").error(
-            f"FSDP goes by {RANK}={rank}, vLLM waits for this rank, and the actor without adapter is the reference",
+            f"verl's FSDP engine goes by {RANK}={rank}, but vLLM waits for an adapter of this rank, and the actor "
+            "without its adapter is taken for the reference policy",
             f"Set {RANK}={nested}, and remove {BLOCK}.rank",
         )
     if rank == 0:
@@ -90,5 +91,7 @@ def _adapter(cfg: DictConfig, path: str) -> Iterator[PreflightError]:
         return
     if rank != value(cfg, RANK):
         yield at(cfg, RANK).error(
-            f"the adapter in {path} has another, and vLLM reserves room for this one", f"Set {RANK}={rank}", str(rank)
+            f"the adapter in {path} has another rank, and vLLM reserves room for this one",
+            f"Set {RANK}={rank}",
+            str(rank),
         )

@@ -99,8 +99,8 @@ def _check_special_tokens(path: str, tokenizer: Any) -> None:
         if getattr(tokenizer, f"{name}_token_id", None) is None:
             raise Setting(KEY, path).error(
                 f"its tokenizer has no {name} token",
-                f"Set its {name}_token and save it again",
-                "eos and pad tokens",
+                f"Set tokenizer.{name}_token and save the tokenizer again",
+                "both an eos and a pad token",
             )
 
 

@@ -234,7 +234,9 @@ def check(cfg: DictConfig) -> Iterator[Finding]:
     yield from failures
     trains = "evaluation" not in cfg
     if OmegaConf.is_missing(cfg.actor_rollout_ref.rollout, "name"):
-        yield Setting(f"{ROLLOUT}.name", "???").error("verl's config names no engine", f"Set {ROLLOUT}.name=vllm")
+        yield Setting(f"{ROLLOUT}.name", "???").error(
+            "verl's config names no rollout engine", f"Set {ROLLOUT}.name=vllm"
+        )
     for key, choice in CHOICES.items():
         if (choice.training and not trains) or not has(cfg, key) or not choice.when(cfg):
             continue

@@ -210,7 +210,8 @@ class Judge:
         table = "; ".join(f"{kind} {text!r} -> {score:g}" for kind, each in scored for text, score in each)
         return self.path.error(
             f"on data source {where} {problem} ({table})",
-            f"Check which form it expects, and whether it works outside the main thread (signals do not); {SKIP}",
+            "Check which form of answer the function expects, and whether it works outside the main thread (signals do "
+            f"not); {SKIP}",
             "a right answer, in one of these forms, to score above every wrong one",
         )
 
