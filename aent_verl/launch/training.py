@@ -1,18 +1,22 @@
 """A training run: everything is checked, then verl's PPO runs on the composed config, or resumes."""
 
+from __future__ import annotations
+
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig
 
 from aent_verl._util import exclusive_folder
 from aent_verl.launch.compose import prepare_task
 from aent_verl.launch.environment import LaunchError, choose_platform, hand_to_workers
-from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.runs import checkpoints, last_start, metrics, worker_reports
 from aent_verl.runs.run import LOG
+
+if TYPE_CHECKING:
+    from aent_verl.methods.settings import EntropyControlConfig
 
 
 def train(cfg: DictConfig, terminal: TextIO) -> None:

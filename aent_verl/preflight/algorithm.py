@@ -3,18 +3,21 @@
 Advantage estimators of verl's registry are tried on a few rows, with only what a v1 trainer passes to them.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, open_dict
-from torch import Tensor
 
 from aent_verl.preflight import rollout_correction
 from aent_verl.preflight.findings import Finding, Setting, at, without_effect
 from aent_verl.preflight.schema import changed, has_critic, stock, value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTOR = "actor_rollout_ref.actor"
 ESTIMATOR = "algorithm.adv_estimator"
@@ -203,7 +206,7 @@ class Trial:
         tokens = self.mask.bool() & (self.scores == score).unsqueeze(-1)
         return float(self.advantages[tokens].mean())
 
-    def same_as(self, other: "Trial") -> bool:
+    def same_as(self, other: Trial) -> bool:
         """Return whether both give the same advantages but for rounding and the epsilons of a division."""
         return self.advantages.allclose(other.advantages, rtol=0.0, atol=1e-4)
 
@@ -232,6 +235,7 @@ def trial(cfg: DictConfig, name: str, *, values: bool = True, flip: bool = False
     Raises:
         Exception: whatever the estimator raises.
     """
+    import torch
     from verl.protocol import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 

@@ -1,14 +1,17 @@
 """Do our settings and verl's pass their own validation, and which of them lose work or have no effect?"""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.methods.parsing import NoEffectWarning
-from aent_verl.methods.settings import EntropyControlConfig
-from aent_verl.plugin.guard import LINE, PlugInNotActiveError, check_config
 from aent_verl.preflight.findings import PreflightWarning, at, root_cause
+
+if TYPE_CHECKING:
+    from aent_verl.methods.settings import EntropyControlConfig
 
 
 def check(cfg: DictConfig) -> Iterator[str | Exception]:
@@ -17,6 +20,8 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     Returns:
         What has no effect or loses work, then what is invalid, or a line on the method.
     """
+    from aent_verl.methods.parsing import NoEffectWarning
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -39,6 +44,8 @@ def control_of(cfg: DictConfig) -> EntropyControlConfig:
         PlugInNotActiveError: the config has none.
     """
     from verl.utils.config import omega_conf_to_dataclass
+
+    from aent_verl.plugin.guard import LINE, PlugInNotActiveError, check_config
 
     actor = omega_conf_to_dataclass(cfg.actor_rollout_ref.actor)
     control: EntropyControlConfig | None = getattr(actor, "entropy_control", None)

@@ -11,12 +11,9 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl import preflight
 from aent_verl._util import hydra_quoted
 from aent_verl.comparison.grid.settings import Settings
 from aent_verl.launch import compose
-from aent_verl.preflight import data, reward
-from aent_verl.preflight.findings import root_cause
 from aent_verl.runs import problems
 from aent_verl.runs.metrics import METRICS_FILE
 from aent_verl.runs.protocol import SEED_KEYS, Protocol, differences, protocol_of
@@ -137,6 +134,8 @@ def check(grid: Sequence[GridRun]) -> None:
     Raises:
         ValueError, RuntimeError: what does not fit, and in which method.
     """
+    from aent_verl import preflight
+
     compose.prepare_task(grid[0].config, sys.stdout)
     methods: dict[str, GridRun] = {}
     for run in grid:
@@ -180,7 +179,10 @@ def _check_evaluation(run: GridRun) -> None:
     Raises:
         ValueError: something does not fit.
     """
+    from aent_verl import preflight
     from aent_verl.evaluation import settings
+    from aent_verl.preflight import data, reward
+    from aent_verl.preflight.findings import root_cause
 
     overrides = settings.long_form(run.evaluation_overrides)
     try:
