@@ -13,10 +13,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from aent_verl import __version__, _util, preflight
-from aent_verl.launch import command_line, environment
+from aent_verl.launch import command_line
 from aent_verl.launch.command_line import CommandLine
 from aent_verl.launch.compose import make_paths_absolute
-from aent_verl.platforms import cpu
 from aent_verl.plugin.guard import BLOCK
 from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
 
@@ -127,6 +126,8 @@ def first_version(*names: str) -> str | None:
 
 def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
     """Compose the config of a command, with what the command lacks for entropy control; None where that fails."""
+    from aent_verl.platforms import cpu
+
     if line.is_ours and not line.overrides and cpu.detect_platform() == cpu.PLATFORM_NAME:
         line = replace(line, overrides=(DEFAULT_ON_CPU,))
     if lacks := line.lacks():
@@ -157,6 +158,9 @@ def compose(line: CommandLine) -> Generator[Row, None, DictConfig | None]:
 
 def check_platform(cfg: DictConfig, assume: Machines | None) -> Generator[Row, None, bool]:
     """Decide the platform as a run would, and say why; sets the environment as the run would."""
+    from aent_verl.launch import environment
+    from aent_verl.platforms import cpu
+
     try:
         make_paths_absolute(cfg)
         if assume is not None:
@@ -192,6 +196,7 @@ def _check_plugin() -> Iterator[str]:
     from verl.workers.engine import EngineRegistry
 
     import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
+    from aent_verl.platforms import cpu
     from aent_verl.plugin import engine
 
     found = {
@@ -220,6 +225,9 @@ def check_files_and_machines(cfg: DictConfig, assume: Machines | None) -> Iterat
 def check_cluster(cfg: DictConfig) -> Iterator[Row]:
     """Start or join Ray as a run would, and ask every node what it has loaded."""
     import ray
+
+    from aent_verl.launch import environment
+    from aent_verl.platforms import cpu
 
     platform = cpu.PLATFORM_NAME if cpu.is_selected() else None
     try:

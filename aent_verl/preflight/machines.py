@@ -10,7 +10,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aent_verl.platforms import cpu
 from aent_verl.preflight.findings import PreflightWarning, Setting, at
 from aent_verl.preflight.model import WEIGHTS
 
@@ -34,6 +33,8 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
     Raises:
         PreflightError: something is short.
     """
+    from aent_verl.platforms import cpu
+
     address = cfg.ray_kwargs.ray_init.get("address")
     if (cluster := cpu.joined_cluster_resources(address)) is not None:
         return [*_found_by_chance(address), *check_cluster(cluster, cfg)]
@@ -56,6 +57,8 @@ def check(cfg: DictConfig) -> list[str | PreflightWarning]:
 
 
 def _found_by_chance(address: str | None) -> Iterator[PreflightWarning]:
+    from aent_verl.platforms import cpu
+
     named = os.environ.get("RAY_ADDRESS") or address
     if named in (None, "", "auto"):
         yield Setting("RAY_ADDRESS", named).warning(
@@ -192,6 +195,8 @@ def memory_estimate(cfg: DictConfig) -> dict[str, float]:
 
     Activations are not in it: they depend on micro-batch sizes. Weights on the hub count as nothing.
     """
+    from aent_verl.platforms import cpu
+
     weights = weight_gib(cfg.actor_rollout_ref.model.path)
     engines = max(1, replicas(cfg)[0])
     reference = cfg.actor_rollout_ref.actor.use_kl_loss or cfg.algorithm.use_kl_in_reward
