@@ -217,6 +217,7 @@ def test_without_any_vllm_nothing_is_provided(site):
         importlib.metadata.version("vllm")
 
 
+@pytest.mark.slow
 def test_verl_and_vllm_accept_the_name(utils):
     from verl.third_party import vllm as third_party
     from vllm.platforms import cpu_platform_plugin, vllm_version_matches_substr

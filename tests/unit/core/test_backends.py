@@ -71,6 +71,7 @@ def worker() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", FUNCTIONALS, ids=str)
 @pytest.mark.parametrize(("function", "option"), [(on_logits, False), (on_logits, True), (on_hidden, 2)])
 def test_triton_gives_what_torch_gives(

@@ -93,6 +93,7 @@ def test_at_temperature_0_nothing_is_uncertain(cfg: DictConfig) -> None:
     assert respond(cfg, [1, 2, END]).entropy == 0.0
 
 
+@pytest.mark.slow
 def test_a_young_cluster_is_given_time_to_know_its_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

@@ -36,6 +36,7 @@ def test_more_seeds_are_the_fewest_that_a_t_test_needs(value):
     assert power(5 + more) >= 0.8 > power(5 + more - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.05, 0.0125])
 @pytest.mark.parametrize("target", ["these problems", "problems like these"])
 @pytest.mark.parametrize("seeds", [(3, 3), (4, 4), (5, 5), (3, 10), (2, 5)])

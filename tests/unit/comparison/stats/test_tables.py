@@ -26,6 +26,7 @@ def test_the_docs_hold_every_row_that_the_command_prints(name):
     assert {len(row) for row in rows} == {len(head)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "row"),
     [("coverage", "20 hard problems"), ("false alarms", "3 and 10, 20 problems"), ("power", "3 each")],

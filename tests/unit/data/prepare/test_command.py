@@ -15,6 +15,7 @@ from tests.unit.data.prepare.native import DAPO_AFTER, DAPO_BEFORE, ROWS
 pytestmark = pytest.mark.usefixtures("no_hub")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")], ids=["two sets", "the same set"])
 def test_two_at_once_write_one_after_the_other(tmp_path, monkeypatch, names):
     path, out = mine(tmp_path), tmp_path / "out"

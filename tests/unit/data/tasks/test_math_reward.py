@@ -42,9 +42,8 @@ def test_answers_off_the_main_thread(threads: ThreadPoolExecutor, solution: str,
     assert score(threads, solution) == {"score": right, "acc": right, "pred": answer}
 
 
-@pytest.mark.parametrize(
-    "solution", ["\\boxed{9^{9^{9^9}}}", pytest.param("\\boxed{2.0^{10^{10^{10}}}}", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("solution", ["\\boxed{9^{9^{9^9}}}", "\\boxed{2.0^{10^{10^{10}}}}"])
 def test_an_answer_that_never_ends_is_wrong_and_the_next_one_is_scored(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, solution: str
 ) -> None:
