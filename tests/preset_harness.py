@@ -129,7 +129,9 @@ def config(preset: str, **overrides: Any) -> Any:
     cfg = _composed(preset)
     for key, value in (FEWER.get(preset, {}) | overrides).items():
         ours = key.split(".")[0] in ("functional", "bonus", "advantages")
-        OmegaConf.update(cfg, f"{'entropy_control' if ours else 'actor_rollout_ref.actor'}.{key}", value)
+        OmegaConf.update(
+            cfg, f"{'entropy_control' if ours else 'actor_rollout_ref.actor'}.{key}", value, force_add=ours
+        )
     return omega_conf_to_dataclass(cfg.actor_rollout_ref.actor)
 
 

@@ -1,10 +1,14 @@
 """The choices on the axes of entropy control, as validated settings that know how to apply themselves.
 
 Each is a small frozen dataclass around one pure function of `core`; its fields are the keys of its block of settings,
-and the tables at the end give the names. A new choice costs its function, its class here and a YAML file.
+and the tables at the end give the names. A class from elsewhere, named by its path ``package.module:Class``, is on
+equal terms: it derives from the first class of its axis here, `BonusForm`, `TokenMask`, `SampleWeight` or `Shaping`, or
+from `core.controllers.Controller`; its class variables, and which methods it overrides, say what it needs of a batch.
 """
 
-from collections.abc import Callable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,22 +17,30 @@ from torch import Tensor
 from aent_verl._util import number
 from aent_verl.core import advantages, bonus
 from aent_verl.methods.micro_batch import MicroBatch
-from aent_verl.methods.step import MiniBatchStats, StepValues
+from aent_verl.methods.step import MiniBatchStats, Ranks, StepValues
 
 # Masks tokens and weighs samples: [B, T] -> [B, T].
 Weigh = Callable[[Tensor], Tensor]
 
 
-class BonusForm:
+class BonusForm(ABC):
     """How the entropies of the tokens become a loss term."""
 
+    needs_accuracy: ClassVar[bool] = False
     # Whether it ties the average entropy of the mini-batch to the initial one. The average is then over the tokens of
     # the mask, else over all response tokens.
     anchored: ClassVar[bool] = False
 
+    @abstractmethod
     def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
-        """Compute the loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`."""
-        raise NotImplementedError
+        """Compute the loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`.
+
+        Args:
+            entropy: the configured functional, nats, ``[B, T]``, with gradient.
+            weigh: applies token mask and sample weights.
+            step: the driver's values.
+            stats: what was measured of the mini-batch.
+        """
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,16 @@ class Smoothed(BonusForm):
         )
 
 
+class TokenMask(ABC):
+    """Which response tokens take part in the bonus."""
+
+    @abstractmethod
+    def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
+        """Mark them, Boolean ``[B, T]``, by entropy (nats) and response mask; None: all."""
+
+
 @dataclass(frozen=True)
-class AllTokens:
+class AllTokens(TokenMask):
     """Every response token takes part in the bonus."""
 
     def tokens(self, entropy: Tensor, mask: Tensor) -> Tensor | None:
@@ -89,7 +109,7 @@ class AllTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeakTokens:
+class PeakTokens(TokenMask):
     """Tokens above the ``quantile`` of their own response (SIREN)."""
 
     quantile: float
@@ -102,11 +122,19 @@ class PeakTokens:
         return bonus.peak_mask(entropy.detach(), mask, self.quantile)
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Every sample counts the same."""
+class SampleWeight(ABC):
+    """How much each sample counts in the bonus."""
 
     needs_accuracy: ClassVar[bool] = False
+
+    @abstractmethod
+    def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
+        """Compute weights ``[B]`` >= 0; ``accuracy`` is called for the groups' accuracies ``[B]``. None: 1 for all."""
+
+
+@dataclass(frozen=True)
+class Uniform(SampleWeight):
+    """Every sample counts the same."""
 
     def weight(self, accuracy: Callable[[], Tensor]) -> Tensor | None:
         """Return None: 1 for all."""
@@ -114,7 +142,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LinearDifficulty:
+class LinearDifficulty(SampleWeight):
     """``1 - accuracy`` of the sample's group (AER, reconstructed)."""
 
     needs_accuracy: ClassVar[bool] = True
@@ -125,7 +153,7 @@ class LinearDifficulty:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdDifficulty:
+class ThresholdDifficulty(SampleWeight):
     """1 for groups of at most the accuracy ``threshold``, else 0 (AER, reconstructed)."""
 
     threshold: float
@@ -139,24 +167,32 @@ class ThresholdDifficulty:
         return bonus.threshold_difficulty(accuracy(), threshold=self.threshold)
 
 
-class Shaping:
+class Shaping(ABC):
     """How advantages are changed before the policy loss."""
 
     # A factor >= 0 on the advantage: right only for losses that are positively homogeneous in it.
     is_weight: ClassVar[bool] = False
     needs_accuracy: ClassVar[bool] = False
-    # Whether it needs the largest absolute `change` of the mini-batch.
-    needs_largest_change: ClassVar[bool] = False
-    # Whether `advantages.controller` moves it.
+    # Whether `advantages.controller` moves it, where that coefficient must stay, and where it changes nothing.
     has_coefficient: ClassVar[bool] = False
+    coefficient_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    neutral_coefficient: ClassVar[float | None] = None
 
+    @abstractmethod
     def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """Compute shaped advantages, ``[B, T]``, without gradient."""
-        raise NotImplementedError
 
-    def change(self, batch: MicroBatch) -> Tensor:
-        """Compute each token's entropy change, ``[B, T]``, where ``needs_largest_change``."""
-        raise NotImplementedError
+    def minibatch_stats(self, batch: MicroBatch, ranks: Ranks) -> Mapping[str, float]:
+        """Measure a mini-batch before the first update that it is used for, without gradient.
+
+        Where a class overrides this, the model runs once more over each mini-batch. `shape` finds the result in
+        ``stats.shaping``, equal for all micro-batches and ranks, and the trackers as ``aent/<name>``.
+
+        Args:
+            batch: this rank's part of the mini-batch.
+            ranks: reduces over all of them, so that each returns the same numbers.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -174,6 +210,8 @@ class PositiveReweight(Shaping):
 
     is_weight: ClassVar[bool] = True
     has_coefficient: ClassVar[bool] = True
+    coefficient_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    neutral_coefficient: ClassVar[float | None] = 1.0
 
     def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.advantages.positive_reweight`."""
@@ -187,24 +225,24 @@ class Steer(Shaping):
     w_min: float
     floor: float
     is_weight: ClassVar[bool] = True
-    needs_largest_change: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         number("w_min", self.w_min, lambda x: 0 < x <= 1, allowed="in (0, 1]")
         number("floor", self.floor, lambda x: x > 0, allowed="> 0")
 
-    def change(self, batch: MicroBatch) -> Tensor:
-        """See `core.advantages.steer_change`."""
+    def minibatch_stats(self, batch: MicroBatch, ranks: Ranks) -> Mapping[str, float]:
+        """Find the largest absolute entropy change."""
+        return {"largest_change": float(ranks.max(self._change(batch).abs().amax()))}
+
+    def _change(self, batch: MicroBatch) -> Tensor:
         return advantages.steer_change(
             batch.log_prob, batch.old_log_prob, batch.advantages, batch.entropy_full, batch.mask
         )
 
     def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """Multiply advantages by `core.advantages.steer_weight`."""
-        assert stats.largest_change is not None
-        weight = advantages.steer_weight(
-            self.change(batch), largest=stats.largest_change, w_min=self.w_min, floor=self.floor
-        )
+        largest = stats.shaping["largest_change"]
+        weight = advantages.steer_weight(self._change(batch), largest=largest, w_min=self.w_min, floor=self.floor)
         return batch.advantages * weight
 
 

@@ -1,13 +1,17 @@
 """From the `entropy_control` block to settings: every error names key, value and allowed range; no effect warns."""
 
 import dataclasses
+import importlib
+import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from aent_verl._util import number, whole_number
 from aent_verl.core.backends import KERNELS, Kernel
-from aent_verl.core.controllers import ConstantController, Controller, LinearDecayController
+from aent_verl.core.controllers import ConstantController, Controller, LinearDecayController, Schedule
+from aent_verl.core.controllers.state import field_types
 from aent_verl.core.entropy import check_clamp_p, check_top_p
 from aent_verl.methods import axes
 from aent_verl.methods.settings import (
@@ -22,7 +26,16 @@ from aent_verl.methods.settings import (
     FunctionalConfig,
 )
 
-Choice = TypeVar("Choice")
+# What a setting of a choice must be, by its annotation, where that says it all; a choice checks the range.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    float: (
+        "a number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+    ),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+}
 LOSS_AGG_MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 # Parameter of a functional -> that functional, the values allowed, what checks them.
 PARAMETERS: dict[str, tuple[str, str, Callable[[float], None]]] = {
@@ -66,6 +79,7 @@ def parse(block: Any) -> EntropyControlConfig:
     _warn_of_bonus_without_effect(control.bonus)
     for axis, controller in control.controllers.items():
         _warn_if_it_never_moves(controller, f"{ROOT}.{axis}.controller")
+        _check_state(controller, f"{ROOT}.{axis}.controller.name", control.controller_names[axis])
     return control
 
 
@@ -100,33 +114,35 @@ def parse_functional(block: Any) -> FunctionalConfig:
 
 def _bonus(block: Any) -> BonusConfig:
     key, parts = f"{ROOT}.bonus", ("token_mask", "sample_weight", "loss_agg_mode", "controller")
-    form = _chosen(block, key, axes.BONUSES, also=parts)
-    mode, weight = block.get("loss_agg_mode"), block.get("sample_weight", {"name": "uniform"})
+    form = _chosen(block, key, axes.BONUSES, axes.BonusForm, also=parts)
+    mode = block.get("loss_agg_mode")
+    mask, weight = block.get("token_mask", {"name": "all"}), block.get("sample_weight", {"name": "uniform"})
     return BonusConfig(
         form=form,
-        controller=_chosen(block.get("controller"), f"{key}.controller", BONUS_CONTROLLERS),
-        token_mask=_chosen(block.get("token_mask", {"name": "all"}), f"{key}.token_mask", axes.TOKEN_MASKS),
-        sample_weight=_chosen(weight, f"{key}.sample_weight", axes.SAMPLE_WEIGHTS),
+        controller=_chosen(block.get("controller"), f"{key}.controller", BONUS_CONTROLLERS, Controller),
+        token_mask=_chosen(mask, f"{key}.token_mask", axes.TOKEN_MASKS, axes.TokenMask),
+        sample_weight=_chosen(weight, f"{key}.sample_weight", axes.SAMPLE_WEIGHTS, axes.SampleWeight),
         loss_agg_mode=mode and _one_of(f"{key}.loss_agg_mode", mode, LOSS_AGG_MODES),
     )
 
 
 def _advantages(block: Any) -> AdvantagesConfig:
     key = f"{ROOT}.advantages"
-    shaping = _chosen(block, key, axes.ADVANTAGES, also=("controller",))
+    shaping = _chosen(block, key, axes.ADVANTAGES, axes.Shaping, also=("controller",))
     given = block.get("controller") or {"name": "constant", "init": 1.0}
-    controller = _chosen(given, f"{key}.controller", ADVANTAGES_CONTROLLERS)
+    controller = _chosen(given, f"{key}.controller", ADVANTAGES_CONTROLLERS, Controller)
     if not shaping.has_coefficient and controller != NO_SHAPING:
         no_effect(f"{key}.controller", str(controller), f"{key}.name={block['name']} has no coefficient")
         controller = NO_SHAPING
-    if shaping.has_coefficient and controller == NO_SHAPING:
-        no_effect(f"{key}.name", block["name"], f"{key}.controller keeps its coefficient at 1")
+    neutral, (low, high) = shaping.neutral_coefficient, shaping.coefficient_range
+    if neutral is not None and controller == ConstantController(init=neutral):
+        no_effect(f"{key}.name", block["name"], f"{key}.controller keeps its coefficient at {neutral:g}")
     for bound in ("init", "final", "min", "max"):
-        value = getattr(controller, bound, 0.0)
-        if not 0 <= value <= 1:
+        value = getattr(controller, bound, low)
+        if not low <= value <= high:
             raise ValueError(
-                f"{key}.controller.{bound}={value!r} is not allowed: must be in [0, 1], it bounds the weight of "
-                "positive advantages"
+                f"{key}.controller.{bound}={value!r} is not allowed: must be in [{low:g}, {high:g}], the range of the "
+                f"coefficient of {key}.name={block['name']}"
             )
     return AdvantagesConfig(shaping, controller)
 
@@ -147,31 +163,85 @@ def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _chosen(block: Any, key: str, table: Mapping[str, type[Choice]], *, also: tuple[str, ...] = ()) -> Choice:
-    """Build the dataclass that ``block["name"]`` names in ``table`` from the block's other keys.
+def _chosen(
+    block: Any, key: str, table: Mapping[str, type[Any]], interface: type[Any], *, also: tuple[str, ...] = ()
+) -> Any:
+    """Build the dataclass that ``block["name"]`` names, in ``table`` or by its path, from the block's other keys.
 
-    A block carries the settings of all choices of its axis, so that each can be overridden; those of the others may be
-    present but null. Keys in ``also`` are left for the caller.
+    A block may hold settings of other choices of its axis, so that presets can be combined: those that are not null are
+    named as without effect. Keys in ``also`` are left for the caller.
     """
-    fields = {name: dataclasses.fields(cast(Any, kind)) for name, kind in table.items()}
-    every = sorted({setting.name for settings in fields.values() for setting in settings})
-    values = _fields(block, key, ("name", *every, *also))
-    name = _one_of(f"{key}.name", values.pop("name", None), tuple(table))
-    given = {setting: value for setting, value in values.items() if value is not None and setting not in also}
-    for other in sorted(set(given) - {setting.name for setting in fields[name]}):
+    name = block.get("name") if isinstance(block, Mapping) else None
+    kind = _from_elsewhere(f"{key}.name", str(name), interface) if ":" in str(name) else table.get(str(name))
+    own = {field.name: field for field in dataclasses.fields(kind)} if kind else {}
+    others = {field.name for each in table.values() for field in dataclasses.fields(each)}
+    values = _fields(block, key, ("name", *sorted(others | set(own)), *also))
+    if kind is None:
+        allowed = ", ".join((*table, "the package.module:Class of another"))
+        raise ValueError(f"{key}.name={name!r} is not allowed: must be one of {allowed}")
+    given = {
+        setting: value for setting, value in values.items() if value is not None and setting not in ("name", *also)
+    }
+    for other in sorted(set(given) - set(own)):
         no_effect(f"{key}.{other}", given.pop(other), f"{key}.name={name} does not use it")
-    for setting in fields[name]:
-        if setting.default is dataclasses.MISSING and setting.name not in given:
-            raise ValueError(f"{key}.{setting.name}=None is not allowed: {key}.name={name} needs a number")
+    types, wrong = field_types(kind), None
+    for setting, field in own.items():
+        wanted, is_one = _KINDS.get(types[setting], ("a value", lambda _: True))
+        if setting in given and not is_one(given[setting]):
+            wrong = wrong or f"{key}.{setting}={given[setting]!r} is not allowed: must be {wanted}"
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and setting not in given:
+            raise ValueError(f"{key}.{setting}=None is not allowed: {key}.name={name} needs {wanted}")
     try:
-        return table[name](**given)
-    except ValueError as error:
+        choice = kind(**given)
+    except ValueError as error:  # the class knows the range as well
         raise ValueError(f"{key}.{error}") from None
+    except TypeError as error:
+        raise ValueError(wrong or f"{key}: {error}") from None
+    if wrong:
+        raise ValueError(wrong)
+    return choice
+
+
+def _from_elsewhere(key: str, path: str, interface: type[Any]) -> type[Any]:
+    """Import a class by its path, and check that it can stand on this axis."""
+    module, _, name = path.partition(":")
+    must = f"it must be the path package.module:Class of a frozen dataclass derived from {interface.__name__}"
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module may fail in any way
+        raise ValueError(
+            f"{key}={path!r} is not allowed: {type(error).__name__}: {error}; {must}, importable on every node"
+        ) from error
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if not (isinstance(kind, type) and issubclass(kind, interface) and parameters and parameters.frozen):
+        raise ValueError(f"{key}={path!r} is not allowed: {must} (in {interface.__module__})")
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ValueError(f"{key}={path!r} is not allowed: it does not define {', '.join(missing)}; {must}")
+    return kind
+
+
+def _check_state(controller: Controller, key: str, name: str) -> None:
+    """Check of a controller from elsewhere, before anything is trained, that its state can be saved and read back."""
+    if ":" not in name or not controller.knows_its_run:
+        return
+    state, kind = controller.initial_state(), controller.state_class
+    try:
+        same = type(state) is kind and kind.from_dict(json.loads(json.dumps(state.to_dict(), allow_nan=False))) == state
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{key}={name!r} is not allowed: its state {state} is not JSON, as a checkpoint needs: {error}"
+        ) from None
+    if not same:
+        raise ValueError(
+            f"{key}={name!r} is not allowed: its state {state} does not come back from JSON as the same; initial_state "
+            f"must return state_class, {kind.__qualname__}, whose fields are numbers, text, true, false, null or lists"
+        )
 
 
 def _check_anchored(control: EntropyControlConfig) -> None:
     bonus = control.bonus
-    if bonus.form.anchored and not isinstance(bonus.controller, ConstantController | LinearDecayController):
+    if bonus.form.anchored and not isinstance(bonus.controller, Schedule):
         raise ValueError(
             f"{ROOT}.bonus.controller.name={control.controller_names['bonus']} is not allowed with "
             f"{ROOT}.bonus.name=anchored: a controller that measures the entropy takes a larger coefficient to mean "

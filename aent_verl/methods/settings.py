@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,9 @@ ALL_TOKENS, UNIFORM = axes.AllTokens(), axes.Uniform()
 
 
 def name_in(table: Mapping[str, type[Any]], choice: Any) -> str:
-    """Find the name of the class of ``choice`` in ``table``."""
-    return next(name for name, kind in table.items() if type(choice) is kind)
+    """Find the name of the class of ``choice`` in ``table``; of one from elsewhere, its ``package.module:Class``."""
+    kind = type(choice)
+    return next((name for name, ours in table.items() if kind is ours), f"{kind.__module__}:{kind.__qualname__}")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class BonusConfig:
 
     form: axes.BonusForm
     controller: Controller
-    token_mask: axes.AllTokens | axes.PeakTokens = ALL_TOKENS
-    sample_weight: axes.Uniform | axes.LinearDifficulty | axes.ThresholdDifficulty = UNIFORM
+    token_mask: axes.TokenMask = ALL_TOKENS
+    sample_weight: axes.SampleWeight = UNIFORM
     loss_agg_mode: str | None = None
 
     @property
@@ -135,6 +136,11 @@ class AdvantagesConfig:
 
     shaping: axes.Shaping
     controller: Controller = NO_SHAPING
+
+    @property
+    def measures_minibatch(self) -> bool:
+        """Whether the shaping must see each mini-batch before the first update that it is used for."""
+        return type(self.shaping).minibatch_stats is not axes.Shaping.minibatch_stats
 
 
 @dataclass(frozen=True)
@@ -175,12 +181,13 @@ class EntropyControlConfig:
     @property
     def needs_initial_entropy(self) -> bool:
         """Whether the entropy before the first update must be measured."""
-        return self.bonus.form.anchored or self.bonus.controller.needs_initial_entropy
+        return self.bonus.form.anchored or any(each.needs_initial_entropy for each in self.controllers.values())
 
     @property
     def needs_accuracy(self) -> bool:
         """Whether the batch must carry the groups' accuracies."""
-        return self.bonus.sample_weight.needs_accuracy or self.advantages.shaping.needs_accuracy
+        choices = (self.bonus.form, self.bonus.sample_weight, self.advantages.shaping)
+        return any(choice.needs_accuracy for choice in choices)
 
     @property
     def anchor(self) -> dict[str, Any] | None:
@@ -191,6 +198,6 @@ class EntropyControlConfig:
         return {
             "functional": str(self.functional),
             "loss_agg_mode": self.bonus.loss_agg_mode,
-            "token_mask": {"name": name_in(axes.TOKEN_MASKS, tokens), **asdict(tokens)},
-            "sample_weight": {"name": name_in(axes.SAMPLE_WEIGHTS, weight), **asdict(weight)},
+            "token_mask": {"name": name_in(axes.TOKEN_MASKS, tokens), **vars(tokens)},
+            "sample_weight": {"name": name_in(axes.SAMPLE_WEIGHTS, weight), **vars(weight)},
         }

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,21 @@ class MiniBatchStats:
     Attributes:
         aggregate: the weighted average entropy of the tokens of the mask, nats; None if no token takes part.
         share: the aggregate of the weights, by which that average and its gradient are divided.
-        largest_change: the largest absolute entropy change of STEER.
+        shaping: the numbers that the advantage shaping asked for, see `axes.Shaping.minibatch_stats`.
         report: metrics of the mini-batch.
     """
 
     aggregate: float | None = None
     share: float = 1.0
-    largest_change: float | None = None
+    shaping: Mapping[str, float] = field(default_factory=dict)
     report: Mapping[str, float] = field(default_factory=dict)
+
+
+class Ranks(Protocol):
+    """Reductions over all data-parallel ranks; every rank makes the same calls in the same order."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up the tensors of all ranks, element by element."""
+
+    def max(self, values: Tensor) -> Tensor:
+        """Take the largest of all ranks, element by element."""

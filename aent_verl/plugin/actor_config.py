@@ -87,7 +87,10 @@ def _check_trainer(verl_settings: Mapping[str, Any], *, kernel: Any) -> None:
 
 def _check_rollout(verl_settings: Mapping[str, Any], control: EntropyControlConfig) -> None:
     if control.needs_initial_entropy and verl_settings.get("bypass_mode"):
-        cause = "entropy_control.bonus.name=anchored" if control.bonus.form.anchored else "controller anchored_target"
+        names = [
+            control.controller_names[axis] for axis, each in control.controllers.items() if each.needs_initial_entropy
+        ]
+        cause = "entropy_control.bonus.name=anchored" if control.bonus.form.anchored else f"controller {names[0]}"
         raise ValueError(
             f"algorithm.rollout_correction.bypass_mode=True is not allowed with {cause}: the entropy before the first "
             "update is measured in the pass over old log-probs, which that mode leaves out"

@@ -8,6 +8,7 @@ verl's bypass mode too.
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,10 +40,10 @@ class StatsPass:
 
     def __init__(self, config: EntropyControlActorConfig) -> None:
         self._config = config
-        self._bonus, self._shaping = config.control.bonus, config.control.advantages.shaping
+        self._bonus, self._advantages = config.control.bonus, config.control.advantages
         self._loss_mode = config.policy_loss.get("loss_mode", "vanilla")
         self.needs_samples: bool = self._loss_mode in (CLIP_COV, KL_COV)
-        self.needed = self._bonus.form.anchored or self._shaping.needs_largest_change or self.needs_samples
+        self.needed = self._bonus.form.anchored or self._advantages.measures_minibatch or self.needs_samples
 
     def __call__(self, model_output: dict[str, Tensor], data: TensorDict, group: Any) -> None:
         """Put the statistics into ``data``, the rank's mini-batch, on all ranks of ``group``.
@@ -58,12 +59,12 @@ class StatsPass:
         if self._bonus.form.anchored:
             found = self._aggregate(batch, group)
             report["bonus_aggregate"] = found["aggregate"] or 0.0
-        if self._shaping.needs_largest_change:
-            largest = self._shaping.change(batch).abs().amax()
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-            found["largest_change"] = report["largest_change"] = float(largest)
+        if self._advantages.measures_minibatch:
+            with torch.no_grad():
+                found["shaping"] = self._advantages.shaping.minibatch_stats(batch, GroupRanks(group))
+            report |= found["shaping"]
         if self.needs_samples:
-            chosen, report_of_choice = self._choose(batch, step_values(data), group)
+            chosen, report_of_choice = self._choose(batch, step_values(data), MiniBatchStats(**found), group)
             data[CHOSEN] = batch.nested(chosen).to(data["response_mask"].device)
             report |= report_of_choice
         tu.assign_non_tensor(data, **{MINIBATCH_STATS: MiniBatchStats(**found, report=report)})
@@ -84,10 +85,12 @@ class StatsPass:
         # Each rank's part carries the factor dp_size, because verl averages gradients over ranks.
         return {"aggregate": value / share, "share": share / dist.get_world_size(group)}
 
-    def _choose(self, batch: VerlMicroBatch, step: StepValues, group: Any) -> tuple[Tensor, dict[str, float]]:
+    def _choose(
+        self, batch: VerlMicroBatch, step: StepValues, stats: MiniBatchStats, group: Any
+    ) -> tuple[Tensor, dict[str, float]]:
         """Choose the tokens that the covariance loss treats differently, ``[B, T]``; with metrics of the choice."""
         settings = self._config.policy_loss
-        advantages = self._shaping.shape(batch, step, MiniBatchStats())
+        advantages = self._advantages.shaping.shape(batch, step, stats)
         log_prob = batch.log_prob.detach()
         # One token that is not finite would make the means, and so all covariances, NaN or infinite.
         finite = batch.mask & advantages.isfinite() & log_prob.isfinite()
@@ -166,6 +169,23 @@ def _on_device(data: TensorDict, device: torch.device) -> TensorDict:
     needed = ("response_mask", "old_log_probs", "advantages", "prompts", "responses", SAMPLE, ACCURACY)
     keys = [key for key in data.keys() if key in needed or not isinstance(data.get(key), Tensor)]  # noqa: SIM118
     return data.select(*keys).to(device)
+
+
+@dataclass(frozen=True)
+class GroupRanks:
+    """Reduces over the ranks of a process group, see `methods.step.Ranks`."""
+
+    group: Any
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up the tensors of all ranks."""
+        return summed(values.clone(), self.group)
+
+    def max(self, values: Tensor) -> Tensor:
+        """Take the largest of all ranks."""
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
 
 
 def summed(values: Tensor, group: Any) -> Tensor:

@@ -13,7 +13,9 @@ from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.plugin.coefficients import States
 
 NAME = "entropy_control.json"
-VERSION = 3
+VERSION = 4
+# Until version 3 the states of all controllers had the fields of each, null where they meant nothing.
+_FIELDS_OF_OTHERS = ("level", "entropy_smoothed")
 RESTART = "entropy_control.restart_controller=true"
 AFRESH = f"to continue with the controllers at their initial state, add {RESTART}"
 
@@ -77,17 +79,17 @@ def read(
     try:
         change = EntropyChange.from_dict(content["entropy_change"]) if "entropy_change" in content else EntropyChange()
         for axis, controller in controllers.items():
-            if axis == "advantages" and content["version"] == 1:
-                # Version 1 knew only the bonus.
-                saved, state = control.controller_names[axis], ControllerState(1.0, step=states["bonus"].step)
-            else:
-                saved, state = content[axis]["controller"], ControllerState.from_dict(content[axis]["state"])
+            if axis == "advantages" and content["version"] == 1:  # it knew only the bonus
+                state = ControllerState(1.0, step=states["bonus"].step)
+                content[axis] = {"controller": control.controller_names[axis], "state": state.to_dict()}
+            saved = content[axis]["controller"]
             if saved != control.controller_names[axis]:
                 raise StateFileError(
                     f"{path} holds the state of controller {saved!r}, and the run is set to "
                     f"{control.controller_names[axis]!r}; set entropy_control.{axis}.controller.name={saved}; "
                     f"or, {AFRESH}"
                 )
+            state = controller.state_class.from_dict(_fields(content[axis]["state"], content["version"]))
             # The checks before a run's start do not know its length.
             states[axis] = controller.restore(state) if controller.knows_its_run else state
             name = "coefficient" if axis == "bonus" else f"{axis} coefficient"
@@ -102,6 +104,12 @@ def read(
         if old != new
     ]
     return states, change, differences
+
+
+def _fields(state: Any, version: int) -> Any:
+    if version > 3 or not isinstance(state, dict):
+        return state
+    return {key: value for key, value in state.items() if value is not None or key not in _FIELDS_OF_OTHERS}
 
 
 def _check_anchor(path: Path, content: dict[str, Any], initial: float | None, anchor: dict[str, Any]) -> None:

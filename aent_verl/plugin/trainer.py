@@ -221,12 +221,14 @@ class EntropyControlMixin(PPOTrainer):
             "aent/band_side": new.band_side,
             "aent/nonfinite_steps": new.nonfinite,
             "aent/advantages_coefficient": sent.advantages_coefficient,
-            "aent/coefficient_before_gate": old.level,
             "aent/initial_entropy": new.initial_entropy,
             "aent/entropy_mean": old.entropy_mean,
             "aent/entropy_change": change,
             "aent/entropy_change_linear": estimate,
         }
+        for axis, controller in self._controllers.items():
+            prefix = "aent/" if axis == "bonus" else f"aent/{axis}_"
+            about |= {prefix + name: value for name, value in controller.metrics(before[axis]).items()}
         return {key: value for key, value in about.items() if value is not None}
 
     def _save_checkpoint(self) -> None:

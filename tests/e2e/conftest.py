@@ -146,4 +146,4 @@ def saved_states(folder: Path) -> dict[str, ControllerState]:
     content = json.loads((folder / saved_state.NAME).read_text())
     assert content["bonus"]["controller"] == "band"
     assert content["advantages"]["controller"] == "entropy_guided"
-    return {axis: ControllerState.from_dict(content[axis]["state"]) for axis in ("bonus", "advantages")}
+    return {axis: each.state_class.from_dict(content[axis]["state"]) for axis, each in CONTROLLERS.items()}

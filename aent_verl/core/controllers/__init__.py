@@ -11,7 +11,9 @@ from aent_verl.core.controllers.feedback import (
     AnchoredTargetController,
     BandController,
     EntropyGuidedController,
+    EntropyGuidedState,
     StepToTargetController,
+    StepToTargetState,
 )
 from aent_verl.core.controllers.schedules import (
     ConstantController,
@@ -20,7 +22,7 @@ from aent_verl.core.controllers.schedules import (
     Schedule,
     StageController,
 )
-from aent_verl.core.controllers.state import Controller, ControllerState
+from aent_verl.core.controllers.state import Controller, ControllerState, record
 
 __all__ = [
     "AnchoredTargetController",
@@ -29,9 +31,12 @@ __all__ = [
     "Controller",
     "ControllerState",
     "EntropyGuidedController",
+    "EntropyGuidedState",
     "EpochController",
     "LinearDecayController",
     "Schedule",
     "StageController",
     "StepToTargetController",
+    "StepToTargetState",
+    "record",
 ]

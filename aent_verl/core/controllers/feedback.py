@@ -3,8 +3,8 @@
 import dataclasses
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 from aent_verl.core.controllers.state import (
     Controller,
@@ -14,6 +14,8 @@ from aent_verl.core.controllers.state import (
     require_finite,
     require_whole,
 )
+
+State = TypeVar("State", bound=ControllerState)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class _BoundedController(Controller):
 
     def initial_state(self) -> ControllerState:
         """Return the state before the first step."""
-        return ControllerState(coefficient=self.init, at_bound=self._at_bound(self.init))
+        return self.state_class(coefficient=self.init, at_bound=self._at_bound(self.init))
 
     def restore(self, state: ControllerState) -> ControllerState:
         """Fit a saved state to this controller's settings: the coefficient is brought into ``[min, max]``."""
@@ -47,7 +49,7 @@ class _BoundedController(Controller):
     def _react(self, state: ControllerState, entropy: float) -> ControllerState:
         """Apply the rule: ``state`` already holds this step's number and its finite ``entropy``."""
 
-    def _settle(self, state: ControllerState, coefficient: float, side: int) -> ControllerState:
+    def _settle(self, state: State, coefficient: float, side: int) -> State:
         hit = self._at_bound(coefficient)
         return dataclasses.replace(
             state, coefficient=coefficient, band_side=side, at_bound=hit, bound_hits=state.bound_hits + hit
@@ -109,6 +111,17 @@ class BandController(_BoundedController):
         return self._settle(state, coefficient, (excess > 0) - (excess < 0))
 
 
+@dataclass(frozen=True)
+class StepToTargetState(ControllerState):
+    """The state of `StepToTargetController`.
+
+    Attributes:
+        level: the coefficient before its gate.
+    """
+
+    level: float = field(kw_only=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepToTargetController(_BoundedController):
     """Skywork-OR1's controller (arXiv 2505.22312): steps of one size, and a bonus only while the entropy is low.
@@ -128,6 +141,8 @@ class StepToTargetController(_BoundedController):
         ValueError: a value outside its range; the message names key, value and range.
     """
 
+    state_class: ClassVar[type[ControllerState]] = StepToTargetState
+
     init: float = 0.0
     target: float
     step_size: float
@@ -143,31 +158,36 @@ class StepToTargetController(_BoundedController):
 
     def initial_state(self) -> ControllerState:
         """Return the state before the first step: the level is ``init``, the coefficient 0."""
-        return dataclasses.replace(super().initial_state(), level=self.init, coefficient=0.0)
+        return StepToTargetState(coefficient=0.0, at_bound=self._at_bound(self.init), level=self.init)
 
     def restore(self, state: ControllerState) -> ControllerState:
         """Fit a saved state to this controller's settings: the level inside its bounds, gated by the last entropy.
 
         Raises:
-            ValueError: the state has no level: it is of another controller.
+            ValueError: the state is of another controller.
         """
-        level = self._clip(_level(state))
+        state = _with_level(state)
+        level = self._clip(state.level)
         is_low = state.entropy is not None and state.entropy < self.target
         return dataclasses.replace(
             state, level=level, coefficient=level if is_low else 0.0, at_bound=self._at_bound(level)
         )
 
     def _react(self, state: ControllerState, entropy: float) -> ControllerState:
-        is_low = entropy < self.target
-        level = self._clip(_level(state) + (self.step_size if is_low else -self.step_size))
+        state, is_low = _with_level(state), entropy < self.target
+        level = self._clip(state.level + (self.step_size if is_low else -self.step_size))
         settled = self._settle(state, level, -1 if is_low else 1)
         return dataclasses.replace(settled, level=level, coefficient=level if is_low else 0.0)
 
+    def metrics(self, state: ControllerState) -> dict[str, float]:
+        """Return the coefficient before the gate."""
+        return {"coefficient_before_gate": _with_level(state).level}
 
-def _level(state: ControllerState) -> float:
-    if state.level is None:
-        raise ValueError("controller state field level=None: the state is not one of a step_to_target controller")
-    return state.level
+
+def _with_level(state: ControllerState) -> StepToTargetState:
+    if not isinstance(state, StepToTargetState):
+        raise ValueError("the controller state has no level: it is not one of a step_to_target controller")
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +255,17 @@ def _initial_entropy(state: ControllerState) -> float:
     return state.initial_entropy
 
 
+@dataclass(frozen=True)
+class EntropyGuidedState(ControllerState):
+    """The state of `EntropyGuidedController`.
+
+    Attributes:
+        entropy_smoothed: the moving average; None before the first measurement.
+    """
+
+    entropy_smoothed: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EntropyGuidedController(_BoundedController):
     """The entropy-guided weight of positive advantages (PAR, arXiv 2511.05993): less of them while the entropy is low.
@@ -255,6 +286,8 @@ class EntropyGuidedController(_BoundedController):
         ValueError: a value outside its range; the message names key, value and range.
     """
 
+    state_class: ClassVar[type[ControllerState]] = EntropyGuidedState
+
     init: float = 0.0
     target: float = 0.2
     step_size: float = 0.05
@@ -272,6 +305,7 @@ class EntropyGuidedController(_BoundedController):
         require("smoothing", self.smoothing, 0 <= self.smoothing < 1, "in [0, 1)")
 
     def _react(self, state: ControllerState, entropy: float) -> ControllerState:
+        assert isinstance(state, EntropyGuidedState)
         before = entropy if state.entropy_smoothed is None else state.entropy_smoothed
         smoothed = self.smoothing * before + (1 - self.smoothing) * entropy
         is_low = smoothed < self.target

@@ -23,7 +23,7 @@ class Schedule(Controller):
 
     def initial_state(self) -> ControllerState:
         """Return the state before the first step."""
-        return ControllerState(coefficient=self.coefficient_at(1))
+        return self.state_class(coefficient=self.coefficient_at(1))
 
     def restore(self, state: ControllerState) -> ControllerState:
         """Fit a saved state to this controller's settings: the next step's coefficient is theirs, whatever it was."""

@@ -5,7 +5,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def is_finite(value: Any) -> bool:
@@ -44,33 +47,47 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the annotations of the fields of the dataclass ``cls``; Any where one cannot be resolved at run time."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:
+        hints = {}
+    return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls)}
+
+
 def checked_fields(cls: type, data: Any, *, name: str, optional: Collection[str] = ()) -> dict[str, Any]:
     """Check ``data``, read from JSON, as keyword arguments of the dataclass ``cls``.
+
+    Fields are checked whose annotation is a number, true or false, or a number or null; others may be anything.
 
     Raises:
         ValueError: not a mapping, a field that is unknown, or missing and not ``optional``, or a value that is not what
             the field's annotation says; the message starts with ``name``.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    kinds = field_types(cls)
     if not isinstance(data, dict):
         raise ValueError(f"{name} needs the fields {sorted(kinds)}, found {data!r}")
     unknown, missing = sorted(set(data) - set(kinds)), sorted(set(kinds) - set(optional) - set(data))
     if unknown or missing:
         raise ValueError(f"{name} has unknown fields {unknown} and lacks {missing}")
     for key, value in data.items():
-        ok, allowed = _CHECKS[kinds[key]]
+        ok, allowed = _CHECKS.get(kinds[key], (lambda _: True, ""))
         if not ok(value):
             raise ValueError(f"{name} field {key}={value!r} is not {allowed}")
     return data
 
 
-# State files of the first releases have none of these.
-_LATER_FIELDS = ("bound_hits", "initial_entropy", "level", "entropy_smoothed", "entropy_mean", "measurements")
+# What the state files of all releases have.
+_FIRST_FIELDS = {"coefficient", "step", "entropy", "band_side", "at_bound", "nonfinite"}
 
 
 @dataclass(frozen=True)
 class ControllerState:
     """Everything that a controller needs to continue, and what it says about its last step. Entropies are in nats.
+
+    A controller that remembers more derives a frozen dataclass from this one, all of whose fields are JSON types, and
+    names it in `Controller.state_class`.
 
     Attributes:
         coefficient: the value in force for the next training step.
@@ -81,8 +98,6 @@ class ControllerState:
         nonfinite: how many measurements were NaN or infinite, and therefore ignored.
         bound_hits: how many updates by a finite entropy ended with the coefficient on one of its bounds.
         initial_entropy: measured before the first update of the model: AER's ``H_0``; None where it was not measured.
-        level: the coefficient of `StepToTargetController` before its gate; None for the others.
-        entropy_smoothed: the moving average of `EntropyGuidedController`; None before the first, and for the others.
         entropy_mean: mean of all finite measurements so far; None before the first.
         measurements: their number.
     """
@@ -95,8 +110,6 @@ class ControllerState:
     nonfinite: int = 0
     bound_hits: int = 0
     initial_entropy: float | None = None
-    level: float | None = None
-    entropy_smoothed: float | None = None
     entropy_mean: float | None = None
     measurements: int = 0
 
@@ -105,14 +118,17 @@ class ControllerState:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ControllerState":
+    def from_dict(cls, data: dict[str, Any]) -> "Self":
         """Rebuild a state from `to_dict`; fields that older state files lack take their defaults.
+
+        A class from elsewhere that renames a field overrides this to read its older states.
 
         Raises:
             ValueError: a field is missing, unknown or of the wrong type, a number is not finite, or mean and number of
                 the measurements contradict each other.
         """
-        state = cls(**checked_fields(cls, data, name="controller state", optional=_LATER_FIELDS))
+        later = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
+        state = cls(**checked_fields(cls, data, name="controller state", optional=later - _FIRST_FIELDS))
         if state.measurements < 0 or (state.measurements == 0) != (state.entropy_mean is None):
             raise ValueError(
                 f"controller state has entropy_mean={state.entropy_mean!r} of measurements={state.measurements!r}"
@@ -137,9 +153,11 @@ class Controller(ABC):
 
     Attributes:
         needs_initial_entropy: whether the rule cannot start before `observe_initial`.
+        state_class: what it remembers.
     """
 
     needs_initial_entropy: ClassVar[bool] = False
+    state_class: ClassVar[type[ControllerState]] = ControllerState
 
     @abstractmethod
     def initial_state(self) -> ControllerState:
@@ -163,6 +181,10 @@ class Controller(ABC):
     @abstractmethod
     def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
         """Return the state after training step ``step``, counted from 1, whose entropy was ``entropy`` nats."""
+
+    def metrics(self, state: ControllerState) -> dict[str, float]:
+        """Return what else to log of the state in force during a step, by name."""
+        return {}
 
     @property
     def knows_its_run(self) -> bool:

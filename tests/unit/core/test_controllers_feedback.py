@@ -14,6 +14,7 @@ from aent_verl.core.controllers import (
     ControllerState,
     EntropyGuidedController,
     StepToTargetController,
+    StepToTargetState,
 )
 
 BAND: dict[str, Any] = {"init": 0.5, "low": 1.0, "high": 2.0, "lr": 0.1, "warmup_steps": 1, "min": 0.25, "max": 0.75}
@@ -43,7 +44,7 @@ def coefficients(controller: Controller, entropies: list[float]) -> list[float]:
 
 def moving(state: ControllerState) -> float:
     """What the rule moves: the level where there is one."""
-    return state.coefficient if state.level is None else state.level
+    return state.level if isinstance(state, StepToTargetState) else state.coefficient
 
 
 def test_below_the_band_the_coefficient_rises_by_lr_times_the_distance() -> None:
@@ -138,7 +139,6 @@ def test_step_to_target_stays_in_its_bounds_and_pays_its_level_or_nothing(seed: 
     controller = StepToTargetController(init=low, target=1.0, step_size=generator.random() / 3, min=low, max=high)
     seen = states(controller, [2 * generator.random() for _ in range(200)])
     for state in seen:
-        assert state.level is not None
         assert low <= state.level <= high
         assert state.coefficient in (0.0, state.level)
     assert {state.coefficient == 0.0 for state in seen} == {True, False}
@@ -229,7 +229,7 @@ def test_restore_brings_the_coefficient_under_the_present_settings(name: str) ->
 
 
 def test_restore_of_step_to_target_clips_the_level_and_asks_the_gate_again() -> None:
-    state = ControllerState(0.0, step=4, entropy=1.2, band_side=1, level=0.9)
+    state = StepToTargetState(0.0, step=4, entropy=1.2, band_side=1, level=0.9)
     controller = StepToTargetController(**STEP)
     assert controller.restore(state) == dataclasses.replace(state, level=0.6, at_bound=True)
     higher_target = dataclasses.replace(controller, target=1.5, max=2.0)
@@ -240,9 +240,9 @@ def test_restore_of_step_to_target_clips_the_level_and_asks_the_gate_again() -> 
 
 def test_step_to_target_refuses_a_state_without_level() -> None:
     controller, state = StepToTargetController(**STEP), ControllerState(0.1)
-    with pytest.raises(ValueError, match="level=None: the state is not one of a step_to_target"):
+    with pytest.raises(ValueError, match="the controller state has no level: it is not one of a step_to_target"):
         controller.restore(state)
-    with pytest.raises(ValueError, match="level=None: the state is not one of a step_to_target"):
+    with pytest.raises(ValueError, match="the controller state has no level: it is not one of a step_to_target"):
         controller.update(state, entropy=0.5, step=1)
 
 

@@ -105,7 +105,7 @@ def test_siren_aggregates_as_its_definition(one_rank: dict[str, Found]) -> None:
     found = one_rank["siren"][0]
     expected = reference_presets.aggregate_of_peaks(tokens(harness.batch())).item()
     assert found.aggregate == found.report["bonus_aggregate"] == pytest.approx(expected, rel=1e-8)
-    assert found.largest_change is None
+    assert found.shaping == {}
     assert set(found.report) == {"bonus_aggregate"}
 
 
@@ -131,7 +131,7 @@ def test_steer_finds_the_largest_absolute_change(one_rank: dict[str, Found]) -> 
     changes = [reference.steer_change(t.log_p.item(), t.old, t.advantage, t.full) for t in each]
     # Its sign is negative in this batch: the maximum is of the absolute value.
     assert max(changes) < -min(changes)
-    assert found.largest_change == found.report["largest_change"] == pytest.approx(-min(changes), rel=1e-12)
+    assert found.shaping == found.report == {"largest_change": pytest.approx(-min(changes), rel=1e-12)}
     assert found.aggregate is None
 
 
@@ -171,7 +171,7 @@ def test_two_ranks_find_what_one_does(
     parts = [found[preset, split] for found, _ in two_ranks]
     for statistics, *_ in parts:
         assert statistics.aggregate == statistics.report.get("bonus_aggregate")
-        assert statistics.largest_change == statistics.report.get("largest_change")
+        assert statistics.shaping.get("largest_change") == statistics.report.get("largest_change")
         assert dict(statistics.report) == pytest.approx(dict(whole.report), rel=1e-9, abs=1e-12)
     assert parts[0][0] == parts[1][0]
     assert parts[0][1] | parts[1][1] == chosen
@@ -206,7 +206,7 @@ def test_a_mini_batch_without_a_token_in_the_loss_has_no_statistics(configs: dic
     assert none.metrics[0]["aent/bonus_loss"].values[0] == 0.0
     assert not any(gradient.any() for gradient in none.gradients)
     assert whole["siren"].aggregate is None
-    assert whole["steer"].largest_change == 0.0
+    assert whole["steer"].shaping == {"largest_change": 0.0}
     for preset in ("clip_cov", "kl_cov"):
         assert dict(whole[preset].report) == {"chosen_tokens": 0.0, "eligible_tokens": 0.0}
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from aent_verl.core.controllers import (
     ConstantController,
     ControllerState,
     EntropyGuidedController,
+    EntropyGuidedState,
     EpochController,
     StageController,
+    StepToTargetController,
+    StepToTargetState,
 )
 from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.axes import AllTokens, Anchored, Linear, LinearDifficulty, PeakTokens, PositiveReweight
@@ -125,10 +128,36 @@ def test_a_file_of_version_1_resumes(tmp_path: Path) -> None:
     assert changes == []
 
 
+OF_EVERY_CONTROLLER = {"level": None, "entropy_smoothed": None}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_file_whose_states_had_the_fields_of_all_controllers_resumes(tmp_path: Path, version: int) -> None:
+    target = StepToTargetController(target=1.0, step_size=0.25, min=0.0, max=0.6)
+    guided = EntropyGuidedController(init=0.0, target=0.2, step_size=0.05)
+    control = replace(
+        CONTROL, bonus=BonusConfig(Linear(), target), advantages=AdvantagesConfig(PositiveReweight(), guided)
+    )
+    content = {"version": version, "method": "aent", "functional": str(CONTROL.functional), "anchor": None}
+    bonus = OF_EVERY_CONTROLLER | STATE.to_dict() | {"coefficient": 0.5, "level": 0.5}
+    advantages = OF_EVERY_CONTROLLER | replace(ADVANTAGES, coefficient=0.75).to_dict() | {"entropy_smoothed": 0.3}
+    content |= {"bonus": {"controller": "step_to_target", "state": bonus}}
+    content |= {"advantages": {"controller": "entropy_guided", "state": advantages}}
+    (tmp_path / NAME).write_text(json.dumps(content))
+    found, _, changes = load(tmp_path, control)
+    assert found["bonus"] == StepToTargetState(**asdict(STATE) | {"coefficient": 0.5, "level": 0.5})
+    assert found["advantages"] == EntropyGuidedState(0.75, step=7, entropy_smoothed=0.3)
+    assert changes == []
+
+    content["bonus"] = {"controller": "band", "state": OF_EVERY_CONTROLLER | STATE.to_dict()}
+    (tmp_path / NAME).write_text(json.dumps(content))
+    assert load(tmp_path, replace(control, bonus=BonusConfig(Linear(), BAND)))[0]["bonus"] == STATE
+
+
 def test_both_axes_and_the_diagnostic_come_back(tmp_path: Path) -> None:
     guided = EntropyGuidedController(init=0.0, target=0.2, step_size=0.05)
     control = replace(CONTROL, advantages=AdvantagesConfig(PositiveReweight(), guided))
-    saved = {"bonus": STATE, "advantages": ControllerState(0.35, step=7, entropy=0.25, band_side=1)}
+    saved = {"bonus": STATE, "advantages": EntropyGuidedState(0.35, step=7, entropy=0.25, entropy_smoothed=0.3)}
     change = EntropyChange().update(entropy=1.0, covariance=0.5)[0].update(entropy=0.9, covariance=0.4)[0]
     write(tmp_path, control=control, states=saved, change=change)
     assert load(tmp_path, control) == (saved, change, [])

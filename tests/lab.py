@@ -1,0 +1,130 @@
+"""A package as a researcher would write it, with a choice of her own on every axis, and where to put it."""
+
+import textwrap
+from pathlib import Path
+
+NAME = "entropy_lab"
+SOURCE = '''
+"""A choice on every axis of entropy control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from aent_verl.core.controllers import Controller, ControllerState, record
+from aent_verl.methods.axes import BonusForm, SampleWeight, Shaping, TokenMask
+
+
+def tsallis(logits: torch.Tensor, q: float = 2.0) -> torch.Tensor:
+    """Tsallis entropy of order q."""
+    return (1 - (logits.softmax(-1) ** q).sum(-1)) / (q - 1)
+
+
+@dataclass(frozen=True)
+class Squared(BonusForm):
+    """-lambda * strength * H^2."""
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"strength={self.strength!r} is not allowed: must be > 0")
+
+    def term(self, entropy, weigh, step, stats):
+        return weigh(-step.bonus_coefficient * self.strength * entropy**2)
+
+
+@dataclass(frozen=True)
+class Early(TokenMask):
+    """The first tokens of each response."""
+
+    tokens_kept: int = 2
+
+    def tokens(self, entropy, mask):
+        return mask & (mask.cumsum(-1) <= self.tokens_kept)
+
+
+@dataclass(frozen=True)
+class Mixed(SampleWeight):
+    """Groups with right and wrong answers alone."""
+
+    needs_accuracy: ClassVar[bool] = True
+
+    def weight(self, accuracy):
+        return ((accuracy() > 0) & (accuracy() < 1)).float()
+
+
+@dataclass(frozen=True)
+class SwingState(ControllerState):
+    direction: int = 1
+    last_turn: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swing(Controller):
+    """Up and down between 0 and a top, by one size, whatever the entropy is."""
+
+    top: float
+    size: float = 0.1
+    state_class: ClassVar[type[ControllerState]] = SwingState
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= self.top:
+            raise ValueError(f"size={self.size!r} is not allowed: must be in (0, top={self.top!r}]")
+
+    def initial_state(self):
+        return SwingState(coefficient=self.size)
+
+    def restore(self, state):
+        return replace(state, coefficient=min(state.coefficient, self.top))
+
+    def update(self, state, *, entropy, step):
+        state = record(state, entropy=entropy, step=step)
+        target = state.coefficient + state.direction * self.size
+        if 0 <= target <= self.top:
+            return replace(state, coefficient=target)
+        return replace(state, direction=-state.direction, last_turn=f"step {step}")
+
+    def metrics(self, state):
+        return {"swing_direction": float(state.direction)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centred(Shaping):
+    """Advantages less a share of their mean over the mini-batch."""
+
+    share: float = 1.0
+    has_coefficient: ClassVar[bool] = True
+    coefficient_range: ClassVar[tuple[float, float]] = (0.0, 2.0)
+
+    def minibatch_stats(self, batch, ranks):
+        kept = batch.advantages.double().masked_fill(~batch.mask, 0.0)
+        total, count = ranks.sum(torch.stack([kept.sum(), batch.mask.double().sum()])).tolist()
+        return {"mean_advantage": total / max(count, 1.0)}
+
+    def shape(self, batch, step, stats):
+        return step.advantages_coefficient * (batch.advantages - self.share * stats.shaping["mean_advantage"])
+'''
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "entropy-lab"
+version = "0.1"
+
+[tool.setuptools]
+py-modules = ["entropy_lab"]
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write the package's project into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{NAME}.py").write_text(textwrap.dedent(SOURCE).lstrip())
+    (folder / "pyproject.toml").write_text(PROJECT.lstrip())
+    return folder
