@@ -171,14 +171,13 @@ def _chosen(
     A block may hold settings of other choices of its axis, so that presets can be combined: those that are not null are
     named as without effect. Keys in ``also`` are left for the caller.
     """
-    name = block.get("name") if isinstance(block, Mapping) else None
-    kind = _from_elsewhere(f"{key}.name", str(name), interface) if ":" in str(name) else table.get(str(name))
-    own = {field.name: field for field in dataclasses.fields(kind)} if kind else {}
-    others = {field.name for each in table.values() for field in dataclasses.fields(each)}
-    values = _fields(block, key, ("name", *sorted(others | set(own)), *also))
-    if kind is None:
-        allowed = ", ".join((*table, "the package.module:Class of another"))
-        raise ValueError(f"{key}.name={name!r} is not allowed: must be one of {allowed}")
+    settings = {field.name for kind in table.values() for field in dataclasses.fields(kind)}
+    if not isinstance(block, Mapping):
+        _fields(block, key, ("name", *sorted(settings), *also))  # raises
+    name = block.get("name")
+    kind = class_named(f"{key}.name", name, table, interface)
+    own = {field.name: field for field in dataclasses.fields(kind)}
+    values = _fields(block, key, ("name", *sorted(settings | set(own)), *also))
     given = {
         setting: value for setting, value in values.items() if value is not None and setting not in ("name", *also)
     }
@@ -203,9 +202,15 @@ def _chosen(
     return choice
 
 
-def _from_elsewhere(key: str, path: str, interface: type[Any]) -> type[Any]:
-    """Import a class by its path, and check that it can stand on this axis."""
-    module, _, name = path.partition(":")
+def class_named(key: str, path: Any, table: Mapping[str, type[Any]], interface: type[Any]) -> type[Any]:
+    """Find a choice's class by its name in ``table``, or import it by its path ``package.module:Class``.
+
+    Raises:
+        ValueError: there is none, or it cannot stand on this axis; names key, value and what is allowed.
+    """
+    if ":" not in str(path):
+        return table[_one_of(key, path, (*table, "the package.module:Class of another"))]
+    module, _, name = str(path).partition(":")
     must = f"it must be the path package.module:Class of a frozen dataclass derived from {interface.__name__}"
     try:
         kind = getattr(importlib.import_module(module), name)

@@ -127,12 +127,17 @@ def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
 
 
 def _needs_accuracy(cfg: DictConfig) -> bool:
-    """Return whether the method weighs samples by the accuracy of their group."""
-    from aent_verl.methods.axes import ADVANTAGES, SAMPLE_WEIGHTS
+    """Return whether the method needs the accuracies of the samples' groups."""
+    from aent_verl.methods import axes
+    from aent_verl.methods.parsing import class_named
 
-    weight = OmegaConf.select(cfg, "entropy_control.bonus.sample_weight.name", default="uniform")
-    shaping = OmegaConf.select(cfg, "entropy_control.advantages.name", default="none")
-    return bool(SAMPLE_WEIGHTS[weight].needs_accuracy or ADVANTAGES[shaping].needs_accuracy)
+    choices: dict[str, tuple[Any, Any]] = {
+        "entropy_control.bonus.name": (axes.BONUSES, axes.BonusForm),
+        "entropy_control.bonus.sample_weight.name": (axes.SAMPLE_WEIGHTS, axes.SampleWeight),
+        "entropy_control.advantages.name": (axes.ADVANTAGES, axes.Shaping),
+    }
+    names = ((key, OmegaConf.select(cfg, key), choice) for key, choice in choices.items())
+    return any(name is not None and class_named(key, name, *choice).needs_accuracy for key, name, choice in names)
 
 
 @dataclass(frozen=True)

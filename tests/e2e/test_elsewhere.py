@@ -1,6 +1,7 @@
 """A method of another package, installed with pip, trains through the whole stack and resumes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +16,28 @@ from tests.e2e.stack import finish, start
 pytestmark = pytest.mark.slow
 
 SECONDS = 420
-SWING = "{name:'entropy_lab:Swing',top:0.35,size:0.1}"
-METHOD = [
-    "entropy_control=entreg",
-    "entropy_control.method=lab",
-    "entropy_control.functional.name=entropy_lab:tsallis",
-    "+entropy_control.functional.arguments.q=3.0",
-    "entropy_control.bonus.name=entropy_lab:Squared",
-    "+entropy_control.bonus.strength=0.5",
-    f"entropy_control.bonus.controller={SWING}",
-    "entropy_control.bonus.token_mask={name:'entropy_lab:Early',tokens_kept:2}",
-    "entropy_control.bonus.sample_weight={name:'entropy_lab:Mixed'}",
-    "entropy_control.advantages.name=entropy_lab:Centred",
-    "entropy_control.advantages.share=0.5",
-    "entropy_control.advantages.controller={name:'entropy_lab:Swing',top:1.0,size:0.25}",
-]
+PRESET = """
+# @package _global_
+defaults:
+  - base
+  - _self_
+
+entropy_control:
+  method: lab
+  functional:
+    name: entropy_lab:tsallis
+    arguments: {q: 3.0}
+  bonus:
+    name: entropy_lab:Squared
+    strength: 0.5
+    token_mask: {name: "entropy_lab:Early", tokens_kept: 2}
+    sample_weight: {name: "entropy_lab:Mixed"}
+    controller: {name: "entropy_lab:Swing", top: 0.35, size: 0.1, init: null}
+  advantages:
+    name: entropy_lab:Centred
+    share: 0.5
+    controller: {name: "entropy_lab:Swing", top: 1.0, size: 0.25, init: null}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +49,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def train(task: Path, site: Path, folder: Path, steps: int, ray: str, *more: str, command: str = "train") -> str:
+def path(site: Path) -> str:
+    return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+
+
+def train(task: Path, site: Path, folder: Path, steps: int, ray: str) -> str:
+    preset = site / "presets" / "entropy_control" / "lab.yaml"
+    preset.parent.mkdir(parents=True, exist_ok=True)
+    preset.write_text(PRESET.lstrip())
     arguments = [
-        *(sys.executable, "-m", "aent_verl.commands.main", command, "experiment=cpu_arithmetic", "run.task=null"),
+        *(sys.executable, "-m", "aent_verl.commands.main", "train", "--config-dir", str(preset.parents[1])),
+        *("experiment=cpu_arithmetic", "entropy_control=lab", "run.task=null"),
         *(f"data.train_files={task}/train.parquet", f"data.val_files={task}/validation.parquet"),
         *(f"actor_rollout_ref.model.path={task}/model", f"run.dir={folder}", f"trainer.total_training_steps={steps}"),
         *("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.save_freq=2"),
-        *("trainer.test_freq=-1", "trainer.val_before_train=false", *METHOD, *more),
+        *("trainer.test_freq=-1", "trainer.val_before_train=false"),
     ]
     log = folder.with_name(f"{folder.name}.{steps}.out")
-    return finish(start(arguments, log, RAY_TMPDIR=ray, PYTHONPATH=str(site)), log, SECONDS)
+    return finish(start(arguments, log, RAY_TMPDIR=ray, PYTHONPATH=path(site)), log, SECONDS)
 
 
 def swing(top: float, size: float, updates: int) -> list[float]:
@@ -89,6 +105,6 @@ def test_it_trains_resumes_and_logs_its_numbers(task: Path, site: Path, short_ra
 def test_whichever_is_imported_first_the_other_works(site: Path, first: str) -> None:
     code = f"import {first}, entropy_lab, verl, aent_verl.plugin.trainer; print(entropy_lab.Swing(top=1.0).size)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(site), "PATH": ""}, capture_output=True, text=True
+        [sys.executable, "-c", code], env={"PYTHONPATH": path(site), "PATH": ""}, capture_output=True, text=True
     )
     assert done.stdout.strip() == "0.1", done.stderr[-2000:]

@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from aent_verl._util import write_json
 from aent_verl.comparison.grid.plan import GridRun
+from aent_verl.core.controllers import Controller
+from aent_verl.methods.parsing import class_named
+from aent_verl.methods.settings import ADVANTAGES_CONTROLLERS, BONUS_CONTROLLERS
 from aent_verl.runs import checkpoints, last_start, provenance
 from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.protocol import EPOCHS, STEPS, differences
@@ -20,14 +23,12 @@ from aent_verl.runs.run import COMPLETE, RECORD, RECORD_FORMAT, read_record
 
 STARTED, TRAINED = "started", "trained"
 TRAIN, EVALUATE = "train", "evaluate"
-# Controllers whose coefficient depends on the length of the run.
-LENGTH_CONTROLLERS = ("linear_decay", "stage", "epoch")
 _OPTIMIZER = "actor_rollout_ref.actor.optim"
 # Settings, and which of their values have an effect at a step that depends on how many steps will follow.
 _BY_LENGTH: dict[str, Callable[[Any], bool]] = {
     "entropy_control.bonus.name": lambda name: name == "smoothed",
-    "entropy_control.bonus.controller.name": LENGTH_CONTROLLERS.__contains__,
-    "entropy_control.advantages.controller.name": LENGTH_CONTROLLERS.__contains__,
+    "entropy_control.bonus.controller.name": lambda name: asks_for_length(name, BONUS_CONTROLLERS),
+    "entropy_control.advantages.controller.name": lambda name: asks_for_length(name, ADVANTAGES_CONTROLLERS),
     f"{_OPTIMIZER}.lr_scheduler_type": lambda name: name not in (None, "constant"),
     # verl's older name for it, which wins where it is set.
     f"{_OPTIMIZER}.warmup_style": lambda name: name not in (None, "constant"),
@@ -135,6 +136,13 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
             f"first step on; {_RESULTS_HINT}"
         )
     return True
+
+
+def asks_for_length(name: Any, table: Mapping[str, type[Controller]]) -> bool:
+    """Tell whether a controller's coefficient depends on the length of the run."""
+    return (
+        name is not None and class_named("controller.name", name, table, Controller).for_run is not Controller.for_run
+    )
 
 
 def _by_length(config: DictConfig) -> list[str]:

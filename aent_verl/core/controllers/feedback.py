@@ -4,18 +4,17 @@ import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from aent_verl.core.controllers.state import (
     Controller,
     ControllerState,
+    State,
     record,
     require,
     require_finite,
     require_whole,
 )
-
-State = TypeVar("State", bound=ControllerState)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+State = TypeVar("State", bound="ControllerState")
 
 
 def is_finite(value: Any) -> bool:
@@ -118,7 +117,7 @@ class ControllerState:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Self":
+    def from_dict(cls: type[State], data: dict[str, Any]) -> State:
         """Rebuild a state from `to_dict`; fields that older state files lack take their defaults.
 
         A class from elsewhere that renames a field overrides this to read its older states.

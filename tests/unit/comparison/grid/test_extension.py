@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from aent_verl.comparison.grid.plan import GridRun
-from aent_verl.comparison.grid.record import LENGTH_CONTROLLERS
+from aent_verl.comparison.grid.record import asks_for_length
 from aent_verl.core.controllers import Schedule
 from aent_verl.methods.settings import ADVANTAGES_CONTROLLERS, BONUS_CONTROLLERS
 from aent_verl.runs import provenance
@@ -127,6 +127,7 @@ def test_other_settings_are_refused_all_the_same(tmp_path: Path):
 
 def test_all_controllers_that_go_by_the_length_of_the_run_are_known():
     every = {**BONUS_CONTROLLERS, **ADVANTAGES_CONTROLLERS}
-    assert {name for name, kind in every.items() if issubclass(kind, Schedule)} - {"constant"} == set(
-        LENGTH_CONTROLLERS
-    )
+    found = {name for name in every if asks_for_length(name, every)}
+    assert found == {"linear_decay", "stage", "epoch"}
+    assert found | {"constant"} == {name for name, kind in every.items() if issubclass(kind, Schedule)}
+    assert not asks_for_length(None, every)
