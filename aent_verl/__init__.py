@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         entropy_advantage,
         positive_reweight,
         progrpo,
+        repo_r,
         steer_change,
         steer_weight,
     )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         ConstantController,
         Controller,
         ControllerState,
+        DoublingController,
         EntropyGuidedController,
         EpochController,
         LinearDecayController,
@@ -39,12 +41,18 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__"]
 __all__ += ["clamped_entropy", "full_entropy", "linear_logprobs_and_entropy", "logprobs_and_entropy", "nucleus_entropy"]
-__all__ += ["AnchoredTargetController", "BandController", "ConstantController", "EntropyGuidedController"]
-__all__ += ["EpochController", "LinearDecayController", "StageController", "StepToTargetController"]
+__all__ += ["AnchoredTargetController", "BandController", "ConstantController", "DoublingController"]
+__all__ += [
+    "EntropyGuidedController",
+    "EpochController",
+    "LinearDecayController",
+    "StageController",
+    "StepToTargetController",
+]
 __all__ += ["Controller", "ControllerState"]
 __all__ += ["anchored_bonus", "linear_bonus", "smoothed_bonus", "smoothing_weight"]
 __all__ += ["linear_difficulty", "peak_mask", "threshold_difficulty"]
-__all__ += ["confidence", "entropy_advantage", "positive_reweight", "progrpo", "steer_change", "steer_weight"]
+__all__ += ["confidence", "entropy_advantage", "positive_reweight", "progrpo", "repo_r", "steer_change", "steer_weight"]
 # In the order in which a name is looked for: the controllers need no torch.
 _MODULES = ("controllers", "entropy", "fused", "bonus", "advantages")
 

@@ -169,6 +169,13 @@ def positive_reweight(advantages: list[float], mu: float) -> list[float]:
     return [mu * a if a > 0 else a for a in advantages]
 
 
+def repo_r(advantage: float, log_p: float, zeta: float) -> float:
+    """REPO-R, as its two cases are written."""
+    if advantage > 0:
+        return max(0.0, advantage * (1 - zeta * log_p))
+    return min(0.0, advantage * (1 + zeta * log_p))
+
+
 def steer_change(new: float, old: float, advantage: float, entropy: float) -> float:
     """STEER: (A / pi_old) pi (1 - pi) (ln pi + H); 0 where that is not finite."""
     change = advantage * math.exp(log_ratio(new, old)) * (1 - math.exp(new)) * (new + entropy)

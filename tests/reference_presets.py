@@ -139,6 +139,13 @@ def par(batch: Responses, step: StepValues) -> Tensor:
     return token_mean(batch, lambda t: (step.advantages_coefficient if t.advantage > 0 else 1.0) * ppo(t, t.advantage))
 
 
+def repo_r(batch: Responses, step: StepValues) -> Tensor:
+    def shaped(t: Token) -> float:
+        return reference.repo_r(t.advantage, t.log_p.item(), step.advantages_coefficient)
+
+    return token_mean(batch, lambda t: ppo(t, shaped(t)))
+
+
 def steer(batch: Responses, step: StepValues, high: float = 0.28, c: float = 10.0) -> Tensor:
     """The loss of each token times a weight of .8 to 1."""
     tokens = [t for each in batch for t in each]
@@ -284,6 +291,7 @@ PRESETS: dict[str, tuple[Loss, Loss]] = {
     "kl_cov": (kl_cov, no_bonus),
     "siren": (grpo, distance_to_anchor),
     "steer": (steer, no_bonus),
+    "repo_r": (repo_r, no_bonus),
     "epo": (grpo, bonus_in_window),
     "entropy_adv": (entropy_adv, no_bonus),
     "progrpo": (progrpo, no_bonus),

@@ -29,6 +29,21 @@ def positive_reweight(advantages: Tensor, mu: float) -> Tensor:
     return torch.where(a > 0, mu * a, a)
 
 
+def repo_r(advantages: Tensor, log_prob: Tensor, zeta: float) -> Tensor:
+    """Apply REPO-R (arXiv 2603.11682): ``A max(0, 1 - sign(A) zeta ln p)``; ``[B, T] -> [B, T]``.
+
+    With ``zeta > 0`` an unlikely token gains more from a positive advantage and loses less from a negative one, which
+    raises the entropy; with ``zeta < 0`` it is the reverse. A weight is never negative: an advantage keeps its sign.
+
+    Args:
+        advantages: ``A``.
+        log_prob: ``ln p`` of the sampled tokens, ``[B, T]``, nats.
+        zeta: 0 changes nothing.
+    """
+    a = at_least_fp32(advantages.detach())
+    return a * (1 - a.sign() * zeta * log_prob.detach()).clamp(min=0.0)
+
+
 def steer_change(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, entropy: Tensor, mask: Tensor) -> Tensor:
     """Estimate how each token changes the entropy, as STEER does (arXiv 2510.10150).
 

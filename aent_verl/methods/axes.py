@@ -218,6 +218,19 @@ class PositiveReweight(Shaping):
         return advantages.positive_reweight(batch.advantages, step.advantages_coefficient)
 
 
+@dataclass(frozen=True)
+class RepoR(Shaping):
+    """Advantages times a weight by the token's log-prob, which `advantages.controller` moves (REPO-R)."""
+
+    is_weight: ClassVar[bool] = True
+    has_coefficient: ClassVar[bool] = True
+    neutral_coefficient: ClassVar[float | None] = 0.0
+
+    def shape(self, batch: MicroBatch, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        """See `core.advantages.repo_r`."""
+        return advantages.repo_r(batch.advantages, batch.log_prob, step.advantages_coefficient)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steer(Shaping):
     """Less weight for tokens that change the entropy most; the largest change is that of the mini-batch (STEER)."""
@@ -301,6 +314,7 @@ SAMPLE_WEIGHTS: dict[str, type[Any]] = {
 ADVANTAGES: dict[str, type[Any]] = {
     "none": Unchanged,
     "positive_reweight": PositiveReweight,
+    "repo_r": RepoR,
     "steer": Steer,
     "entropy_adv": EntropyAdvantage,
     "progrpo": ProGRPO,

@@ -31,6 +31,7 @@ ADVANTAGES_CONTROLLERS: dict[str, type[Controller]] = {
     "stage": controllers.StageController,
     "epoch": controllers.EpochController,
     "entropy_guided": controllers.EntropyGuidedController,
+    "doubling": controllers.DoublingController,
 }
 NO_SHAPING = ConstantController(init=1.0)
 ALL_TOKENS, UNIFORM = axes.AllTokens(), axes.Uniform()

@@ -15,6 +15,7 @@ from aent_verl.core.controllers import (
     BandController,
     ConstantController,
     Controller,
+    DoublingController,
     EntropyGuidedController,
     EpochController,
     LinearDecayController,
@@ -29,6 +30,7 @@ from aent_verl.methods.axes import (
     PeakTokens,
     PositiveReweight,
     ProGRPO,
+    RepoR,
     Smoothed,
     Steer,
     Unchanged,
@@ -59,7 +61,7 @@ def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: 
 
 def test_presets_are_what_the_docs_promise() -> None:
     family = "grpo entreg aent skywork aer par_stage par_epoch par_entropy clip_cov kl_cov siren steer epo entropy_adv"
-    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay"}
+    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay", "repo_r"}
     assert {"cpu_arithmetic", "qwen2.5_math_1.5b_math", "r1_distill_qwen_1.5b_openr1"} <= set(EXPERIMENTS)
 
 
@@ -98,7 +100,7 @@ def test_presets_are_short_and_start_with_what_they_are(path: Path) -> None:
         assert len(lines) <= 20
         assert f"entropy_control={path.stem}" in "\n".join(lines[:4])
         assert "arXiv" in lines[1] or path.stem in ("grpo", "entreg", "linear_decay")
-    if path.stem in ("aer", "progrpo"):
+    if path.stem in ("aer", "progrpo", "repo_r"):
         assert "reconstructed" in lines[1]
 
 
@@ -144,6 +146,7 @@ def test_bonus_of_the_presets_is_the_published_one(
         ("par_epoch", PositiveReweight(), EpochController()),
         ("par_entropy", PositiveReweight(), EntropyGuidedController(init=0.0, target=0.2, step_size=0.05)),
         ("steer", Steer(w_min=0.8, floor=0.02), ConstantController(init=1.0)),
+        ("repo_r", RepoR(), DoublingController(init=0.01, target=0.2, min=0.001, max=0.1)),
         ("entropy_adv", EntropyAdvantage(scale=0.4, kappa=1.0), ConstantController(init=1.0)),
         ("progrpo", ProGRPO(scale=0.1, share=0.2), ConstantController(init=1.0)),
     ],

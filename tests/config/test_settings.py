@@ -52,6 +52,10 @@ ACTOR = "actor_rollout_ref.actor"
             r"bonus\.sample_weight\.threshold=2 .*in \[0, 1\]",
         ),
         (["entropy_control.advantages.name=x"], r"entropy_control\.advantages\.name='x' .*none, positive_reweight"),
+        (
+            ["entropy_control=repo_r", "entropy_control.advantages.controller.min=0"],
+            r"advantages\.controller\.min=0 .*> 0",
+        ),
         (["entropy_control=steer", "entropy_control.advantages.w_min=0"], r"advantages\.w_min=0 .*in \(0, 1\]"),
         (["entropy_control=steer", "entropy_control.advantages.floor=0"], r"advantages\.floor=0 .*> 0"),
         (["entropy_control=entropy_adv", "entropy_control.advantages.scale=-1"], r"advantages\.scale=-1 .*>= 0"),

@@ -29,7 +29,7 @@ OWN = {
     "kl_cov": {"chosen_tokens", "eligible_tokens", "covariance_q01", "covariance_q50", "covariance_q99"},
     "steer": {"largest_change"},
 }
-SHAPES = {"par_stage", "par_epoch", "par_entropy", "steer", "entropy_adv"}
+SHAPES = {"par_stage", "par_epoch", "par_entropy", "repo_r", "steer", "entropy_adv"}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ value in force for the next training step: after ``update(step=k)``, the one of 
 from aent_verl.core.controllers.feedback import (
     AnchoredTargetController,
     BandController,
+    DoublingController,
     EntropyGuidedController,
     EntropyGuidedState,
     StepToTargetController,
@@ -30,6 +31,7 @@ __all__ = [
     "ConstantController",
     "Controller",
     "ControllerState",
+    "DoublingController",
     "EntropyGuidedController",
     "EntropyGuidedState",
     "EpochController",

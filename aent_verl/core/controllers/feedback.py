@@ -254,6 +254,64 @@ def _initial_entropy(state: ControllerState) -> float:
     return state.initial_entropy
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoublingController(Controller):
+    """REPO-R's controller (arXiv 2603.11682): a coefficient of either sign that doubles, halves and changes sign.
+
+    A positive coefficient raises the entropy, a negative one lowers it. With ``H < target`` a positive one doubles, up
+    to ``max``, and a negative one is halved; one that would come nearer to 0 than ``min`` becomes ``+min``. With
+    ``H >= target`` it is the reverse. Sources give the rule and ``init``; target, ``min`` and ``max`` are ours.
+
+    Attributes:
+        init: coefficient before the first update; its absolute value in ``[min, max]``.
+        target: nats, >= 0.
+        min: smallest absolute value, > 0.
+        max: largest absolute value, >= ``min``.
+
+    Raises:
+        ValueError: a value outside its range; the message names key, value and range.
+    """
+
+    init: float
+    target: float
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        require_finite(init=self.init, target=self.target, min=self.min, max=self.max)
+        require("target", self.target, self.target >= 0, ">= 0 nats")
+        require("min", self.min, self.min > 0, "> 0")
+        require("max", self.max, self.max >= self.min, f">= min={self.min!r}")
+        inside = self.min <= abs(self.init) <= self.max
+        require("init", self.init, inside, f"in [{self.min!r}, {self.max!r}], or the same below 0")
+
+    def initial_state(self) -> ControllerState:
+        """Return the state before the first step."""
+        return ControllerState(coefficient=self.init, at_bound=abs(self.init) == self.max)
+
+    def restore(self, state: ControllerState) -> ControllerState:
+        """Fit a saved state to this controller's settings: the absolute value is brought into ``[min, max]``."""
+        size = min(max(abs(state.coefficient), self.min), self.max)
+        coefficient = math.copysign(size, state.coefficient)
+        return dataclasses.replace(state, coefficient=coefficient, at_bound=size == self.max)
+
+    def update(self, state: ControllerState, *, entropy: float, step: int) -> ControllerState:
+        """One step of the rule above with ``entropy`` in nats; one that is not finite is only counted."""
+        state = record(state, entropy=entropy, step=step)
+        if not math.isfinite(entropy):
+            return state
+        wanted = 1.0 if entropy < self.target else -1.0
+        size = abs(state.coefficient)
+        if state.coefficient * wanted > 0:
+            coefficient = wanted * min(2 * size, self.max)
+        else:
+            coefficient = -wanted * size / 2 if size / 2 >= self.min else wanted * self.min
+        hit = abs(coefficient) == self.max
+        return dataclasses.replace(
+            state, coefficient=coefficient, band_side=-int(wanted), at_bound=hit, bound_hits=state.bound_hits + hit
+        )
+
+
 @dataclass(frozen=True)
 class EntropyGuidedState(ControllerState):
     """The state of `EntropyGuidedController`.

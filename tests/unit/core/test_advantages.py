@@ -11,6 +11,7 @@ from aent_verl.core.advantages import (
     entropy_advantage,
     positive_reweight,
     progrpo,
+    repo_r,
     steer_change,
     steer_weight,
 )
@@ -48,6 +49,30 @@ def test_positive_reweight_is_the_definition(mu: float) -> None:
     shaped = positive_reweight(a.requires_grad_(), mu)
     assert shaped.tolist() == expected
     assert not shaped.requires_grad
+
+
+@pytest.mark.parametrize("zeta", [0.0, 0.05, 0.7, -0.05, -0.7])
+def test_repo_r_is_the_definition(zeta: float) -> None:
+    a, log_p = draw(0), -3 * draw(1).abs()
+    a[0, 0] = 0.0
+    expected = [
+        [reference.repo_r(x, y, zeta) for x, y in zip(*rows, strict=True)]
+        for rows in zip(a.tolist(), log_p.tolist(), strict=True)
+    ]
+    shaped = repo_r(a.requires_grad_(), log_p.requires_grad_(), zeta)
+    torch.testing.assert_close(shaped, torch.tensor(expected, dtype=shaped.dtype), rtol=1e-14, atol=0)
+    assert not shaped.requires_grad
+    # No advantage changes its sign; a large coefficient turns some into 0.
+    assert (shaped * a >= 0).all()
+    assert (shaped == 0).sum() == 1 or abs(zeta) > 0.5
+
+
+def test_repo_r_raises_the_entropy_with_a_positive_coefficient() -> None:
+    """Of two tokens with equal advantages the unlikely one gains more; of two with negative ones it loses less."""
+    a, log_p = torch.tensor([[1.0, 1.0, -1.0, -1.0]]), torch.tensor([[-0.1, -4.0, -0.1, -4.0]])
+    up, down = (repo_r(a, log_p, zeta)[0].tolist() for zeta in (0.1, -0.1))
+    assert up[1] > up[0] > 1 > -up[2] > -up[3]
+    assert down[1] < down[0] < 1 < -down[2] < -down[3]
 
 
 def test_positive_reweight_of_one_is_grpo() -> None:

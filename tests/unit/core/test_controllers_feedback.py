@@ -12,6 +12,7 @@ from aent_verl.core.controllers import (
     BandController,
     Controller,
     ControllerState,
+    DoublingController,
     EntropyGuidedController,
     StepToTargetController,
     StepToTargetState,
@@ -166,6 +167,50 @@ def test_entropy_guided_steps_down_while_low_and_up_otherwise() -> None:
     assert [state.coefficient for state in seen] == pytest.approx([0.05, 0.1, 0.05, 0.0, 0.0, 0.05], abs=1e-15)
     assert [state.band_side for state in seen] == [1, 1, -1, -1, -1, 1]
     assert [state.bound_hits for state in seen] == [0, 0, 0, 1, 2, 2]
+
+
+DOUBLING: dict[str, Any] = {"init": 0.1, "target": 1.0, "min": 0.04, "max": 0.5}
+
+
+def test_doubling_doubles_halves_and_changes_sign() -> None:
+    low, high = 0.5, 1.5
+    seen = states(
+        DoublingController(**DOUBLING), [low, low, low, high, high, high, high, math.nan, high, low, low, low]
+    )
+    # .2 .4 .5; .25 .125 .0625, then half of it is below min: -.04; lost; -.08; -.04, +.04, +.08
+    expected = [0.2, 0.4, 0.5, 0.25, 0.125, 0.0625, -0.04, -0.04, -0.08, -0.04, 0.04, 0.08]
+    assert [state.coefficient for state in seen] == pytest.approx(expected, abs=1e-15)
+    assert [state.band_side for state in seen] == [-1, -1, -1, 1, 1, 1, 1, 1, 1, -1, -1, -1]
+    assert [state.at_bound for state in seen] == [False, False, True] + [False] * 9
+    assert seen[-1].bound_hits == 1
+    assert states(DoublingController(**DOUBLING), [1.0])[0].coefficient == 0.05
+
+
+def test_a_restored_doubling_coefficient_keeps_its_sign() -> None:
+    controller = DoublingController(**DOUBLING)
+    for saved, expected in ((-0.9, -0.5), (-0.01, -0.04), (0.3, 0.3)):
+        state = ControllerState(saved, step=4, entropy=1.2, band_side=1)
+        assert controller.restore(state) == dataclasses.replace(
+            state, coefficient=expected, at_bound=abs(expected) == 0.5
+        )
+    assert DoublingController(**(DOUBLING | {"init": -0.1})).initial_state().coefficient == -0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": 0.01}, r"init=0\.01 .* in \[0\.04, 0\.5\], or the same below 0"),
+        ({"init": -0.6}, r"init=-0\.6 .* in \[0\.04, 0\.5\]"),
+        ({"min": 0.0}, r"min=0\.0 .* > 0"),
+        ({"max": 0.03}, r"max=0\.03 .* >= min=0\.04"),
+        ({"target": -1.0}, r"target=-1\.0 .* >= 0 nats"),
+        *(({key: math.nan}, f"{key}=nan .* finite number") for key in DOUBLING),
+    ],
+    ids=str,
+)
+def test_invalid_settings_of_doubling(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        DoublingController(**(DOUBLING | change))
 
 
 def test_entropy_guided_with_smoothing_compares_the_moving_average() -> None:

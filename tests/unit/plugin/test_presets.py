@@ -118,6 +118,7 @@ SWITCHED_OFF: dict[str, tuple[dict[str, Any], StepValues, dict[str, float]]] = {
     **{preset: ({}, replace(OFF, advantages_coefficient=1.0), {}) for preset in PAR},
     "clip_cov": ({"policy_loss.clip_cov_lb": 4.99}, OFF, {"clip_ratio": 1.0, "clip_ratio_c": 1e9}),
     "kl_cov": ({"policy_loss.ppo_kl_coef": 0.0}, OFF, {"clip_ratio": 1e9, "clip_ratio_c": 1e9}),
+    "repo_r": ({}, replace(OFF, advantages_coefficient=0.0), {}),
     "steer": ({"advantages.w_min": 1.0}, OFF, {"clip_ratio": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0}),
     "entropy_adv": ({"advantages.scale": 0.0}, OFF, {}),
     "progrpo": ({"advantages.scale": 0.0}, OFF, {"clip_ratio": 0.2, "clip_ratio_high": 0.28}),
