@@ -13,7 +13,14 @@ import torch.multiprocessing as mp
 
 from aent_verl.methods.step import MiniBatchStats, StepValues
 from aent_verl.plugin.micro_batch import CHOSEN, VerlMicroBatch, minibatch_stats
-from aent_verl.plugin.minibatch_stats import StatsPass, gathered, gathered_of_any_length, initial_entropy, summed
+from aent_verl.plugin.minibatch_stats import (
+    GroupRanks,
+    StatsPass,
+    gathered,
+    gathered_of_any_length,
+    initial_entropy,
+    summed,
+)
 from tests import preset_harness as harness
 from tests import reference, reference_presets
 from tests.preset_harness import Sequence
@@ -61,6 +68,7 @@ def _rank(rank: int, folder: str, configs: dict[str, Any]) -> None:
     mine = torch.arange(3.0) + 10 * rank
     helpers = {
         "summed": summed(mine.clone(), None),
+        "of ranks": (GroupRanks(None).sum(mine), GroupRanks(None).max(-mine), mine),
         "gathered": gathered(torch.stack([mine, -mine], 1)[:, 0], None),
         "any": gathered_of_any_length(torch.arange(1, 2 + 3 * rank), None),
         "one is empty": gathered_of_any_length(torch.ones(2 * rank, dtype=torch.float64), None),
@@ -183,8 +191,12 @@ def test_two_ranks_find_what_one_does(
 
 @pytest.mark.slow
 def test_values_of_all_ranks_come_to_each_of_them(two_ranks: list[Any]) -> None:
+    # What a method hands over stays as it is.
+    assert [helpers["of ranks"][2].tolist() for _, helpers in two_ranks] == [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]
     for _, helpers in two_ranks:
         assert helpers["summed"].tolist() == [10.0, 12.0, 14.0]
+        total, largest, _ = helpers["of ranks"]
+        assert (total.tolist(), largest.tolist()) == ([10.0, 12.0, 14.0], [0.0, -1.0, -2.0])
         assert helpers["gathered"].tolist() == [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]
         assert helpers["any"].tolist() == [1, 1, 2, 3, 4]
         assert helpers["any"].dtype == torch.int64
