@@ -172,13 +172,18 @@ def to_verl(sequences: list[Sequence], step: Any, whole: list[Sequence] | None =
 
 def model_output(config: Any, data: TensorDict, logits: Tensor) -> dict[str, Tensor]:
     """What our engine returns for logits ``[total tokens, V]`` of ``data``."""
+    from aent_verl.core.custom import logprobs_and_custom_entropy
     from aent_verl.core.fused import logprobs_and_entropy
     from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, REMOVED_MASS
 
     ids = data["input_ids"]
     labels = torch.roll(ids.values(), -1)
-    functional = config.entropy_control.functional.arguments()
-    log_probs, entropy, statistics = logprobs_and_entropy(logits, labels, statistics=True, **functional)
+    functional = config.entropy_control.functional
+    if functional.function is not None:
+        result = logprobs_and_custom_entropy(logits, labels, functional.function)
+    else:
+        result = logprobs_and_entropy(logits, labels, statistics=True, **functional.arguments())
+    log_probs, entropy, statistics = result
     values = {"log_probs": log_probs, ENTROPY: entropy}
     values |= {ENTROPY_FULL: statistics["entropy_full"], REMOVED_MASS: statistics["removed_mass"]}
     return {key: torch.nested.nested_tensor_from_jagged(value, ids.offsets()) for key, value in values.items()}

@@ -62,6 +62,26 @@ def nucleus_entropy_row(logits: list[float], top_p: float, most: int) -> float:
     return entropy_of(softmax_of(ordered[:kept])) if kept else 0.0
 
 
+def tre_set(logits: list[float], top_p: float) -> list[int]:
+    """TRE: the likeliest tokens until they have ``top_p`` together, and those tied with the last."""
+    p = softmax_of(logits)
+    order = sorted(range(len(p)), key=lambda v: -p[v])
+    mass, last = 0.0, order[-1]
+    for v in order:
+        mass += p[v]
+        if mass >= top_p:
+            last = v
+            break
+    return [v for v in range(len(p)) if logits[v] >= logits[last]]
+
+
+def tre_entropy_row(logits: list[float], top_p: float) -> float:
+    kept = tre_set(logits, top_p)
+    if len(kept) == 1:
+        return 0.0
+    return math.log(len(logits)) / math.log(len(kept)) * entropy_of(softmax_of([logits[v] for v in kept]))
+
+
 def topk_clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:
     """AEnt's entropy as its authors compute it: top-k of a copy on the CPU, a Boolean mask, a softmax; [N, V] -> [N].
 

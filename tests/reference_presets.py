@@ -228,6 +228,14 @@ def clamped_bonus(batch: Responses, step: StepValues) -> Tensor:
     return -step.bonus_coefficient * token_mean(batch, lambda t: t.clamped)
 
 
+def tre_bonus(batch: Responses, step: StepValues) -> Tensor:
+    def entropy(t: Token) -> Tensor:
+        kept = reference.tre_set(t.row.tolist(), 0.99)
+        return t.entropy(kept) * math.log(len(t.row)) / math.log(max(2, len(kept)))
+
+    return -step.bonus_coefficient * token_mean(batch, entropy)
+
+
 def peaks(entropies: list[Tensor]) -> list[bool]:
     values = [h.item() for h in entropies]
     return reference.peak_mask([values], [[True] * len(values)], 0.8)[0]
@@ -282,6 +290,7 @@ PRESETS: dict[str, tuple[Loss, Loss]] = {
     "grpo": (grpo, no_bonus),
     "entreg": (grpo, full_bonus),
     "aent": (grpo, clamped_bonus),
+    "tre": (grpo, tre_bonus),
     "skywork": (grpo, full_bonus),
     "aer": (grpo, bonus_by_difficulty),
     "par_stage": (par, no_bonus),

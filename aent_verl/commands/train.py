@@ -23,8 +23,8 @@ Train with verl and entropy control. Settings are Hydra overrides; every key of 
       actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B-Instruct ...   your own data and model, on GPUs
 
 Choices: experiment=NAME  platform=cpu
-         entropy_control=grpo|entreg|aent|skywork|aer|siren|epo|par_stage|par_epoch|par_entropy|repo_r|steer|
-                         entropy_adv|progrpo|clip_cov|kl_cov|clip_higher|linear_decay
+         entropy_control=grpo|entreg|aent|tre|skywork|aer|siren|epo|par_stage|par_epoch|par_entropy|repo_r|
+                         steer|entropy_adv|progrpo|clip_cov|kl_cov|clip_higher|linear_decay
          entropy_control/functional=full|clamped|nucleus  entropy_control/controller=constant|band|step_to_target|...
          and the other axes: docs/methods.md has the methods in a table, docs/configuration.md all settings
 Show the composed config without running: --cfg job [--resolve]    more of Hydra: --hydra-help

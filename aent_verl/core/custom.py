@@ -52,10 +52,13 @@ def logprobs_and_custom_entropy(
     size = tokens_per_chunk(logits.shape[0], 4 * logits.shape[1], _CHUNK_BYTES, chunk_size)
 
     def rows(z: Tensor, t: Tensor | float) -> Tensor:
-        values = function(at_least_fp32(z) / t)
+        z = at_least_fp32(z) / t
+        # Without these a row outside the loss, whose gradient is 0, would get 0 times NaN from autograd.
+        bad = ~z.detach().amax(-1).isfinite()
+        values = function(z.masked_fill(bad.unsqueeze(-1), 0.0))
         if values.shape != z.shape[:1]:
             raise ValueError(f"the functional returned shape {list(values.shape)} for logits {list(z.shape)}")
-        return values
+        return values.masked_fill(bad, math.nan)
 
     count = max(1, math.ceil(logits.shape[0] / size))
     # chunk, not slices: the backward pass of a slice is a tensor of all logits' size.

@@ -16,7 +16,13 @@ enters sums and gradient with the share ``r / n``: the count is exact, and the o
 probability *including* it is below ``top_p``, so that the token which crosses is left out, and at most 10,000 tokens
 are. Value, gradient and the sharing of ties at the boundary are the clamped entropy's on this other set; where nothing
 is kept, because one token alone has ``top_p``, entropy and gradient are 0.
+
+*TRE* (arXiv 2602.03635): ``S`` holds the likeliest tokens up to the one with which their probability reaches ``top_p``,
+and all that are tied with it; the entropy is ``log V / log |S|`` times that of the softmax over ``S``, and 0
+where ``S`` is one token. ``S`` carries no gradient.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -139,6 +145,25 @@ def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
     # Rows without a nucleus are computed with every token kept, so that no NaN arises in their backward pass.
     entropy = restricted_entropy(logits, keep.masked_fill(nothing.unsqueeze(-1), 1.0))
     return entropy.masked_fill(nothing & ~entropy.isnan(), 0.0)
+
+
+def tre_entropy(logits: Tensor, top_p: float) -> Tensor:
+    """Compute TRE's entropy (arXiv 2602.03635) in nats, in ``[0, log V]``; ``[..., V] -> [...]``, differentiable.
+
+    See the module's docstring for the definition.
+
+    Raises:
+        ValueError: ``top_p`` outside ``(0, 1)``.
+    """
+    check_top_p(top_p)
+    z = at_least_fp32(logits.detach())
+    ordered = z.sort(-1, descending=True).values
+    mass = (ordered - ordered[..., :1]).exp().cumsum(-1, dtype=torch.float64)
+    before = (mass < top_p * mass[..., -1:]).sum(-1, keepdim=True).clamp(max=z.shape[-1] - 1)
+    keep = (z >= ordered.gather(-1, before)).to(z.dtype)
+    # Of one token the entropy is 0, whatever it is multiplied by.
+    scale = math.log(z.shape[-1]) / keep.sum(-1).clamp(min=2.0).log()
+    return scale * restricted_entropy(logits, keep)
 
 
 def clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:

@@ -61,7 +61,7 @@ def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: 
 
 def test_presets_are_what_the_docs_promise() -> None:
     family = "grpo entreg aent skywork aer par_stage par_epoch par_entropy clip_cov kl_cov siren steer epo entropy_adv"
-    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay", "repo_r"}
+    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay", "repo_r", "tre"}
     assert {"cpu_arithmetic", "qwen2.5_math_1.5b_math", "r1_distill_qwen_1.5b_openr1"} <= set(EXPERIMENTS)
 
 
@@ -119,6 +119,7 @@ OFF = ConstantController(init=0.0)
     ("preset", "functional", "form", "controller"),
     [
         ("entreg", "full", Linear(), ConstantController(init=0.001)),
+        ("tre", "aent_verl.core.entropy:tre_entropy(top_p=0.99)", Linear(), ConstantController(init=0.001)),
         ("skywork", "full", Linear(), StepToTargetController(init=0.0, target=0.2, step_size=1e-4, min=0.0, max=0.005)),
         ("aer", "full", Linear(), AnchoredTargetController(init=0.0, tau=0.4, eta=1e-3, min=0.0, max=0.01)),
         ("siren", "nucleus(top_p=0.8)", Anchored(), ConstantController(init=0.005)),

@@ -1,5 +1,6 @@
 """A custom functional: the fused op's log-probs and statistics, its own value and gradient, in chunks."""
 
+import math
 from functools import partial
 
 import pytest
@@ -66,3 +67,15 @@ def test_a_result_of_another_shape_is_named() -> None:
     logits, labels, _ = batch()
     with pytest.raises(ValueError, match=r"returned shape \[7, 11\] for logits \[7, 11\]"):
         logprobs_and_custom_entropy(logits, labels, lambda z: z)
+
+
+@pytest.mark.parametrize("kind", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_a_distribution_is_nan_and_has_no_gradient_that_nobody_asks_for(kind: float) -> None:
+    z = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    z[2] = kind
+    z.requires_grad_()
+    _, entropy, _ = logprobs_and_custom_entropy(z, torch.zeros(4, dtype=torch.long), partial(tsallis, q=2))  # type: ignore[misc]
+    assert entropy.isnan().tolist() == [False, False, True, False]
+    (gradient,) = torch.autograd.grad(entropy[[0, 1, 3]].sum(), z)
+    assert not gradient[2].any()
+    assert gradient[[0, 1, 3]].abs().sum() > 0

@@ -14,6 +14,7 @@ from aent_verl.core.entropy import (
     nucleus_entropy,
     nucleus_share,
     removed_mass,
+    tre_entropy,
 )
 from tests import reference
 
@@ -181,6 +182,37 @@ def test_nucleus_entropy_is_the_definition(kind: str, top_p: float) -> None:
     z = rows(kind)
     expected = [reference.nucleus_entropy_row(row, top_p, 10_000) for row in z.tolist()]
     assert nucleus_entropy(z, top_p).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_p", [0.3, 0.8, 0.99])
+def test_tre_entropy_is_the_definition(kind: str, top_p: float) -> None:
+    z = rows(kind)
+    expected = [reference.tre_entropy_row(row, top_p) for row in z.tolist()]
+    assert tre_entropy(z, top_p).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.99])
+def test_tre_entropy_has_its_gradient(top_p: float) -> None:
+    z = torch.randn(5, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: tre_entropy(x, top_p), z)
+
+
+def test_tre_entropy_at_its_ends() -> None:
+    z = torch.zeros(4, 37, dtype=torch.float64)
+    z[1, 5] = 50.0
+    z[2, 3:5] = 50.0
+    z[3, 7] = math.nan
+    z.requires_grad_()
+    entropy = tre_entropy(z, 0.9)
+    # All tokens equal, one alone, two that share everything.
+    assert entropy[:3].tolist() == pytest.approx([math.log(37), 0.0, math.log(37)])
+    assert entropy[3].isnan()
+    (gradient,) = torch.autograd.grad(entropy[:3].sum(), z)
+    assert gradient[:3].isfinite().all()
+    assert not gradient[1].any()
+    with pytest.raises(ValueError, match=r"top_p=1\.0 is outside"):
+        tre_entropy(z, 1.0)
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1.0, math.nan])

@@ -110,7 +110,7 @@ def test_loss_and_gradient_are_the_definitions(name: str, parts: str, batch: lis
     assert (gain == 0) == (values_for(name).bonus_coefficient == 0)
 
 
-BONUSES = ("entreg", "aent", "skywork", "aer", "siren", "epo", "linear_decay")
+BONUSES = ("entreg", "aent", "tre", "skywork", "aer", "siren", "epo", "linear_decay")
 PAR = ("par_stage", "par_epoch", "par_entropy")
 # The preset with its method switched off, and the stock loss that this is.
 SWITCHED_OFF: dict[str, tuple[dict[str, Any], StepValues, dict[str, float]]] = {
