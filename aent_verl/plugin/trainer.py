@@ -213,7 +213,11 @@ class EntropyControlMixin(PPOTrainer):
         self._entropy_change, change, estimate = self._entropy_change.update(
             entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
         )
-        about = {
+        about: dict[str, Any] = {}
+        for axis, controller in self._controllers.items():
+            prefix = "aent/" if axis == "bonus" else f"aent/{axis}_"
+            about |= {prefix + name: value for name, value in controller.metrics(before[axis]).items()}
+        about |= {
             "aent/coefficient": sent.bonus_coefficient,
             "aent/coefficient_next": new.coefficient,
             "aent/coefficient_at_bound": float(new.at_bound),
@@ -226,9 +230,6 @@ class EntropyControlMixin(PPOTrainer):
             "aent/entropy_change": change,
             "aent/entropy_change_linear": estimate,
         }
-        for axis, controller in self._controllers.items():
-            prefix = "aent/" if axis == "bonus" else f"aent/{axis}_"
-            about |= {prefix + name: value for name, value in controller.metrics(before[axis]).items()}
         return {key: value for key, value in about.items() if value is not None}
 
     def _save_checkpoint(self) -> None:
