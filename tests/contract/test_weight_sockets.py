@@ -59,6 +59,7 @@ def test_both_ends_have_the_mark_of_the_run(marked: str):
         assert receiver() == rollout.zmq_handle
 
 
+@pytest.mark.slow
 def test_the_server_tells_vllm_the_job_that_the_sender_names():
     fact = in_source(
         f"{VLLM}.vllm_async_server:vLLMHttpServer.__init__",

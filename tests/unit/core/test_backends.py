@@ -112,6 +112,7 @@ def overwritten_too_early(case: str, kernel: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["by whoever made them", "twice"])
 def test_autograd_notices_what_a_kernel_overwrites(worker: ProcessPoolExecutor, case: str) -> None:
     for found in (
@@ -156,7 +157,6 @@ def test_triton_is_chosen_on_cuda_alone_and_can_be_turned_off(monkeypatch: pytes
     assert isinstance(backends.choose(logits, Everything(), False, None, "auto"), InChunks)
 
 
-LOW_PRECISION = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)]
 BAD = ("nan", "-nan", "inf", "two inf", "nan and inf", "all -inf", "all nan")
 
 
@@ -183,7 +183,8 @@ def on_bad_rows(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Tenso
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("settings", FUNCTIONALS, ids=str)
 def test_a_row_that_is_not_a_distribution_is_nan_in_every_number_and_backend(
     worker: ProcessPoolExecutor, settings: dict[str, Any], dtype: torch.dtype

@@ -98,7 +98,7 @@ def test_the_batch_holds_what_it_should(batch: list[Sequence]) -> None:
     assert choose_random(priorities, [0.1 < value < 5 for value in values], sum(dropped)) != dropped
 
 
-@pytest.mark.parametrize("parts", ["1", "12", "dynamic"])
+@pytest.mark.parametrize("parts", ["1", pytest.param("12", marks=pytest.mark.slow), "dynamic"])
 @pytest.mark.parametrize("name", reference.PRESETS)
 def test_loss_and_gradient_are_the_definitions(name: str, parts: str, batch: list[Sequence]) -> None:
     outcome = harness.run(shipped(name), batch, values_for(name), PARTS[parts])
