@@ -61,7 +61,7 @@ def actor_config(*, entropy_control: Any, **settings: Any) -> EntropyControlActo
     _check_trainer(verl_settings, kernel=entropy_control.get("kernel"))
     control = parse(entropy_control)
     _check_rollout(verl_settings, control)
-    _check_actor(settings, control)
+    _check_actor(settings, control, device=verl_settings.get("device"))
     _check_ulysses(settings, attention=str(verl_settings.get("attention", "flash_attention_2")))
     _check_policy_loss(settings, control, verl_settings)
     _check_bonus_aggregation(settings, control)
@@ -104,11 +104,16 @@ def _check_rollout(verl_settings: Mapping[str, Any], control: EntropyControlConf
         )
 
 
-def _check_actor(settings: Mapping[str, Any], control: EntropyControlConfig) -> None:
+def _check_actor(settings: Mapping[str, Any], control: EntropyControlConfig, *, device: Any) -> None:
     """Refuse actor settings that would bypass or duplicate entropy control."""
     strategy = settings.get("strategy")
     if strategy not in STRATEGIES:
         raise ValueError(f"{ACTOR}.strategy={strategy!r} is not allowed with entropy_control: must be fsdp or fsdp2")
+    if device == "cpu" and strategy == "fsdp":
+        raise ValueError(
+            f"{ACTOR}.strategy='fsdp' is not allowed with trainer.device=cpu: verl's engine runs there as fsdp2 alone; "
+            "set it to fsdp2"
+        )
     if settings.get("entropy_coeff", 0) != 0:
         raise ValueError(
             f"{ACTOR}.entropy_coeff={settings['entropy_coeff']!r} is not allowed with entropy_control: must be 0; "

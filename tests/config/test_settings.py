@@ -86,6 +86,7 @@ ACTOR = "actor_rollout_ref.actor"
         (["trainer.v1.trainer_mode=colocate_async"], r"trainer\.v1\.trainer_mode='colocate_async' .*aent_sync"),
         (["distillation.enabled=true"], r"distillation\.enabled=True"),
         (["actor_rollout_ref.actor.strategy=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
+        (["platform=cpu", "actor_rollout_ref.actor.strategy=fsdp"], r"actor\.strategy='fsdp' .*set it to fsdp2"),
         (["model_engine=megatron"], r"actor\.strategy='megatron' .*fsdp or fsdp2"),
         (["actor_rollout_ref.actor.entropy_coeff=0.001"], r"actor\.entropy_coeff=0\.001 .*must be 0"),
         (["platform=cpu", "entropy_control.kernel=triton"], r"entropy_control\.kernel='triton' .*use auto or torch"),
