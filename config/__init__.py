@@ -5,5 +5,13 @@ Hydra imports this package before it composes; `plugin.entry_point` does so in v
 
 from omegaconf import OmegaConf
 
+from aent_verl.methods import presets
+
 # So that a platform's context length can follow the lengths of prompts and responses.
 OmegaConf.register_new_resolver("aent_verl.sum", lambda *numbers: sum(numbers), replace=True)
+# verl's configuration, and the presets of other packages.
+OmegaConf.register_new_resolver(
+    "aent_verl.search_path",
+    lambda: ["pkg://verl.trainer.config", *(f"pkg://{package}" for package in presets.packages())],
+    replace=True,
+)

@@ -117,14 +117,47 @@ build-backend = "setuptools.build_meta"
 name = "entropy-lab"
 version = "0.1"
 
+[project.entry-points."aent_verl.presets"]
+entropy_lab = "entropy_lab.presets"
+
 [tool.setuptools]
-py-modules = ["entropy_lab"]
+packages = ["entropy_lab", "entropy_lab.presets"]
+
+[tool.setuptools.package-data]
+"entropy_lab.presets" = ["entropy_control/*.yaml"]
+"""
+PRESET = """
+# @package _global_
+# A choice of another package on every axis.
+#   aent-verl train entropy_control=lab
+defaults:
+  - base
+  - _self_
+
+entropy_control:
+  method: lab
+  functional:
+    name: entropy_lab:tsallis
+    arguments: {q: 3.0}
+  bonus:
+    name: entropy_lab:Squared
+    strength: 0.5
+    token_mask: {name: "entropy_lab:Early", tokens_kept: 2}
+    sample_weight: {name: "entropy_lab:Mixed"}
+    controller: {name: "entropy_lab:Swing", top: 0.35, size: 0.1, init: null}
+  advantages:
+    name: entropy_lab:Centred
+    share: 0.5
+    controller: {name: "entropy_lab:Swing", top: 1.0, size: 0.25, init: null}
 """
 
 
 def write(folder: Path) -> Path:
     """Write the package's project into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.py").write_text(textwrap.dedent(SOURCE).lstrip())
+    presets = folder / NAME / "presets"
+    (presets / "entropy_control").mkdir(parents=True)
+    (folder / NAME / "__init__.py").write_text(textwrap.dedent(SOURCE).lstrip())
+    (presets / "__init__.py").touch()
+    (presets / "entropy_control" / "lab.yaml").write_text(PRESET.lstrip())
     (folder / "pyproject.toml").write_text(PROJECT.lstrip())
     return folder

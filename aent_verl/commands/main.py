@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from aent_verl import __version__
-from aent_verl.commands import plot, prepare, tokens
+from aent_verl.commands import methods, plot, prepare, tokens
 
 # Commands that parse their own arguments.
 SUMMARIES = {
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, summary in SUMMARIES.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for command in (plot, prepare, tokens):
+    for command in (methods, plot, prepare, tokens):
         command.add_parser(commands)
     return parser
 

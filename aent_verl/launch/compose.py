@@ -9,6 +9,8 @@ from typing import TextIO
 import hydra
 from omegaconf import DictConfig
 
+from aent_verl.methods import presets
+
 MODULE = "aent_verl._config"
 TRAINER, EVALUATION = "aent_trainer", "aent_evaluate"
 
@@ -18,7 +20,9 @@ def compose(overrides: Sequence[str], name: str = TRAINER, source: str = MODULE)
 
     Raises:
         HydraException: something does not compose.
+        ValueError: two packages announce a preset of one name.
     """
+    presets.packages()
     initialize = hydra.initialize_config_dir if os.path.isabs(source) else hydra.initialize_config_module
     with initialize(source, version_base="1.3"):
         return hydra.compose(name, overrides=list(overrides))
@@ -37,7 +41,8 @@ def run(command: str, overrides: Sequence[str], name: str, function: Callable[[D
     try:
         guard.refuse_if_disabled()
         versions.check_versions()
-    except (guard.PlugInNotActiveError, versions.VersionError) as error:
+        presets.packages()  # where Hydra composes, its error would have no text
+    except (guard.PlugInNotActiveError, versions.VersionError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     # Hydra reads the command line itself.

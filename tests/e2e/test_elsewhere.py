@@ -16,28 +16,6 @@ from tests.e2e.stack import finish, start
 pytestmark = pytest.mark.slow
 
 SECONDS = 420
-PRESET = """
-# @package _global_
-defaults:
-  - base
-  - _self_
-
-entropy_control:
-  method: lab
-  functional:
-    name: entropy_lab:tsallis
-    arguments: {q: 3.0}
-  bonus:
-    name: entropy_lab:Squared
-    strength: 0.5
-    token_mask: {name: "entropy_lab:Early", tokens_kept: 2}
-    sample_weight: {name: "entropy_lab:Mixed"}
-    controller: {name: "entropy_lab:Swing", top: 0.35, size: 0.1, init: null}
-  advantages:
-    name: entropy_lab:Centred
-    share: 0.5
-    controller: {name: "entropy_lab:Swing", top: 1.0, size: 0.25, init: null}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +32,8 @@ def path(site: Path) -> str:
 
 
 def train(task: Path, site: Path, folder: Path, steps: int, ray: str) -> str:
-    preset = site / "presets" / "entropy_control" / "lab.yaml"
-    preset.parent.mkdir(parents=True, exist_ok=True)
-    preset.write_text(PRESET.lstrip())
     arguments = [
-        *(sys.executable, "-m", "aent_verl.commands.main", "train", "--config-dir", str(preset.parents[1])),
+        *(sys.executable, "-m", "aent_verl.commands.main", "train"),
         *("experiment=cpu_arithmetic", "entropy_control=lab", "run.task=null"),
         *(f"data.train_files={task}/train.parquet", f"data.val_files={task}/validation.parquet"),
         *(f"actor_rollout_ref.model.path={task}/model", f"run.dir={folder}", f"trainer.total_training_steps={steps}"),
