@@ -29,23 +29,17 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> str:
     """Return the lists as text."""
-    from aent_verl.methods import axes, presets
-    from aent_verl.methods.settings import ADVANTAGES_CONTROLLERS, BONUS_CONTROLLERS
+    from aent_verl.methods import presets
+    from aent_verl.methods.settings import CHOICES, ROOT
 
     lines = ["presets: entropy_control=NAME"]
     for preset in presets.installed():
         source = "" if preset.package == presets.OURS else f" [{preset.package}]"
         lines.append(f"  {preset.name:<16}{preset.about}{source}")
     lines += ["", "functional: entropy_control/functional=full, clamped (clamp_p) or nucleus (top_p)"]
-    tables: dict[str, Mapping[str, type[Any]]] = {
-        "bonus": axes.BONUSES,
-        "token_mask": axes.TOKEN_MASKS,
-        "sample_weight": axes.SAMPLE_WEIGHTS,
-        "controller": BONUS_CONTROLLERS,
-        "advantages": axes.ADVANTAGES,
-        "advantages_controller": ADVANTAGES_CONTROLLERS,
-    }
-    for group, table in tables.items():
+    for block, (table, _) in CHOICES.items():
+        # What chooses in the bonus has a group of its own name: token_mask, but advantages_controller.
+        group = block.removeprefix(f"{ROOT}.").removeprefix("bonus.").replace(".", "_")
         lines += ["", f"{group}: entropy_control/{group}=NAME", *_choices(table)]
     lines += ["", "A choice of your own: its path package.module:Class as the name, see docs/methods.md"]
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -11,12 +10,11 @@ from typing import Any, cast
 from aent_verl._util import number, whole_number
 from aent_verl.core.backends import KERNELS, Kernel
 from aent_verl.core.controllers import ConstantController, Controller, LinearDecayController, Schedule
-from aent_verl.core.controllers.state import field_types
+from aent_verl.core.controllers.state import field_types, is_finite, is_whole
 from aent_verl.core.entropy import check_clamp_p, check_top_p
 from aent_verl.methods import axes
 from aent_verl.methods.settings import (
-    ADVANTAGES_CONTROLLERS,
-    BONUS_CONTROLLERS,
+    CHOICES,
     FUNCTIONALS,
     NO_SHAPING,
     ROOT,
@@ -28,11 +26,8 @@ from aent_verl.methods.settings import (
 
 # What a setting of a choice must be, by its annotation, where that says it all; a choice checks the range.
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    float: (
-        "a number",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-    ),
-    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", is_finite),
+    int: ("a whole number", is_whole),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     str: ("text", lambda value: isinstance(value, str)),
 }
@@ -114,23 +109,23 @@ def parse_functional(block: Any) -> FunctionalConfig:
 
 def _bonus(block: Any) -> BonusConfig:
     key, parts = f"{ROOT}.bonus", ("token_mask", "sample_weight", "loss_agg_mode", "controller")
-    form = _chosen(block, key, axes.BONUSES, axes.BonusForm, also=parts)
+    form = _chosen(block, key, also=parts)
     mode = block.get("loss_agg_mode")
     mask, weight = block.get("token_mask", {"name": "all"}), block.get("sample_weight", {"name": "uniform"})
     return BonusConfig(
         form=form,
-        controller=_chosen(block.get("controller"), f"{key}.controller", BONUS_CONTROLLERS, Controller),
-        token_mask=_chosen(mask, f"{key}.token_mask", axes.TOKEN_MASKS, axes.TokenMask),
-        sample_weight=_chosen(weight, f"{key}.sample_weight", axes.SAMPLE_WEIGHTS, axes.SampleWeight),
+        controller=_chosen(block.get("controller"), f"{key}.controller"),
+        token_mask=_chosen(mask, f"{key}.token_mask"),
+        sample_weight=_chosen(weight, f"{key}.sample_weight"),
         loss_agg_mode=mode and _one_of(f"{key}.loss_agg_mode", mode, LOSS_AGG_MODES),
     )
 
 
 def _advantages(block: Any) -> AdvantagesConfig:
     key = f"{ROOT}.advantages"
-    shaping = _chosen(block, key, axes.ADVANTAGES, axes.Shaping, also=("controller",))
+    shaping = _chosen(block, key, also=("controller",))
     given = block.get("controller") or {"name": "constant", "init": 1.0}
-    controller = _chosen(given, f"{key}.controller", ADVANTAGES_CONTROLLERS, Controller)
+    controller = _chosen(given, f"{key}.controller")
     if not shaping.has_coefficient and controller != NO_SHAPING:
         no_effect(f"{key}.controller", str(controller), f"{key}.name={block['name']} has no coefficient")
         controller = NO_SHAPING
@@ -163,19 +158,17 @@ def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _chosen(
-    block: Any, key: str, table: Mapping[str, type[Any]], interface: type[Any], *, also: tuple[str, ...] = ()
-) -> Any:
-    """Build the dataclass that ``block["name"]`` names, in ``table`` or by its path, from the block's other keys.
+def _chosen(block: Any, key: str, *, also: tuple[str, ...] = ()) -> Any:
+    """Build the dataclass that ``block["name"]`` names, among `CHOICES` or by its path, from the block's other keys.
 
     A block may hold settings of other choices of its axis, so that presets can be combined: those that are not null are
     named as without effect. Keys in ``also`` are left for the caller.
     """
-    settings = {field.name for kind in table.values() for field in dataclasses.fields(kind)}
+    settings = {field.name for kind in CHOICES[key][0].values() for field in dataclasses.fields(kind)}
     if not isinstance(block, Mapping):
         _fields(block, key, ("name", *sorted(settings), *also))  # raises
     name = block.get("name")
-    kind = class_named(f"{key}.name", name, table, interface)
+    kind = class_named(key, name)
     own = {field.name: field for field in dataclasses.fields(kind)}
     values = _fields(block, key, ("name", *sorted(settings | set(own)), *also))
     given = {
@@ -202,12 +195,13 @@ def _chosen(
     return choice
 
 
-def class_named(key: str, path: Any, table: Mapping[str, type[Any]], interface: type[Any]) -> type[Any]:
-    """Find a choice's class by its name in ``table``, or import it by its path ``package.module:Class``.
+def class_named(block: str, path: Any) -> type[Any]:
+    """Find the class that a block of `CHOICES` names, or import it by its path ``package.module:Class``.
 
     Raises:
         ValueError: there is none, or it cannot stand on this axis; names key, value and what is allowed.
     """
+    (table, interface), key = CHOICES[block], f"{block}.name"
     if ":" not in str(path):
         return table[_one_of(key, path, (*table, "the package.module:Class of another"))]
     module, _, name = str(path).partition(":")

@@ -11,7 +11,6 @@ own with a folder ``entropy_control`` of YAML files:
 
 import importlib.util
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import takewhile
@@ -46,28 +45,35 @@ def packages() -> list[str]:
     announced = sorted({point.value for point in entry_points(group=GROUP)})
     owners: dict[str, str] = {}
     for package in (OURS, *announced):
-        for preset in _presets(package):
-            if (other := owners.setdefault(preset.name, package)) != package:
+        for name in _files(package):
+            if (other := owners.setdefault(name, package)) != package:
                 raise ValueError(
-                    f"entropy_control={preset.name} is announced by {other} and by {package}, and Hydra would take the "
-                    f"first that it finds: uninstall one of them, or have it rename {preset.name}.yaml"
+                    f"entropy_control={name} is announced by {other} and by {package}, and Hydra would take the first "
+                    f"that it finds: uninstall one of them, or have it rename {name}.yaml"
                 )
     return announced
 
 
 def installed() -> list[Preset]:
     """List all presets, ours first; `ValueError` as `packages`."""
-    return [preset for package in (OURS, *packages()) for preset in _presets(package)]
+    return [
+        Preset(name, _about(path), package)
+        for package in (OURS, *packages())
+        for name, path in sorted(_files(package).items())
+    ]
 
 
-def _presets(package: str) -> Iterator[Preset]:
-    for path in sorted(_folder(package).glob("*.yaml")):
-        if path.stem != "base":
-            # The comment at the top, after Hydra's own and up to an indented command.
-            lines = path.read_text(encoding="utf-8").splitlines()
-            head = takewhile(lambda line: line.startswith("# "), (line for line in lines if "@package" not in line))
-            text = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line[:3] != "#  ", head))
-            yield Preset(path.stem, _SENTENCE.match(text)[0], package)  # type: ignore[index]
+def _files(package: str) -> dict[str, Path]:
+    """Find the presets' files by name."""
+    return {path.stem: path for path in _folder(package).glob("*.yaml") if path.stem != "base"}
+
+
+def _about(path: Path) -> str:
+    # The comment at the top, after Hydra's own and up to an indented command.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = takewhile(lambda line: line.startswith("# "), (line for line in lines if "@package" not in line))
+    text = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line[:3] != "#  ", head))
+    return str(_SENTENCE.match(text)[0])  # type: ignore[index]
 
 
 def _folder(package: str) -> Path:

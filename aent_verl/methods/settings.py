@@ -33,6 +33,15 @@ ADVANTAGES_CONTROLLERS: dict[str, type[Controller]] = {
     "entropy_guided": controllers.EntropyGuidedController,
     "doubling": controllers.DoublingController,
 }
+# By the block that chooses: our choices by name, and what a class from elsewhere derives from.
+CHOICES: dict[str, tuple[Mapping[str, type[Any]], type[Any]]] = {
+    f"{ROOT}.bonus": (axes.BONUSES, axes.BonusForm),
+    f"{ROOT}.bonus.token_mask": (axes.TOKEN_MASKS, axes.TokenMask),
+    f"{ROOT}.bonus.sample_weight": (axes.SAMPLE_WEIGHTS, axes.SampleWeight),
+    f"{ROOT}.bonus.controller": (BONUS_CONTROLLERS, Controller),
+    f"{ROOT}.advantages": (axes.ADVANTAGES, axes.Shaping),
+    f"{ROOT}.advantages.controller": (ADVANTAGES_CONTROLLERS, Controller),
+}
 NO_SHAPING = ConstantController(init=1.0)
 ALL_TOKENS, UNIFORM = axes.AllTokens(), axes.Uniform()
 
@@ -176,7 +185,7 @@ class EntropyControlConfig:
     @property
     def controller_names(self) -> dict[str, str]:
         """Their names in the config and in the state file."""
-        tables = {"bonus": BONUS_CONTROLLERS, "advantages": ADVANTAGES_CONTROLLERS}
+        tables = {axis: CHOICES[f"{ROOT}.{axis}.controller"][0] for axis in self.controllers}
         return {axis: name_in(tables[axis], controller) for axis, controller in self.controllers.items()}
 
     @property

@@ -128,16 +128,11 @@ def _load(cfg: DictConfig, path: Setting) -> Callable[..., Any]:
 
 def _needs_accuracy(cfg: DictConfig) -> bool:
     """Return whether the method needs the accuracies of the samples' groups."""
-    from aent_verl.methods import axes
     from aent_verl.methods.parsing import class_named
 
-    choices: dict[str, tuple[Any, Any]] = {
-        "entropy_control.bonus.name": (axes.BONUSES, axes.BonusForm),
-        "entropy_control.bonus.sample_weight.name": (axes.SAMPLE_WEIGHTS, axes.SampleWeight),
-        "entropy_control.advantages.name": (axes.ADVANTAGES, axes.Shaping),
-    }
-    names = ((key, OmegaConf.select(cfg, key), choice) for key, choice in choices.items())
-    return any(name is not None and class_named(key, name, *choice).needs_accuracy for key, name, choice in names)
+    blocks = ("entropy_control.bonus", "entropy_control.bonus.sample_weight", "entropy_control.advantages")
+    names = ((block, OmegaConf.select(cfg, f"{block}.name")) for block in blocks)
+    return any(name is not None and class_named(block, name).needs_accuracy for block, name in names)
 
 
 @dataclass(frozen=True)

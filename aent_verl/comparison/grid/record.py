@@ -15,7 +15,6 @@ from aent_verl._util import write_json
 from aent_verl.comparison.grid.plan import GridRun
 from aent_verl.core.controllers import Controller
 from aent_verl.methods.parsing import class_named
-from aent_verl.methods.settings import ADVANTAGES_CONTROLLERS, BONUS_CONTROLLERS
 from aent_verl.runs import checkpoints, last_start, provenance
 from aent_verl.runs.problems import EVALUATION
 from aent_verl.runs.protocol import EPOCHS, STEPS, differences
@@ -27,8 +26,8 @@ _OPTIMIZER = "actor_rollout_ref.actor.optim"
 # Settings, and which of their values have an effect at a step that depends on how many steps will follow.
 _BY_LENGTH: dict[str, Callable[[Any], bool]] = {
     "entropy_control.bonus.name": lambda name: name == "smoothed",
-    "entropy_control.bonus.controller.name": lambda name: asks_for_length(name, BONUS_CONTROLLERS),
-    "entropy_control.advantages.controller.name": lambda name: asks_for_length(name, ADVANTAGES_CONTROLLERS),
+    "entropy_control.bonus.controller.name": lambda name: asks_for_length("bonus", name),
+    "entropy_control.advantages.controller.name": lambda name: asks_for_length("advantages", name),
     f"{_OPTIMIZER}.lr_scheduler_type": lambda name: name not in (None, "constant"),
     # verl's older name for it, which wins where it is set.
     f"{_OPTIMIZER}.warmup_style": lambda name: name not in (None, "constant"),
@@ -138,11 +137,12 @@ def is_extended(run: GridRun, record: Mapping[str, Any]) -> bool:
     return True
 
 
-def asks_for_length(name: Any, table: Mapping[str, type[Controller]]) -> bool:
+def asks_for_length(axis: str, name: Any) -> bool:
     """Tell whether a controller's coefficient depends on the length of the run."""
-    return (
-        name is not None and class_named("controller.name", name, table, Controller).for_run is not Controller.for_run
-    )
+    if name is None:
+        return False
+    kind: type[Controller] = class_named(f"entropy_control.{axis}.controller", name)
+    return kind.for_run is not Controller.for_run
 
 
 def _by_length(config: DictConfig) -> list[str]:

@@ -127,7 +127,8 @@ def test_other_settings_are_refused_all_the_same(tmp_path: Path):
 
 def test_all_controllers_that_go_by_the_length_of_the_run_are_known():
     every = {**BONUS_CONTROLLERS, **ADVANTAGES_CONTROLLERS}
-    found = {name for name in every if asks_for_length(name, every)}
+    found = {name for name in BONUS_CONTROLLERS if asks_for_length("bonus", name)}
+    found |= {name for name in ADVANTAGES_CONTROLLERS if asks_for_length("advantages", name)}
     assert found == {"linear_decay", "stage", "epoch"}
     assert found | {"constant"} == {name for name, kind in every.items() if issubclass(kind, Schedule)}
-    assert not asks_for_length(None, every)
+    assert not asks_for_length("bonus", None)
