@@ -1,7 +1,30 @@
 """A package as a researcher would write it, with a choice of her own on every axis, and where to put it."""
 
+import inspect
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aent_verl.core.selection import Boundary, Selector, boundary_at
+
+
+@dataclass(frozen=True)
+class TopK(Selector):
+    """The k likeliest tokens: a functional of one's own in the fused op."""
+
+    k: int = 20
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k={self.k!r} is not allowed: must be at least 1")
+
+    def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary:
+        kept = min(self.k, z.shape[-1])
+        return boundary_at(z, z.topk(kept).values[:, -1:], kept, scratch)
+
 
 NAME = "entropy_lab"
 SOURCE = '''
@@ -13,8 +36,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from aent_verl.core.controllers import Controller, ControllerState, record
+from aent_verl.core.selection import Boundary, Selector, boundary_at
 from aent_verl.methods.axes import BonusForm, SampleWeight, Shaping, TokenMask
 
 
@@ -137,8 +162,8 @@ defaults:
 entropy_control:
   method: lab
   functional:
-    name: entropy_lab:tsallis
-    arguments: {q: 3.0}
+    name: entropy_lab:TopK
+    arguments: {k: 5}
   bonus:
     name: entropy_lab:Squared
     strength: 0.5
@@ -156,7 +181,8 @@ def write(folder: Path) -> Path:
     """Write the package's project into ``folder``."""
     presets = folder / NAME / "presets"
     (presets / "entropy_control").mkdir(parents=True)
-    (folder / NAME / "__init__.py").write_text(textwrap.dedent(SOURCE).lstrip())
+    source = textwrap.dedent(SOURCE).lstrip() + "\n\n" + inspect.getsource(TopK)
+    (folder / NAME / "__init__.py").write_text(source)
     (presets / "__init__.py").touch()
     (presets / "entropy_control" / "lab.yaml").write_text(PRESET.lstrip())
     (folder / "pyproject.toml").write_text(PROJECT.lstrip())

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from aent_verl.core.backends import Backend, Kernel, choose, part_of, slices, tokens_per_chunk
 from aent_verl.core.numerics import arithmetic_type
 from aent_verl.core.rows import Forward, Results, Rows
-from aent_verl.core.selection import selector
+from aent_verl.core.selection import Selector, selector
 
 Statistics = dict[str, Tensor]
 WithStatistics = tuple[Tensor, Tensor, Statistics]
@@ -32,7 +32,7 @@ def logprobs_and_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    functional: str = "full",
+    functional: str | Selector = "full",
     clamp_p: float | None = None,
     top_p: float | None = None,
     temperature: float | Tensor = 1.0,
@@ -48,7 +48,8 @@ def logprobs_and_entropy(
     Args:
         logits: fp32, bf16, fp16 or fp64, before the temperature; any strides.
         labels: int64 in ``[0, V)``.
-        functional: ``"full"``, ``"clamped"`` (AEnt, arXiv 2509.03493) or ``"nucleus"`` (SIREN, arXiv 2509.25133).
+        functional: ``"full"``, ``"clamped"`` (AEnt, arXiv 2509.03493) or ``"nucleus"`` (SIREN, arXiv 2509.25133), or a
+            `selection.Selector` of one's own.
         clamp_p: share of the vocabulary that the clamped entropy leaves out, in ``[0, 1)``.
         top_p: probability that the nucleus stays below, in ``(0, 1)``.
         temperature: one number, or one per token, ``[N]``; finite, greater than 0. Those of a tensor are not checked.
@@ -80,7 +81,7 @@ def linear_logprobs_and_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    functional: str = "full",
+    functional: str | Selector = "full",
     clamp_p: float | None = None,
     top_p: float | None = None,
     temperature: float | Tensor = 1.0,

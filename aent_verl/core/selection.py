@@ -15,9 +15,10 @@ passes' fixed cost, and CUDA's ``kthvalue`` is a radix selection already: there 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,14 +50,19 @@ class Boundary(NamedTuple):
     tied: Tensor
 
 
-class Selector(Protocol):
-    """Finds the boundary of the kept tokens in each row."""
+class Selector(ABC):
+    """Which tokens an entropy keeps: the largest logits of each row, down to a boundary.
 
+    A class from elsewhere is one more functional of the fused op, at the same cost in memory: a frozen dataclass that
+    derives from this one. It chooses a boundary, and no gradient flows through the choice.
+    """
+
+    @abstractmethod
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
-        """Return the boundary of each row, or None if every token is kept.
+        """Return the boundary of each row, see `boundary_at`, or None if every token of all rows is kept.
 
         Args:
-            z: logits in fp32 or fp64, ``[C, V]``; not changed.
+            z: logits before the temperature in fp32 or fp64, ``[C, V]``; not changed.
             scale: inverse temperature, ``[C, 1]``, or None for 1.
             scratch: same shape and dtype as ``z``; overwritten.
             dtype: type that the logits came in; its values are the candidates.
@@ -64,7 +70,7 @@ class Selector(Protocol):
 
 
 @dataclass(frozen=True)
-class Everything:
+class Everything(Selector):
     """No token is left out: the full entropy."""
 
     def boundary(self, z: Tensor, scale: Tensor | None, scratch: Tensor, dtype: torch.dtype) -> Boundary | None:
@@ -73,7 +79,7 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class WithoutSmallest:
+class WithoutSmallest(Selector):
     """AEnt's clamp: all but the ``int(V * clamp_p)`` smallest, at least one (arXiv 2509.03493)."""
 
     clamp_p: float
@@ -93,7 +99,7 @@ class WithoutSmallest:
 
 
 @dataclass(frozen=True)
-class Nucleus:
+class Nucleus(Selector):
     """SIREN's nucleus: while the cumulative probability including the token is below ``top_p`` (arXiv 2509.25133)."""
 
     top_p: float
@@ -110,22 +116,25 @@ class Nucleus:
         # Summed before it is divided: n of N equal tokens then have the fp64 number nearest n / N, no more and no less.
         kept = (x.exp().cumsum(-1, dtype=torch.float64) / normaliser < self.top_p).sum(-1, keepdim=True)
         threshold = largest.gather(-1, (kept - 1).clamp(min=0))
-        return _boundary_at(z, threshold, kept, scratch)
+        return boundary_at(z, threshold, kept, scratch)
 
 
-def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Selector:
-    """Return the selector that ``functional`` names, with its own parameter.
+def selector(functional: str | Selector, clamp_p: float | None, top_p: float | None) -> Selector:
+    """Return the selector that ``functional`` names, with its own parameter, or ``functional`` itself if it is one.
 
     Raises:
         ValueError: unknown name, a parameter that is missing, out of range, or not this functional's.
     """
     own = {"full": (), "clamped": ("clamp_p",), "nucleus": ("top_p",)}
-    if functional not in own:
-        raise ValueError(f"functional={functional!r} is not allowed: must be one of {', '.join(own)}")
+    if not isinstance(functional, Selector) and functional not in own:
+        raise ValueError(f"functional={functional!r} is not allowed: must be one of {', '.join(own)}, or a Selector")
+    uses = () if isinstance(functional, Selector) else own[functional]
     for name, value in (("clamp_p", clamp_p), ("top_p", top_p)):
-        if (value is not None) != (name in own[functional]):
+        if (value is not None) != (name in uses):
             needed = "needs a number" if value is None else f"does not use it, it must be None; got {value!r}"
             raise ValueError(f"{name}: functional={functional!r} {needed}")
+    if isinstance(functional, Selector):
+        return functional
     if clamp_p is not None:
         check_clamp_p(clamp_p)
         return WithoutSmallest(clamp_p)
@@ -138,11 +147,18 @@ def selector(functional: str, clamp_p: float | None, top_p: float | None) -> Sel
 def boundary_by_kthvalue(z: Tensor, removed: int, *, scratch: Tensor) -> Boundary:
     """Find a boundary that leaves out exactly the ``removed`` smallest of each row ``[C, V]``."""
     threshold = z.kthvalue(removed, dim=-1, keepdim=True).values
-    return _boundary_at(z, threshold, z.shape[-1] - removed, scratch)
+    return boundary_at(z, threshold, z.shape[-1] - removed, scratch)
 
 
-def _boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tensor) -> Boundary:
-    """Make the boundary at the value ``threshold`` of each row, which leaves ``kept`` tokens in; ``[C, V], [C, 1]``."""
+def boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tensor) -> Boundary:
+    """Make the boundary that keeps the ``kept`` largest of each row, the last of which has the logit ``threshold``.
+
+    Args:
+        z: logits as they came, in fp32 or fp64, ``[C, V]``.
+        threshold: a value of each row, ``[C, 1]``.
+        kept: how many tokens stay, a number or ``[C, 1]``; those tied at the threshold share what is left of it.
+        scratch: same shape and dtype as ``z``; overwritten.
+    """
     above = torch.gt(z, threshold, out=scratch).sum(-1, keepdim=True)
     equal = torch.eq(z, threshold, out=scratch).sum(-1, keepdim=True)
     tied = kept - above

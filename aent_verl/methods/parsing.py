@@ -98,10 +98,9 @@ def parse_functional(block: Any) -> FunctionalConfig:
             no_effect(f"{key}.{setting}", value, f"{key}.name={name} does not use it")
     if ":" in name:
         custom = FunctionalConfig(name, given=tuple(sorted(dict(arguments).items())))
-        # Whether it can be imported is to be known now, not in the workers.
-        assert custom.function is not None
+        custom.arguments()  # raises now, not in the workers, if it cannot be imported
         return custom
-    _one_of(f"{key}.name", name, (*FUNCTIONALS, "a function's package.module:name"))
+    _one_of(f"{key}.name", name, (*FUNCTIONALS, "the package.module:name of another"))
     if arguments:
         no_effect(f"{key}.arguments", dict(arguments), f"{key}.name={name} takes none")
     return FunctionalConfig(name, **own)

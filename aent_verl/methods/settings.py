@@ -13,6 +13,7 @@ from aent_verl.core import bonus, controllers
 from aent_verl.core.backends import Kernel
 from aent_verl.core.controllers import ConstantController, Controller
 from aent_verl.core.custom import Functional
+from aent_verl.core.selection import Selector
 from aent_verl.methods import axes
 from aent_verl.methods.micro_batch import MicroBatch
 
@@ -56,8 +57,9 @@ def name_in(table: Mapping[str, type[Any]], choice: Any) -> str:
 class FunctionalConfig:
     """``full``; ``clamped`` without the share ``clamp_p`` of lowest logits; ``nucleus`` of mass ``top_p``.
 
-    Any other ``name`` is a path ``package.module:function`` to a differentiable function of logits ``[N, V] -> [N]``,
-    called with ``given`` as keyword arguments.
+    Any other ``name`` is a path ``package.module:name``: of a differentiable function of logits ``[N, V] -> [N]``,
+    called with ``given`` as keyword arguments; or of a `core.selection.Selector`, whose settings they are, for the
+    fused op.
     """
 
     name: str
@@ -67,28 +69,36 @@ class FunctionalConfig:
 
     @property
     def function(self) -> Functional | None:
-        """The custom function with its arguments, or None for a functional of ours.
+        """The function from elsewhere with its arguments, or None where the fused op computes the functional.
 
         Raises:
-            ValueError: it cannot be imported, is not a function, or does not take these arguments.
+            ValueError: it cannot be imported, is no function or selector, or does not take these arguments.
         """
+        found = self._from_elsewhere()
+        return None if isinstance(found, Selector) else found
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments with which `core.fused` computes it."""
+        found = self._from_elsewhere()
+        return {"functional": self.name if found is None else found, "clamp_p": self.clamp_p, "top_p": self.top_p}
+
+    def _from_elsewhere(self) -> Functional | Selector | None:
         if ":" not in self.name:
             return None
         module, _, name = self.name.partition(":")
         arguments = dict(self.given)
         try:
-            function: Callable[..., Tensor] = getattr(importlib.import_module(module), name)
-            inspect.signature(function).bind(None, **arguments)
-        except (ImportError, AttributeError, TypeError) as error:
+            found: Any = getattr(importlib.import_module(module), name)
+            if isinstance(found, type) and issubclass(found, Selector):
+                return found(**arguments)
+            inspect.signature(found).bind(None, **arguments)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{ROOT}.functional.name={self.name!r} is not allowed with arguments {arguments}: {error}; it must be "
-                "the path package.module:function of a function of logits [N, V], importable on every node"
+                "the path package.module:name of a function of logits [N, V], or of a class derived from Selector (in "
+                "aent_verl.core.selection), importable on every node"
             ) from None
-        return partial(function, **arguments)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments with which `core.fused` computes one of ours."""
-        return {"functional": self.name, "clamp_p": self.clamp_p, "top_p": self.top_p}
+        return partial(found, **arguments)
 
     def __str__(self) -> str:
         own = [f"{key}={value:g}" for key in ("clamp_p", "top_p") if (value := getattr(self, key)) is not None]

@@ -14,11 +14,13 @@ from aent_verl.core.backends import ByTriton, InChunks
 from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
 from aent_verl.core.selection import Everything
 from tests.interpreter import interpret
+from tests.lab import TopK
 
 FUNCTIONALS: list[dict[str, Any]] = [
     {},
     {"functional": "clamped", "clamp_p": 0.33},
     {"functional": "nucleus", "top_p": 0.8},
+    {"functional": TopK(20)},
 ]
 
 

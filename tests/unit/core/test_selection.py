@@ -1,6 +1,7 @@
 """The boundary of the kept tokens against sorting: exact counts for every key type, with ties, -inf, signed zeros."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -196,8 +197,9 @@ def test_at_least_one_token_stays() -> None:
         ("nucleus", 0.3, 0.8, "clamp_p: functional='nucleus' does not use it"),
         ("nucleus", None, 0.0, r"top_p=0.0 is outside \(0, 1\)"),
         ("nucleus", None, 1.0, r"top_p=1.0 is outside \(0, 1\)"),
+        (selection.Everything(), 0.3, None, r"clamp_p: functional=Everything\(\) does not use it"),
     ],
 )
-def test_wrong_parameters_are_named(functional: str, clamp_p: float | None, top_p: float | None, message: str) -> None:
+def test_wrong_parameters_are_named(functional: Any, clamp_p: float | None, top_p: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         selection.selector(functional, clamp_p, top_p)

@@ -65,6 +65,13 @@ def test_every_axis_takes_a_class_from_elsewhere(entropy_lab: ModuleType) -> Non
     assert not parse(block()).advantages.measures_minibatch
 
 
+def test_a_selector_is_computed_by_the_fused_op(entropy_lab: ModuleType) -> None:
+    functional = parse(block(functional={"name": "entropy_lab:TopK", "arguments": {"k": 3}})).functional
+    assert functional.function is None
+    assert functional.arguments() == {"functional": entropy_lab.TopK(3), "clamp_p": None, "top_p": None}
+    assert str(functional) == "entropy_lab:TopK(k=3)"
+
+
 def test_loss_and_statistics_are_the_classs(entropy_lab: ModuleType, single_rank_group: None) -> None:
     given = {
         "bonus.name": "entropy_lab:Squared",
@@ -121,6 +128,12 @@ def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_pat
 @pytest.mark.parametrize(
     ("own", "message"),
     [
+        ({"functional": {"name": "entropy_lab:TopK", "arguments": {"k": 0}}}, "TopK' .*'k': 0}: k=0 .* at least 1; it"),
+        (
+            {"functional": {"name": "entropy_lab:TopK", "arguments": {"n": 3}}},
+            "unexpected keyword argument 'n'.*Select",
+        ),
+        ({"functional": {"name": "entropy_lab:Swing"}}, "entropy_lab:Swing' .*a class derived from Selector"),
         ({"bonus": {"name": "no.such:Class"}}, "bonus.name='no.such:Class' .*ModuleNotFoundError.*importable on every"),
         ({"bonus": {"name": "entropy_lab:Missing"}}, "bonus.name='entropy_lab:Missing' .*no attribute 'Missing'"),
         ({"bonus": {"name": "entropy_lab:Centred"}}, "must be the path .* frozen dataclass derived from BonusForm"),

@@ -29,7 +29,7 @@ def test_ours_are_no_functions() -> None:
         ("tests.unit.core.test_custom:tsallis", {}, "missing a required argument: 'q'"),
         ("tests.unit.core.test_custom:tsallis", {"p": 1}, "missing a required argument|unexpected keyword"),
         ("tests.unit.methods.test_parsing:KEY", {}, "is not a callable object"),
-        ("renyi", {}, "must be one of full, clamped, nucleus, a function's package.module:name"),
+        ("renyi", {}, "must be one of full, clamped, nucleus, the package.module:name of another"),
     ],
 )
 def test_what_is_not_a_function_is_refused(name: str, arguments: dict[str, float], message: str) -> None:
