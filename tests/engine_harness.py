@@ -234,6 +234,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
         config = _actor_config(case)
         engine.functional = config.entropy_control.functional
         engine.stats_pass = StatsPass(config)
+        engine.needs_hidden_states = config.entropy_control.needs_hidden_states
         loss_function = partial(entropy_control_loss, config=config)
     else:
         loss_function = partial(ppo_loss, config=_actor_config(case))

@@ -4,11 +4,15 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from aent_verl.core.selection import Boundary, Selector, boundary_at
+from aent_verl.methods.axes import BonusForm, Weigh
+from aent_verl.methods.micro_batch import MicroBatch
+from aent_verl.methods.step import MiniBatchStats, StepValues
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,18 @@ class TopK(Selector):
 
 
 NAME = "entropy_lab"
+
+
+@dataclass(frozen=True)
+class SmallStates(BonusForm):
+    """lambda times the mean square of the last hidden state, which tests can compute by themselves."""
+
+    needs_hidden_states: ClassVar[bool] = True
+
+    def term(self, batch: MicroBatch, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+        return step.bonus_coefficient * weigh(batch.hidden_states.square().mean(-1))
+
+
 SOURCE = '''
 """A choice on every axis of entropy control."""
 
@@ -58,8 +74,8 @@ class Squared(BonusForm):
         if not self.strength > 0:
             raise ValueError(f"strength={self.strength!r} is not allowed: must be > 0")
 
-    def term(self, entropy, weigh, step, stats):
-        return weigh(-step.bonus_coefficient * self.strength * entropy**2)
+    def term(self, batch, weigh, step, stats):
+        return weigh(-step.bonus_coefficient * self.strength * batch.entropy**2)
 
 
 @dataclass(frozen=True)

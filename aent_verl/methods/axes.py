@@ -27,16 +27,18 @@ class BonusForm(ABC):
     """How the entropies of the tokens become a loss term."""
 
     needs_accuracy: ClassVar[bool] = False
+    # Whether it reads `MicroBatch.hidden_states`.
+    needs_hidden_states: ClassVar[bool] = False
     # Whether it ties the average entropy of the mini-batch to the initial one. The average is then over the tokens of
     # the mask, else over all response tokens.
     anchored: ClassVar[bool] = False
 
     @abstractmethod
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+    def term(self, batch: MicroBatch, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """Compute the loss per token, ``[B, T]``, which the caller aggregates over `BonusConfig.averaged_tokens`.
 
         Args:
-            entropy: the configured functional, nats, ``[B, T]``, with gradient.
+            batch: with the configured functional as ``entropy``.
             weigh: applies token mask and sample weights.
             step: the driver's values.
             stats: what was measured of the mini-batch.
@@ -47,9 +49,9 @@ class BonusForm(ABC):
 class Linear(BonusForm):
     """``-lambda * H`` (AEnt, and the plain entropy bonus)."""
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+    def term(self, batch: MicroBatch, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.bonus.linear`."""
-        return bonus.linear(weigh(entropy), step.bonus_coefficient)
+        return bonus.linear(weigh(batch.entropy), step.bonus_coefficient)
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class Anchored(BonusForm):
 
     anchored: ClassVar[bool] = True
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+    def term(self, batch: MicroBatch, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.bonus.anchored`; 0 if no token of the mini-batch takes part."""
         if stats.aggregate is None:
-            return weigh(entropy) * 0.0
+            return weigh(batch.entropy) * 0.0
         if step.initial_entropy is None:
             raise RuntimeError("this batch carries no initial entropy: the driver runs another version of aent_verl")
-        term = bonus.anchored(entropy, step.bonus_coefficient, aggregate=stats.aggregate, target=step.initial_entropy)
+        term = bonus.anchored(
+            batch.entropy, step.bonus_coefficient, aggregate=stats.aggregate, target=step.initial_entropy
+        )
         return weigh(term) / stats.share
 
 
@@ -81,12 +85,12 @@ class Smoothed(BonusForm):
         number("high", self.high, lambda x: x >= self.low, allowed=f">= low={self.low!r}")
         number("gamma", self.gamma, lambda x: x >= 0, allowed=">= 0")
 
-    def term(self, entropy: Tensor, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
+    def term(self, batch: MicroBatch, weigh: Weigh, step: StepValues, stats: MiniBatchStats) -> Tensor:
         """See `core.bonus.smoothed`."""
         beta = bonus.smoothing_weight(step.step - 1, step.total_steps, gamma=self.gamma)
         return weigh(
             bonus.smoothed(
-                entropy, step.bonus_coefficient, mean=step.entropy_mean, low=self.low, high=self.high, beta=beta
+                batch.entropy, step.bonus_coefficient, mean=step.entropy_mean, low=self.low, high=self.high, beta=beta
             )
         )
 
@@ -173,6 +177,8 @@ class Shaping(ABC):
     # A factor >= 0 on the advantage: right only for losses that are positively homogeneous in it.
     is_weight: ClassVar[bool] = False
     needs_accuracy: ClassVar[bool] = False
+    # Whether it reads `MicroBatch.hidden_states`.
+    needs_hidden_states: ClassVar[bool] = False
     # Whether `advantages.controller` moves it, where that coefficient must stay, and where it changes nothing.
     has_coefficient: ClassVar[bool] = False
     coefficient_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)

@@ -37,6 +37,14 @@ class MicroBatch:
         """Mean accuracy of each sample's group, ``[B]``; asked for only if a choice has ``needs_accuracy``."""
         raise NotImplementedError
 
+    @property
+    def hidden_states(self) -> Tensor:
+        """What the LM head turned into each response token's logits, ``[B, T, D]``, with gradient.
+
+        Asked for only if a choice has ``needs_hidden_states``.
+        """
+        raise NotImplementedError
+
     def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
         """Return log-probs of the prompts' tokens but the first, and their mask; both ``[B, P]``, without gradient."""
         raise NotImplementedError

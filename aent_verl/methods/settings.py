@@ -210,6 +210,11 @@ class EntropyControlConfig:
         return any(choice.needs_accuracy for choice in choices)
 
     @property
+    def needs_hidden_states(self) -> bool:
+        """Whether the engine must return the last hidden states."""
+        return self.bonus.form.needs_hidden_states or self.advantages.shaping.needs_hidden_states
+
+    @property
     def anchor(self) -> dict[str, Any] | None:
         """What an anchored bonus is tied to, as settings: equal where two runs measure the same. None without one."""
         if not self.bonus.form.anchored:

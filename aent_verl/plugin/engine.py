@@ -18,7 +18,14 @@ from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
 from aent_verl.methods.settings import FunctionalConfig
 from aent_verl.plugin.fused_head import Head, lm_head_of, replaced
-from aent_verl.plugin.micro_batch import ENTROPY, ENTROPY_FULL, ENTROPY_SAMPLED, MEASURE_INITIAL, REMOVED_MASS
+from aent_verl.plugin.micro_batch import (
+    ENTROPY,
+    ENTROPY_FULL,
+    ENTROPY_SAMPLED,
+    HIDDEN_STATES,
+    MEASURE_INITIAL,
+    REMOVED_MASS,
+)
 from aent_verl.plugin.minibatch_stats import StatsPass
 
 MODEL_TYPE = "aent_language_model"
@@ -32,7 +39,8 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
     ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
     asks for it.
 
-    ``functional``, ``kernel``, ``stats_pass`` and ``truncation`` are set by the worker before the first step.
+    ``functional``, ``kernel``, ``stats_pass``, ``truncation`` and ``needs_hidden_states`` are set by the worker before
+    the first step.
     """
 
     functional: FunctionalConfig
@@ -40,6 +48,9 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
     stats_pass: StatsPass | None = None
     # How the rollout cuts the distribution off: then the entropy of what is left is measured, too.
     truncation: Truncation = Truncation()
+    # Whether a method reads the last hidden states; those of a forward pass, as the model's LM head got them.
+    needs_hidden_states: bool = False
+    _hidden_states: Tensor | None = None
     # With ``use_fused_kernels``: the model's LM head, and what stands in for verl's while a forward pass runs.
     _lm_head: nn.Module | None = None
     _head: Head | None = None
@@ -64,7 +75,18 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                 self._lm_head = self._lm_head or lm_head_of(self.module)
                 self._head = stack.enter_context(replaced(self._lm_head, self._settings(micro_batch)))
                 stack.callback(setattr, self, "_head", None)
+            if self.needs_hidden_states and self.mode == "train":
+                stack.callback(self._keep_hidden_states().remove)
+                stack.callback(setattr, self, "_hidden_states", None)
             return super().forward_step(micro_batch, loss_function, forward_only)
+
+    def _keep_hidden_states(self) -> Any:
+        """Keep what the LM head is called with from now on; returns a handle whose ``remove`` ends it."""
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._hidden_states = inputs[0]
+
+        return self.module.get_output_embeddings().register_forward_pre_hook(keep)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
         """Tell whether the configured entropy is wanted: in training, and for the one before the first update."""
@@ -123,6 +145,8 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                 if isinstance(temperature, Tensor):
                     logits = logits / temperature.to(logits.dtype).unsqueeze(-1)
                 results["sum_pi_squared"] = verl_F.calculate_sum_pi_squared_from_logits(logits)
+        if self._hidden_states is not None:
+            results[HIDDEN_STATES] = self._hidden_states.flatten(0, -2)
         if real is not None:
             places = real.flatten().nonzero().squeeze(-1)
             results = {key: value[places] for key, value in results.items()}

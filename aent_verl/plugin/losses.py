@@ -64,7 +64,7 @@ def entropy_control_loss(
     term = batch.log_prob.new_zeros(())
     # A coefficient of zero adds no term: the loss is then verl's own. The entropy is measured all the same.
     if step.bonus_coefficient != 0.0:
-        term = batch.aggregate_bonus(control.bonus.form.term(batch.entropy, weigh, step, stats), config)
+        term = batch.aggregate_bonus(control.bonus.form.term(batch, weigh, step, stats), config)
         loss = loss + term
     with torch.no_grad():
         bonus_weight = weigh(torch.ones_like(batch.entropy))

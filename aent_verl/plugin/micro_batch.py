@@ -27,6 +27,7 @@ ENTROPY = "aent_entropy"
 ENTROPY_FULL = "aent_entropy_full"
 ENTROPY_SAMPLED = "aent_entropy_sampled"
 REMOVED_MASS = "aent_removed_mass"
+HIDDEN_STATES = "aent_hidden_states"
 # What verl's policy and KL losses read of a batch apart from the mask, nested [B, j] over the response.
 _READ_BY_LOSSES = ("old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
 
@@ -60,10 +61,12 @@ class VerlMicroBatch(MicroBatch):
     Attributes:
         data: verl's batch.
         all_log_probs: nested ``[B, j]`` over prompt and response, position ``i`` holding that of token ``i + 1``.
+        all_hidden_states: likewise, nested ``[B, j, D]``; None where no choice needs them.
     """
 
     data: TensorDict
     all_log_probs: Tensor
+    all_hidden_states: Tensor | None = None
 
     @classmethod
     def of(cls, model_output: dict[str, Tensor], data: TensorDict) -> "VerlMicroBatch":
@@ -86,6 +89,7 @@ class VerlMicroBatch(MicroBatch):
             advantages=padded["advantages"],
             data=data,
             all_log_probs=model_output["log_probs"],
+            all_hidden_states=model_output.get(HIDDEN_STATES),
             # The last name has no tensor where the rollout truncates nothing.
             **dict(zip(names, no_padding_2_padding(together, data).unbind(-1), strict=False)),
         )
@@ -104,6 +108,19 @@ class VerlMicroBatch(MicroBatch):
     def chosen(self) -> Tensor:
         """Tokens that Clip-Cov or KL-Cov chose, ``[B, T]``."""
         return self.data.select(CHOSEN).to_padded_tensor()[CHOSEN].bool()
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """See `MicroBatch`.
+
+        Raises:
+            RuntimeError: no choice of the method has ``needs_hidden_states``.
+        """
+        if self.all_hidden_states is None:
+            raise RuntimeError(
+                "the engine returned no hidden states: the class that reads them must say needs_hidden_states = True"
+            )
+        return no_padding_2_padding(self.all_hidden_states, self.data)
 
     def prompt_log_probs(self) -> tuple[Tensor, Tensor]:
         """See `MicroBatch`."""

@@ -59,7 +59,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
         assert control is not None
         actor_engine = self.actor.engine
         actor_engine.functional, actor_engine.kernel = control.functional, control.kernel
-        actor_engine.stats_pass = StatsPass(config)
+        actor_engine.stats_pass, actor_engine.needs_hidden_states = StatsPass(config), control.needs_hidden_states
         actor_engine.truncation = Truncation(self.config.rollout.top_k, self.config.rollout.top_p)
         tokenizer = self.actor.model_config.tokenizer
         # Of the ranks that share a sequence one writes it.

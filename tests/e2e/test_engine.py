@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from aent_verl.plugin import measurements
-from tests.engine_harness import LOSS_AGG_MODES, Case, Result, run, step
+from tests.engine_harness import LOSS_AGG_MODES, Case, Result, batch, run, step
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,13 @@ OLD_LOG_PROBS = [
     Case(engine="stock", evaluate=True, temperature=t, remove_padding=r) for r in LAYOUTS for t in (1.0, 0.7)
 ]
 AENT_MODES = [replace(AENT, loss_agg_mode=m) for m in LOSS_AGG_MODES[1:]]
+# A bonus of one's own that reads the last hidden states.
+STATES = Case(coefficient=0.3, preset=("entropy_control=entreg", "entropy_control.bonus.name=tests.lab:SmallStates"))
+STATES_VARIANTS = [
+    STATES,
+    replace(STATES, remove_padding=False, micro_batch=4),
+    replace(STATES, dynamic=True),
+]
 NO_COEFFICIENT = Case(send_step=False)
 
 
@@ -38,7 +46,9 @@ def ours(case: Case) -> Case:
 
 def all_cases() -> list[Case]:
     stock = [*STOCK, *HOT, *ENTROPY_BONUS, *OLD_LOG_PROBS]
-    return list(dict.fromkeys([*stock, *map(ours, stock), *AENT_VARIANTS, *AENT_MODES, NO_COEFFICIENT]))
+    return list(
+        dict.fromkeys([*stock, *map(ours, stock), *AENT_VARIANTS, *AENT_MODES, *STATES_VARIANTS, NO_COEFFICIENT])
+    )
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -116,6 +126,27 @@ def test_bonus_changes_the_gradient(results: dict[Case, Result]) -> None:
     assert results[AENT].metrics["actor/" + measurements.BONUS_LOSS] == pytest.approx(
         -AENT.coefficient * means(results[AENT], AENT)["aent/entropy"], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("case", STATES_VARIANTS, ids=str)
+def test_a_method_gets_the_last_hidden_states_with_their_gradient(
+    results: dict[Case, Result], tiny_model_folder: str, case: Case
+) -> None:
+    """The bonus is the mean square of the state that each token was predicted from, here by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder, attn_implementation="sdpa")
+    rows, data = [], batch(0, 1)
+    for tokens, prompt, mask in zip(
+        *(data[key].unbind() for key in ("input_ids", "prompts", "response_mask")), strict=True
+    ):
+        states = model(tokens.unsqueeze(0), output_hidden_states=True).hidden_states[-1][0]
+        rows.append(states[len(prompt) - 1 : -1][mask.bool()])
+    bonus = case.coefficient * torch.cat(rows).square().mean()
+    gradients = torch.autograd.grad(bonus, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    expected = torch.cat([gradient.flatten() for gradient in gradients])
+    without = results[Case()]
+    assert results[case].loss - without.loss == pytest.approx(bonus.item(), rel=1e-5)
+    torch.testing.assert_close(results[case].gradient - without.gradient, expected, atol=1e-6, rtol=1e-4)
+    assert expected.abs().max() > 1e-3
 
 
 def test_batch_without_a_coefficient_stops(results: dict[Case, Result]) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aent_verl.plugin import measurements
-from tests.e2e.test_engine import assert_same
+from tests.e2e.test_engine import STATES, assert_same
 from tests.engine_harness import Case, Result, batch, run, step
 
 pytestmark = pytest.mark.slow
@@ -17,8 +17,11 @@ pytestmark = pytest.mark.slow
 GRPO = Case(temperature=0.7)
 ENTREG = Case(coefficient=0.3, temperature=0.7)
 AENT = Case(coefficient=0.3, clamp_p=0.33, temperature=0.7)
+HOT_STATES = replace(STATES, temperature=0.7)
 OLD_LOG_PROBS = Case(evaluate=True, temperature=0.7)
-BOTH_LAYOUTS = [replace(case, remove_padding=r) for r in (True, False) for case in (GRPO, ENTREG, AENT, OLD_LOG_PROBS)]
+BOTH_LAYOUTS = [
+    replace(case, remove_padding=r) for r in (True, False) for case in (GRPO, ENTREG, AENT, HOT_STATES, OLD_LOG_PROBS)
+]
 HALF = replace(AENT, param_dtype="bf16")
 
 

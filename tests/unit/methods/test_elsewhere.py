@@ -100,6 +100,15 @@ def test_loss_and_statistics_are_the_classs(entropy_lab: ModuleType, single_rank
     assert bonus == pytest.approx(terms / tokens, rel=1e-9)
 
 
+def test_hidden_states_are_there_for_those_who_ask(single_rank_group: None) -> None:
+    name = "tests.lab:SmallStates"
+    config, batch = preset_harness.config("entreg", **{"bonus.name": name}), preset_harness.batch()
+    assert config.control.needs_hidden_states
+    assert not preset_harness.config("entreg").control.needs_hidden_states
+    with pytest.raises(RuntimeError, match="no hidden states: .* must say needs_hidden_states = True"):
+        preset_harness.run(config, batch, StepValues(step=1, total_steps=4, bonus_coefficient=0.2))
+
+
 def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_path: Path) -> None:
     control = parse(EVERYTHING)
     actor = Coefficients(control.controllers)
