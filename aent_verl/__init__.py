@@ -36,11 +36,17 @@ if TYPE_CHECKING:
         StageController,
         StepToTargetController,
     )
-    from aent_verl.core.entropy import clamped_entropy, full_entropy, nucleus_entropy, tre_entropy
+    from aent_verl.core.entropy import (
+        clamped_entropy,
+        full_entropy,
+        nucleus_entropy,
+        top_k_and_rest_entropy,
+        tre_entropy,
+    )
     from aent_verl.core.fused import linear_logprobs_and_entropy, logprobs_and_entropy
 
 __all__ = ["__version__"]
-__all__ += ["clamped_entropy", "full_entropy", "nucleus_entropy", "tre_entropy"]
+__all__ += ["clamped_entropy", "full_entropy", "nucleus_entropy", "top_k_and_rest_entropy", "tre_entropy"]
 __all__ += ["linear_logprobs_and_entropy", "logprobs_and_entropy"]
 __all__ += ["AnchoredTargetController", "BandController", "ConstantController", "DoublingController"]
 __all__ += [

@@ -212,7 +212,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     from verl.workers.utils.losses import ppo_loss
 
     from aent_verl.plugin.losses import entropy_control_loss
-    from aent_verl.plugin.micro_batch import MEASURE_INITIAL, STEP
+    from aent_verl.plugin.micro_batch import MEASURE, STEP
     from aent_verl.plugin.minibatch_stats import StatsPass
 
     data = batch(rank, world_size)
@@ -230,7 +230,7 @@ def _run_case(engine: Any, case: Case, rank: int, world_size: int) -> Result:
     if case.engine == "ours":
         if case.send_step:
             settings[STEP] = step(case)
-        settings[MEASURE_INITIAL] = case.measure_initial
+        settings[MEASURE] = case.measure_initial
         config = _actor_config(case)
         engine.functional = config.entropy_control.functional
         engine.stats_pass = StatsPass(config)

@@ -291,6 +291,8 @@ PRESETS: dict[str, tuple[Loss, Loss]] = {
     "entreg": (grpo, full_bonus),
     "aent": (grpo, clamped_bonus),
     "tre": (grpo, tre_bonus),
+    # Its rewards are shaped before there are advantages: tests/unit/methods/test_rewards.py.
+    "ares": (grpo, no_bonus),
     "skywork": (grpo, full_bonus),
     "aer": (grpo, bonus_by_difficulty),
     "par_stage": (par, no_bonus),

@@ -166,6 +166,25 @@ def tre_entropy(logits: Tensor, top_p: float) -> Tensor:
     return scale * restricted_entropy(logits, keep)
 
 
+def top_k_and_rest_entropy(logits: Tensor, k: int) -> Tensor:
+    """Compute the entropy of the ``k`` likeliest tokens and of one more event, any other; ``[..., V] -> [...]``, nats.
+
+    It is what can be known of a distribution from the ``k`` log-probs that an inference server returns (AEPO, with 10:
+    arXiv 2510.08457). At most the full entropy, and equal to it for ``k >= V``. Differentiable.
+
+    Raises:
+        ValueError: ``k`` below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k={k!r} is not allowed: must be at least 1")
+    log_p = at_least_fp32(logits).log_softmax(-1).topk(min(k, logits.shape[-1])).values
+    rest = 1.0 - log_p.exp().sum(-1)
+    # Of a peaked row this is rounding, which may be negative and has no logarithm.
+    rest = rest.masked_fill(rest < 1e-12, 1.0)
+    of_rest: Tensor = torch.special.entr(rest)
+    return of_rest - x_exp_x(log_p).sum(-1)
+
+
 def clamped_entropy(logits: Tensor, clamp_p: float) -> Tensor:
     """Compute AEnt's entropy on the renormalised, smaller token set (arXiv 2509.03493); ``[..., V] -> [...]``, nats.
 

@@ -79,8 +79,8 @@ def is_complete(cfg: DictConfig, control: EntropyControlConfig, terminal: TextIO
     if folder is None:
         return False
     if not control.restart_controller:
-        _, _, changes = saved_state.read(folder, control=control, controllers=control.controllers)
-        for change in changes:
+        saved = saved_state.read(folder, control=control, controllers=control.controllers)
+        for change in saved.differences:
             print(f"warning: {change}", file=terminal)
     if (other := last_start.warning(cfg)) is not None:
         print(f"warning: {other}", file=terminal)

@@ -13,6 +13,7 @@ from aent_verl.core.controllers import ConstantController, Controller, LinearDec
 from aent_verl.core.controllers.state import field_types, is_finite, is_whole
 from aent_verl.core.entropy import check_clamp_p, check_top_p
 from aent_verl.methods import axes
+from aent_verl.methods.rewards import RewardShaping
 from aent_verl.methods.settings import (
     CHOICES,
     FUNCTIONALS,
@@ -54,7 +55,17 @@ def parse(block: Any) -> EntropyControlConfig:
     Raises:
         ValueError: a setting that is invalid, or a pair without meaning; names key, value and allowed range.
     """
-    known = ("method", "functional", "bonus", "advantages", "kernel", "restart_controller", "token_dump", "host")
+    known = (
+        "method",
+        "functional",
+        "bonus",
+        "advantages",
+        "rewards",
+        "kernel",
+        "restart_controller",
+        "token_dump",
+        "host",
+    )
     values = _fields(block, ROOT, known)
     kernel = _one_of(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
     restart = values.get("restart_controller", False)
@@ -65,6 +76,7 @@ def parse(block: Any) -> EntropyControlConfig:
         functional=parse_functional(values.get("functional")),
         bonus=_bonus(values.get("bonus")),
         advantages=_advantages(values.get("advantages", {"name": "none"})),
+        rewards=_chosen(values.get("rewards") or {"name": "none"}, f"{ROOT}.rewards"),
         kernel=cast(Kernel, kernel),
         restart_controller=restart,
         token_dump=whole_number(f"{ROOT}.token_dump", values.get("token_dump", 0)),
@@ -74,7 +86,9 @@ def parse(block: Any) -> EntropyControlConfig:
     _warn_of_bonus_without_effect(control.bonus)
     for axis, controller in control.controllers.items():
         _warn_if_it_never_moves(controller, f"{ROOT}.{axis}.controller")
-        _check_state(controller, f"{ROOT}.{axis}.controller.name", control.controller_names[axis])
+        if controller.knows_its_run:
+            _check_state(controller, f"{ROOT}.{axis}.controller.name", control.controller_names[axis])
+    _check_state(control.rewards, f"{ROOT}.rewards.name", control.rewards_name)
     return control
 
 
@@ -219,11 +233,11 @@ def class_named(block: str, path: Any) -> type[Any]:
     return kind
 
 
-def _check_state(controller: Controller, key: str, name: str) -> None:
-    """Check of a controller from elsewhere, before anything is trained, that its state can be saved and read back."""
-    if ":" not in name or not controller.knows_its_run:
+def _check_state(choice: Controller | RewardShaping, key: str, name: str) -> None:
+    """Check of a class from elsewhere, before anything is trained, that its state can be saved and read back."""
+    if ":" not in name:
         return
-    state, kind = controller.initial_state(), controller.state_class
+    state, kind = choice.initial_state(), choice.state_class
     try:
         same = type(state) is kind and kind.from_dict(json.loads(json.dumps(state.to_dict(), allow_nan=False))) == state
     except (TypeError, ValueError) as error:

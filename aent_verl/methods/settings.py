@@ -16,6 +16,7 @@ from aent_verl.core.custom import Functional
 from aent_verl.core.selection import Selector
 from aent_verl.methods import axes
 from aent_verl.methods.micro_batch import MicroBatch
+from aent_verl.methods.rewards import REWARDS, AsGiven, RewardShaping
 
 ROOT = "entropy_control"
 FUNCTIONALS = ("full", "clamped", "nucleus")
@@ -42,9 +43,10 @@ CHOICES: dict[str, tuple[Mapping[str, type[Any]], type[Any]]] = {
     f"{ROOT}.bonus.controller": (BONUS_CONTROLLERS, Controller),
     f"{ROOT}.advantages": (axes.ADVANTAGES, axes.Shaping),
     f"{ROOT}.advantages.controller": (ADVANTAGES_CONTROLLERS, Controller),
+    f"{ROOT}.rewards": (REWARDS, RewardShaping),
 }
 NO_SHAPING = ConstantController(init=1.0)
-ALL_TOKENS, UNIFORM = axes.AllTokens(), axes.Uniform()
+ALL_TOKENS, UNIFORM, AS_GIVEN = axes.AllTokens(), axes.Uniform(), AsGiven()
 
 
 def name_in(table: Mapping[str, type[Any]], choice: Any) -> str:
@@ -172,6 +174,7 @@ class EntropyControlConfig:
         functional: the entropy that is measured, rewarded and handed to the bonus's controller.
         bonus: the entropy term of the loss, and its controller.
         advantages: what is done to advantages, and its controller.
+        rewards: what is done to rewards before.
         kernel: what computes log-probs and entropies: ``auto``, ``triton`` or ``torch``.
         restart_controller: on resume, restart the controllers instead of reading their saved state.
         token_dump: how many responses per step are written out token by token.
@@ -182,6 +185,7 @@ class EntropyControlConfig:
     functional: FunctionalConfig
     bonus: BonusConfig
     advantages: AdvantagesConfig = AdvantagesConfig(axes.Unchanged())
+    rewards: RewardShaping = AS_GIVEN
     kernel: Kernel = "auto"
     restart_controller: bool = False
     token_dump: int = 0
@@ -197,6 +201,16 @@ class EntropyControlConfig:
         """Their names in the config and in the state file."""
         tables = {axis: CHOICES[f"{ROOT}.{axis}.controller"][0] for axis in self.controllers}
         return {axis: name_in(tables[axis], controller) for axis, controller in self.controllers.items()}
+
+    @property
+    def shapes_rewards(self) -> bool:
+        """Whether rewards are changed at all."""
+        return self.rewards != AS_GIVEN
+
+    @property
+    def rewards_name(self) -> str:
+        """The name of what changes them, in the config and in the state file."""
+        return name_in(REWARDS, self.rewards)
 
     @property
     def needs_initial_entropy(self) -> bool:

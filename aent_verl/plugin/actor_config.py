@@ -95,7 +95,13 @@ def _check_rollout(verl_settings: Mapping[str, Any], control: EntropyControlConf
             f"algorithm.rollout_correction.bypass_mode=True is not allowed with {cause}: the entropy before the first "
             "update is measured in the pass over old log-probs, which that mode leaves out"
         )
-    if control.needs_accuracy and verl_settings.get("rollout_n") == 1:
+    if control.shapes_rewards and verl_settings.get("bypass_mode"):
+        raise ValueError(
+            "algorithm.rollout_correction.bypass_mode=True is not allowed with entropy_control.rewards.name="
+            f"{control.rewards_name}: it measures the responses in the pass over old log-probs, which that mode leaves "
+            "out; set it to false"
+        )
+    if (control.needs_accuracy or control.rewards.needs_accuracy) and verl_settings.get("rollout_n") == 1:
         warnings.warn(
             "actor_rollout_ref.rollout.n=1 makes every group a single sample: its accuracy is then that sample's own, "
             "and no group has a mixed outcome",

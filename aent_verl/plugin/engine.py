@@ -23,7 +23,7 @@ from aent_verl.plugin.micro_batch import (
     ENTROPY_FULL,
     ENTROPY_SAMPLED,
     HIDDEN_STATES,
-    MEASURE_INITIAL,
+    MEASURE,
     REMOVED_MASS,
 )
 from aent_verl.plugin.minibatch_stats import StatsPass
@@ -36,8 +36,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
 
     In training it returns log-probs, the configured entropy and its statistics. Elsewhere (old log-probs) it returns
     what verl's own does, log-probs and, if asked for, the full entropy, from the same op: the two log-probs of a policy
-    ratio must have one precision. Before the first update it returns the configured entropy there, too, if the driver
-    asks for it.
+    ratio must have one precision. If the driver asks for it, it returns the configured entropy there, too.
 
     ``functional``, ``kernel``, ``stats_pass``, ``truncation`` and ``needs_hidden_states`` are set by the worker before
     the first step.
@@ -89,8 +88,8 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         return self.module.get_output_embeddings().register_forward_pre_hook(keep)
 
     def _measures(self, micro_batch: TensorDict) -> bool:
-        """Tell whether the configured entropy is wanted: in training, and for the one before the first update."""
-        return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE_INITIAL, False))
+        """Tell whether the configured entropy is wanted: in training, and where the driver asks for it."""
+        return self.mode == "train" or bool(tu.get_non_tensor_data(micro_batch, MEASURE, False))
 
     def _settings(self, micro_batch: TensorDict) -> dict[str, Any]:
         """Return the arguments of the op."""

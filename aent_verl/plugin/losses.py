@@ -1,4 +1,4 @@
-"""verl's PPO loss around the four axes, and two policy losses that verl lacks or gets wrong.
+"""verl's PPO loss with bonus and shaped advantages, and two policy losses that verl lacks or gets wrong.
 
 Clip-Cov and KL-Cov (arXiv 2505.22617) are in verl's policy-loss registry: ``policy_loss.loss_mode=aent_clip_cov``.
 verl's own entries choose tokens within each micro-batch, at random without a seed, and let the ratio overflow. Here the

@@ -17,7 +17,7 @@ from aent_verl.plugin.actor_config import EntropyControlActorConfig
 # return the configured entropy, too.
 STEP = "aent_step"
 MINIBATCH_STATS = "aent_minibatch_stats"
-MEASURE_INITIAL = "aent_measure_initial"
+MEASURE = "aent_measure"
 # Fields per sample, where a method needs them, and the tokens that Clip-Cov or KL-Cov chose.
 SAMPLE = "aent_sample"
 ACCURACY = "aent_accuracy"

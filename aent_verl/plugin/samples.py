@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 ACC = "acc"
@@ -46,6 +47,20 @@ def group_accuracies(
             groups[uid].append(accuracy_of(info, score))
     means = {uid: sum(values) / len(values) for uid, values in groups.items()}
     return torch.tensor([means.get(uid, 0.0) for uid in uids], dtype=torch.float32)
+
+
+def column(values: Any) -> list[Any]:
+    """List a field of a batch by sample; verl hands out tensors, lists, and tensordict's stacks of objects."""
+    if isinstance(values, Tensor):
+        return list(values.unbind())
+    return list(values) if isinstance(values, list) else values.tolist()
+
+
+def extra_fields(data: TensorDict, count: int) -> list[Any]:
+    """List verl's ``extra_fields`` of all samples; a reward model in the workers' place puts `acc` beside them."""
+    if ACC in data:
+        return [{EXTRA: {ACC: accuracy}} for accuracy in column(data[ACC])]
+    return column(data["extra_fields"]) if "extra_fields" in data else [None] * count
 
 
 def accuracy_of(extra: Any, score: float) -> float:

@@ -3,17 +3,18 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aent_verl._util import write_json
-from aent_verl.core.controllers import Controller, ControllerState
+from aent_verl.core.controllers import Controller, ControllerState, SavedState
 from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.plugin.coefficients import States
 
 NAME = "entropy_control.json"
-VERSION = 4
+VERSION = 5
 # Until version 3 the states of all controllers had the fields of each, null where they meant nothing.
 _FIELDS_OF_OTHERS = ("level", "entropy_smoothed")
 RESTART = "entropy_control.restart_controller=true"
@@ -24,12 +25,30 @@ class StateFileError(RuntimeError):
     """The controller's saved state is missing or cannot be used; the message says what to do."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a run continues with.
+
+    Attributes:
+        states: of the controllers, by axis.
+        change: the fit of the entropy's change.
+        rewards: of the reward shaping.
+        differences: a sentence on each difference between this run and the one that saved them.
+    """
+
+    states: States
+    change: EntropyChange
+    rewards: SavedState
+    differences: list[str]
+
+
 def write(
     folder: str | os.PathLike[str],
     *,
     control: EntropyControlConfig,
     states: States,
     change: EntropyChange | None = None,
+    rewards: SavedState | None = None,
 ) -> None:
     """Write the states into a checkpoint folder so that a reader sees the whole file or none.
 
@@ -38,6 +57,7 @@ def write(
         control: the settings that the states belong to.
         states: what to save, by axis.
         change: the fit of the entropy's change, a diagnostic.
+        rewards: the state of the reward shaping; None: its initial one.
     """
     names = control.controller_names
     content = {
@@ -46,13 +66,17 @@ def write(
         "functional": str(control.functional),
         "anchor": control.anchor,
         "entropy_change": (change or EntropyChange()).to_dict(),
+        "rewards": {
+            "shaping": control.rewards_name,
+            "state": (rewards or control.rewards.initial_state()).to_dict(),
+        },
     } | {axis: {"controller": names[axis], "state": state.to_dict()} for axis, state in states.items()}
     write_json(Path(folder) / NAME, content)
 
 
 def read(
     folder: str | os.PathLike[str], *, control: EntropyControlConfig, controllers: Mapping[str, Controller]
-) -> tuple[States, EntropyChange, list[str]]:
+) -> Saved:
     """Read the states back from a checkpoint folder, under the settings of this run.
 
     Args:
@@ -60,14 +84,10 @@ def read(
         control: the settings of this run.
         controllers: its controllers by axis.
 
-    Returns:
-        The states to continue with, the fit of the entropy's change, and a sentence on each difference between this
-        run and the one that saved them.
-
     Raises:
-        StateFileError: no such file, not ours, of a later version, of other controllers, or with an initial entropy
-            that is not what this run's bonus is tied to. The message names the file and the option that starts the
-            controllers at their initial state.
+        StateFileError: no such file, not ours, of a later version, of other controllers or another reward shaping,
+            or with an initial entropy that is not what this run's bonus is tied to. The message names the file and the
+            option that starts the controllers at their initial state.
     """
     path = Path(folder) / NAME
     content = _content(path)
@@ -82,18 +102,17 @@ def read(
             if axis == "advantages" and content["version"] == 1:  # it knew only the bonus
                 state = ControllerState(1.0, step=states["bonus"].step)
                 content[axis] = {"controller": control.controller_names[axis], "state": state.to_dict()}
-            saved = content[axis]["controller"]
-            if saved != control.controller_names[axis]:
-                raise StateFileError(
-                    f"{path} holds the state of controller {saved!r}, and the run is set to "
-                    f"{control.controller_names[axis]!r}; set entropy_control.{axis}.controller.name={saved}; "
-                    f"or, {AFRESH}"
-                )
+            name = content[axis]["controller"]
+            _check_name(path, "controller", f"{axis}.controller", name, control.controller_names[axis])
             state = controller.state_class.from_dict(_fields(content[axis]["state"], content["version"]))
             # The checks before a run's start do not know its length.
             states[axis] = controller.restore(state) if controller.knows_its_run else state
             name = "coefficient" if axis == "bonus" else f"{axis} coefficient"
             changed[name] = (state.coefficient, states[axis].coefficient)
+        # Until version 4 nothing could shape rewards.
+        saved = content.get("rewards", {"shaping": "none", "state": {}})
+        _check_name(path, "reward shaping", "rewards", saved["shaping"], control.rewards_name)
+        rewards = control.rewards.state_class.from_dict(saved["state"])
         if control.anchor is not None:
             _check_anchor(path, content, states["bonus"].initial_entropy, control.anchor)
     except (KeyError, TypeError, ValueError) as error:
@@ -103,7 +122,15 @@ def read(
         for name, (old, new) in changed.items()
         if old != new
     ]
-    return states, change, differences
+    return Saved(states, change, rewards, differences)
+
+
+def _check_name(path: Path, kind: str, block: str, saved: str, wanted: str) -> None:
+    if saved != wanted:
+        raise StateFileError(
+            f"{path} holds the state of {kind} {saved!r}, and the run is set to {wanted!r}; "
+            f"set entropy_control.{block}.name={saved}; or, {AFRESH}"
+        )
 
 
 def _fields(state: Any, version: int) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
@@ -24,7 +23,7 @@ from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.methods.step import StepValues
 from aent_verl.platforms import cpu
-from aent_verl.plugin import coefficients, losses, measurements, micro_batch, samples, saved_state
+from aent_verl.plugin import coefficients, losses, measurements, micro_batch, rewards, samples, saved_state
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
@@ -92,6 +91,7 @@ class EntropyControlMixin(PPOTrainer):
             for axis, controller in self.entropy_control.controllers.items()
         }
         self._coefficients = coefficients.start(self._controllers)
+        self._rewards_state = self.entropy_control.rewards.initial_state()
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -112,13 +112,17 @@ class EntropyControlMixin(PPOTrainer):
         return ray.get(self._coefficients.states.remote())
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        if not self.entropy_control.needs_initial_entropy or self._states()["bonus"].initial_entropy is not None:
+        control = self.entropy_control
+        initial = control.needs_initial_entropy and self._states()["bonus"].initial_entropy is None
+        if not (initial or control.shapes_rewards):
             return super()._compute_old_log_prob(batch, metrics)
-        if self.entropy_control.needs_accuracy:
+        if initial and control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[micro_batch.MEASURE_INITIAL] = True
+        batch.extra_info[micro_batch.MEASURE] = True
         batch = super()._compute_old_log_prob(batch, metrics)
-        batch.extra_info.pop(micro_batch.MEASURE_INITIAL, None)
+        batch.extra_info.pop(micro_batch.MEASURE, None)
+        if not initial:
+            return batch
         entropy = self._initial_entropy(batch)
         ray.get(self._coefficients.observe_initial.remote(entropy))
         logger.info("entropy before the first update: %g nats (%s)", entropy, self.entropy_control.functional)
@@ -140,12 +144,23 @@ class EntropyControlMixin(PPOTrainer):
             loss_scale_factor=actor.loss_scale_factor,
         )
 
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        shaping = self.entropy_control.rewards
+        if not self.entropy_control.shapes_rewards:
+            return super()._compute_advantage(batch, metrics)
+        given, shaped, self._rewards_state, measured = rewards.shape(
+            batch, shaping, self._rewards_state, self.tokenizer
+        )
+        metrics |= measured
+        with rewards.replaced(batch, given, shaped):
+            return super()._compute_advantage(batch, metrics)
+
     def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Add the fields of each sample that the workers need to the batch."""
         fields: dict[str, Any] = {}
         asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
-        columns = {key: _column(data[key]) for key in set(data.keys()).intersection(asked)}
+        columns = {key: samples.column(data[key]) for key in set(data.keys()).intersection(asked)}
         blank = [0] * len(batch)
         filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
         if self._needs_samples:
@@ -153,13 +168,9 @@ class EntropyControlMixin(PPOTrainer):
             order = zip(filler, *known, batch.keys, strict=True)
             fields[micro_batch.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
         if self.entropy_control.needs_accuracy:
-            extra = columns.get("extra_fields", blank)
-            # A reward model in the workers' place puts `acc` next to the score, a reward function into extra_fields.
-            if samples.ACC in columns:
-                extra = [{samples.EXTRA: {samples.ACC: acc}} for acc in columns[samples.ACC]]
             fields[ACCURACY] = samples.group_accuracies(
                 [str(uid) for uid in columns["uid"]],
-                extra,
+                samples.extra_fields(data, len(batch)),
                 [float(score.sum()) for score in columns["rm_scores"]],
                 [not fills for fills in filler],
             )
@@ -235,7 +246,13 @@ class EntropyControlMixin(PPOTrainer):
     def _save_checkpoint(self) -> None:
         # Before verl's own files: its tracker names this folder only once it is complete.
         folder = step_folder(self.config.trainer.default_local_dir, self.global_steps)
-        saved_state.write(folder, control=self.entropy_control, states=self._states(), change=self._entropy_change)
+        saved_state.write(
+            folder,
+            control=self.entropy_control,
+            states=self._states(),
+            change=self._entropy_change,
+            rewards=self._rewards_state,
+        )
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -249,13 +266,12 @@ class EntropyControlMixin(PPOTrainer):
         folder = step_folder(trainer.default_local_dir, self.global_steps)
         if trainer.resume_mode == "resume_path":
             folder = trainer.resume_from_path
-        states, self._entropy_change, changes = saved_state.read(
-            folder, control=self.entropy_control, controllers=self._controllers
-        )
-        for change in changes:
-            logger.warning(change)
-        ray.get(self._coefficients.restore.remote(states))
-        logger.info("controllers resumed from %s: %s", folder, states)
+        saved = saved_state.read(folder, control=self.entropy_control, controllers=self._controllers)
+        for difference in saved.differences:
+            logger.warning(difference)
+        self._entropy_change, self._rewards_state = saved.change, saved.rewards
+        ray.get(self._coefficients.restore.remote(saved.states))
+        logger.info("controllers resumed from %s: %s", folder, saved.states)
 
     def _restart_controllers(self) -> None:
         """Restart the controllers in the middle of a run: what depends on the step alone continues from it."""
@@ -268,13 +284,6 @@ class EntropyControlMixin(PPOTrainer):
             fresh = dataclasses.replace(controller.initial_state(), step=done)
             states[axis] = controller.restore(fresh) if isinstance(controller, Schedule) else fresh
         ray.get(self._coefficients.restore.remote(states))
-
-
-def _column(values: Any) -> list[Any]:
-    """List a field of a batch by sample; verl hands out tensors, lists, and tensordict's stacks of objects."""
-    if isinstance(values, torch.Tensor):
-        return list(values.unbind())
-    return list(values) if isinstance(values, list) else values.tolist()
 
 
 def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig) -> None:
@@ -293,6 +302,7 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
         "functional": str(expected.functional),
         "bonus": str(expected.bonus),
         "advantages": str(expected.advantages),
+        "rewards": str(expected.rewards),
     }
     for actor in actors:
         for key, value in wanted.items():

@@ -85,6 +85,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             "controller": control and str(control.bonus.controller),
             "bonus": control and str(control.bonus),
             "advantages": control and str(control.advantages),
+            "rewards": control and str(control.rewards),
             "coefficient": states["bonus"].coefficient,
             "advantages_coefficient": states["advantages"].coefficient,
         }

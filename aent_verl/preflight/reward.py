@@ -130,7 +130,8 @@ def _needs_accuracy(cfg: DictConfig) -> bool:
     """Return whether the method needs the accuracies of the samples' groups."""
     from aent_verl.methods.parsing import class_named
 
-    blocks = ("entropy_control.bonus", "entropy_control.bonus.sample_weight", "entropy_control.advantages")
+    axes = ("bonus", "bonus.sample_weight", "advantages", "rewards")
+    blocks = [f"entropy_control.{axis}" for axis in axes]
     names = ((block, OmegaConf.select(cfg, f"{block}.name")) for block in blocks)
     return any(name is not None and class_named(block, name).needs_accuracy for block, name in names)
 

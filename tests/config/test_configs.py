@@ -61,7 +61,7 @@ def test_what_these_tests_compose_is_a_copy_of_what_hydra_composes(monkeypatch: 
 
 def test_presets_are_what_the_docs_promise() -> None:
     family = "grpo entreg aent skywork aer par_stage par_epoch par_entropy clip_cov kl_cov siren steer epo entropy_adv"
-    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay", "repo_r", "tre"}
+    assert set(PRESETS) == set(family.split()) | {"progrpo", "clip_higher", "linear_decay", "repo_r", "tre", "ares"}
     assert {"cpu_arithmetic", "qwen2.5_math_1.5b_math", "r1_distill_qwen_1.5b_openr1"} <= set(EXPERIMENTS)
 
 

@@ -21,7 +21,7 @@ from aent_verl.plugin.worker import EntropyControlWorker
 # One training step each, in this order.
 FAMILY = """
 grpo entreg aent skywork aer par_stage par_epoch par_entropy clip_cov kl_cov siren steer epo entropy_adv progrpo
-clip_higher linear_decay repo_r tre
+clip_higher linear_decay repo_r tre ares
 """
 PRESETS = FAMILY.split()
 AENT = "entropy_control=aent"

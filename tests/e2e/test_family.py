@@ -28,6 +28,7 @@ OWN = {
     "clip_cov": {"chosen_tokens", "eligible_tokens", "covariance_q01", "covariance_q50", "covariance_q99"},
     "kl_cov": {"chosen_tokens", "eligible_tokens", "covariance_q01", "covariance_q50", "covariance_q99"},
     "steer": {"largest_change"},
+    "ares": {"rewards_added", "rewards_added_abs", "ares_threshold", "ares_alpha_hard", "ares_deliberations"},
 }
 SHAPES = {"par_stage", "par_epoch", "par_entropy", "repo_r", "steer", "entropy_adv"}
 
@@ -112,6 +113,9 @@ def test_what_the_numbers_say_is_what_the_methods_do(steps: dict[int, dict[str, 
     # Above the .8 quantile: one token of four in a response of four, one of two in one of two.
     assert 0 < at["siren"]["aent/bonus_weight"] <= 0.5
     assert at["siren"]["aent/initial_entropy"] == pytest.approx(at["siren"]["aent/bonus_aggregate"], rel=0.2)
+    # Wrong answers to hard prompts gain half of 1.2 alpha at least, and the scores that the trackers show do not.
+    assert 0.1 < at["ares"]["aent/rewards_added_abs"] < 1.2 * at["ares"]["aent/ares_alpha_hard"]
+    assert 0 <= at["ares"]["critic/score/min"] <= at["ares"]["critic/score/max"] <= 1
     assert at["linear_decay"]["aent/coefficient_next"] < at["linear_decay"]["aent/coefficient"]
 
 

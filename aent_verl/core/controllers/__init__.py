@@ -23,7 +23,7 @@ from aent_verl.core.controllers.schedules import (
     Schedule,
     StageController,
 )
-from aent_verl.core.controllers.state import Controller, ControllerState, record
+from aent_verl.core.controllers.state import Controller, ControllerState, SavedState, record
 
 __all__ = [
     "AnchoredTargetController",
@@ -36,6 +36,7 @@ __all__ = [
     "EntropyGuidedState",
     "EpochController",
     "LinearDecayController",
+    "SavedState",
     "Schedule",
     "StageController",
     "StepToTargetController",

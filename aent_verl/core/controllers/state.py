@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
+Saved = TypeVar("Saved", bound="SavedState")
 State = TypeVar("State", bound="ControllerState")
 
 
@@ -82,7 +83,30 @@ _FIRST_FIELDS = {"coefficient", "step", "entropy", "band_side", "at_bound", "non
 
 
 @dataclass(frozen=True)
-class ControllerState:
+class SavedState:
+    """What a checkpoint keeps: a frozen dataclass derives from this, all of whose fields are JSON types."""
+
+    _kind: ClassVar[str] = "saved state"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as JSON types; floats survive JSON exactly."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[Saved], data: dict[str, Any]) -> Saved:
+        """Rebuild a state from `to_dict`; fields that older state files lack take their defaults.
+
+        A class from elsewhere that renames a field overrides this to read its older states.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type, or a number is not finite.
+        """
+        later = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
+        return cls(**checked_fields(cls, data, name=cls._kind, optional=later - _FIRST_FIELDS))
+
+
+@dataclass(frozen=True)
+class ControllerState(SavedState):
     """Everything that a controller needs to continue, and what it says about its last step. Entropies are in nats.
 
     A controller that remembers more derives a frozen dataclass from this one, all of whose fields are JSON types, and
@@ -111,23 +135,16 @@ class ControllerState:
     initial_entropy: float | None = None
     entropy_mean: float | None = None
     measurements: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON types; floats survive JSON exactly."""
-        return dataclasses.asdict(self)
+    _kind: ClassVar[str] = "controller state"
 
     @classmethod
     def from_dict(cls: type[State], data: dict[str, Any]) -> State:
-        """Rebuild a state from `to_dict`; fields that older state files lack take their defaults.
-
-        A class from elsewhere that renames a field overrides this to read its older states.
+        """Rebuild a state from `to_dict`, see `SavedState.from_dict`.
 
         Raises:
-            ValueError: a field is missing, unknown or of the wrong type, a number is not finite, or mean and number of
-                the measurements contradict each other.
+            ValueError: as there, or mean and number of the measurements contradict each other.
         """
-        later = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
-        state = cls(**checked_fields(cls, data, name="controller state", optional=later - _FIRST_FIELDS))
+        state = super().from_dict(data)
         if state.measurements < 0 or (state.measurements == 0) != (state.entropy_mean is None):
             raise ValueError(
                 f"controller state has entropy_mean={state.entropy_mean!r} of measurements={state.measurements!r}"

@@ -14,6 +14,7 @@ from aent_verl.core.entropy import (
     nucleus_entropy,
     nucleus_share,
     removed_mass,
+    top_k_and_rest_entropy,
     tre_entropy,
 )
 from tests import reference
@@ -251,3 +252,25 @@ def test_core_imports_neither_verl_nor_ray_nor_hydra() -> None:
         "print([m for m in ('verl', 'ray', 'vllm', 'hydra', 'omegaconf', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 10, 37, 100])
+def test_the_entropy_of_the_likeliest_and_all_others_as_one(kind: str, k: int) -> None:
+    z = rows(kind).requires_grad_()
+    expected = []
+    for row in z.tolist():
+        ordered = sorted(reference.softmax_of(row), reverse=True)
+        expected.append(reference.entropy_of([*ordered[:k], math.fsum(ordered[k:])]))
+    found = top_k_and_rest_entropy(z, k)
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 13])
+def test_the_entropy_of_the_likeliest_and_all_others_has_its_gradient(k: int) -> None:
+    z = torch.randn(5, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: top_k_and_rest_entropy(x, k), z)
+    with pytest.raises(ValueError, match="k=0 is not allowed: must be at least 1"):
+        top_k_and_rest_entropy(z, 0)

@@ -105,7 +105,7 @@ def test_hidden_states_are_there_for_those_who_ask(single_rank_group: None) -> N
     config, batch = preset_harness.config("entreg", **{"bonus.name": name}), preset_harness.batch()
     assert config.control.needs_hidden_states
     assert not preset_harness.config("entreg").control.needs_hidden_states
-    with pytest.raises(RuntimeError, match="no hidden states: .* must say needs_hidden_states = True"):
+    with pytest.raises(RuntimeError, match=r"no hidden states: .* must say needs_hidden_states = True"):
         preset_harness.run(config, batch, StepValues(step=1, total_steps=4, bonus_coefficient=0.2))
 
 
@@ -118,8 +118,8 @@ def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_pat
     assert isinstance(states["bonus"], entropy_lab.SwingState)
     assert states["bonus"].last_turn == "step 3"
     saved_state.write(tmp_path, control=control, states=states)
-    found, _, changes = saved_state.read(tmp_path, control=control, controllers=control.controllers)
-    assert (found, changes) == (states, [])
+    found = saved_state.read(tmp_path, control=control, controllers=control.controllers)
+    assert (found.states, found.differences) == (states, [])
 
     other = parse(block())
     with pytest.raises(

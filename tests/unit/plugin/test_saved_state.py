@@ -37,7 +37,8 @@ def states(bonus: ControllerState) -> dict[str, ControllerState]:
 
 
 def load(folder: Path, control: EntropyControlConfig) -> Any:
-    return read(folder, control=control, controllers=control.controllers)
+    found = read(folder, control=control, controllers=control.controllers)
+    return found.states, found.change, found.differences
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -171,10 +172,10 @@ def test_a_schedule_is_restored_once_the_length_of_the_run_is_known(tmp_path: Pa
     write(tmp_path, control=control, states=saved)
     assert load(tmp_path, control)[0] == saved
     known = {a: c.for_run(total_steps=15, steps_per_epoch=5) for a, c in control.controllers.items()}
-    found, _, changes = read(tmp_path, control=control, controllers=known)
+    found = read(tmp_path, control=control, controllers=known)
     # Step 8 of 15 is the middle: mu = 2 * 7 / 14 - 1.
-    assert found["advantages"].coefficient == 0.0
-    assert "advantages coefficient 0.5, and this run continues with 0.0" in changes[0]
+    assert found.states["advantages"].coefficient == 0.0
+    assert "advantages coefficient 0.5, and this run continues with 0.0" in found.differences[0]
 
 
 def test_an_epoch_schedule_needs_both_lengths(tmp_path: Path) -> None:

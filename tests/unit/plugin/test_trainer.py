@@ -26,6 +26,7 @@ REPORT = {
     "controller": "ConstantController(init=0.1)",
     "bonus": str(CONTROL.bonus),
     "advantages": str(CONTROL.advantages),
+    "rewards": str(CONTROL.rewards),
     "coefficient": 0.1,
     "device": "cpu",
 }
@@ -46,7 +47,7 @@ def test_the_banner_names_what_is_done_to_advantages() -> None:
     assert "StageController" in text
 
 
-@pytest.mark.parametrize("key", ["engine", "loss", "method", "functional", "bonus", "advantages"])
+@pytest.mark.parametrize("key", ["engine", "loss", "method", "functional", "bonus", "advantages", "rewards"])
 def test_a_worker_that_runs_something_else_stops_the_run(key: str) -> None:
     with pytest.raises(PlugInNotActiveError, match=f"rank 1 reports {key}='other'"):
         check_reports([REPORT, REPORT | {"rank": 1, key: "other"}], CONTROL)

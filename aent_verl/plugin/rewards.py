@@ -1,0 +1,81 @@
+"""The step's rewards, changed by the method before verl makes advantages of them; the trackers show those as given."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.workers.utils.padding import response_from_nested
+
+from aent_verl.core.controllers import SavedState
+from aent_verl.methods.rewards import Responses, RewardShaping
+from aent_verl.plugin import samples
+from aent_verl.plugin.micro_batch import ENTROPY
+
+_REWARDS = "rm_scores"
+_FIELDS = (ENTROPY, "response_mask", "responses", "uid", "extra_fields", samples.ACC, _REWARDS)
+
+
+def shape(
+    batch: KVBatchMeta, shaping: RewardShaping, state: SavedState, tokenizer: Any
+) -> tuple[Tensor, Tensor, SavedState, dict[str, float]]:
+    """Apply ``shaping`` to the step's responses; those that fill up the batch keep their rewards and do not count.
+
+    Returns:
+        The rewards as given and as shaped, nested ``[B, j]`` in verl's layout, with the change at the last token; the
+        state after the step; and metrics.
+
+    Raises:
+        ValueError: a shaped reward is not finite, or an accuracy is needed and not in ``[0, 1]``.
+    """
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(_FIELDS))
+    real = [index for index, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+    given = data[_REWARDS]
+    data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
+    padded = data.select(ENTROPY, "response_mask", "responses").to_padded_tensor()[real]
+    reward = given.to_padded_tensor(0.0).sum(-1).double()[real]
+    uids = [str(uid) for uid in samples.column(data["uid"])]
+    prompts = {uid: index for index, uid in enumerate(dict.fromkeys(uids[sample] for sample in real))}
+    accuracy = None
+    if shaping.needs_accuracy:
+        extra = samples.extra_fields(data, len(batch))
+        scores = zip((extra[sample] for sample in real), reward.tolist(), strict=True)
+        accuracy = torch.tensor([samples.accuracy_of(info, score) for info, score in scores], dtype=torch.float64)
+    responses = Responses(
+        reward=reward,
+        mask=padded["response_mask"].bool(),
+        tokens=padded["responses"],
+        entropy=padded[ENTROPY].double(),
+        group=torch.tensor([prompts[uids[sample]] for sample in real]),
+        text=lambda token: str(tokenizer.decode([token])),
+        accuracy=accuracy,
+    )
+    shaped, state = shaping.shape(responses, state)
+    if not bool(shaped.isfinite().all()):
+        where = int((~shaped.isfinite()).nonzero()[0])
+        raise ValueError(f"{type(shaping).__name__} made the reward {float(reward[where])} {float(shaped[where])}")
+    added = shaped - reward
+    values = given.values().clone()
+    values[given.offsets()[1:][real] - 1] += added.to(values.dtype)
+    metrics = {"aent/rewards_added": float(added.mean()), "aent/rewards_added_abs": float(added.abs().mean())}
+    metrics |= {f"aent/{name}": value for name, value in shaping.metrics(state).items()}
+    return given, torch.nested.nested_tensor_from_jagged(values, given.offsets()), state, metrics
+
+
+@contextlib.contextmanager
+def replaced(batch: KVBatchMeta, given: Tensor, shaped: Tensor) -> Iterator[None]:
+    """Give verl the shaped rewards for a while, and then those as given back."""
+    _put(batch, shaped)
+    try:
+        yield
+    finally:
+        _put(batch, given)
+
+
+def _put(batch: KVBatchMeta, rewards: Tensor) -> None:
+    fields = TensorDict({_REWARDS: rewards}, batch_size=len(batch))
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
