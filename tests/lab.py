@@ -54,9 +54,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aent_verl.core.controllers import Controller, ControllerState, record
+from aent_verl.core.controllers import Controller, ControllerState, SavedState, record
 from aent_verl.core.selection import Boundary, Selector, boundary_at
 from aent_verl.methods.axes import BonusForm, SampleWeight, Shaping, TokenMask
+from aent_verl.methods.rewards import RewardShaping
 
 
 def tsallis(logits: torch.Tensor, q: float = 2.0) -> torch.Tensor:
@@ -148,6 +149,31 @@ class Centred(Shaping):
 
     def shape(self, batch, step, stats):
         return step.advantages_coefficient * (batch.advantages - self.share * stats.shaping["mean_advantage"])
+
+
+@dataclass(frozen=True)
+class Seen(SavedState):
+    responses: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surprise(RewardShaping):
+    """Rewards plus a share of the response's mean entropy."""
+
+    scale: float
+    state_class: ClassVar[type[SavedState]] = Seen
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise ValueError(f"scale={self.scale!r} is not allowed: must be >= 0")
+
+    def shape(self, responses, state):
+        kept = responses.entropy.masked_fill(~responses.mask, 0.0)
+        mean = kept.sum(-1) / responses.mask.sum(-1).clamp(min=1)
+        return responses.reward + self.scale * mean, Seen(state.responses + len(mean))
+
+    def metrics(self, state):
+        return {"responses_seen": state.responses}
 '''
 PROJECT = """
 [build-system]
@@ -190,6 +216,7 @@ entropy_control:
     name: entropy_lab:Centred
     share: 0.5
     controller: {name: "entropy_lab:Swing", top: 1.0, size: 0.25, init: null}
+  rewards: {name: "entropy_lab:Surprise", scale: 0.5}
 """
 
 

@@ -123,7 +123,7 @@ def test_invalid_settings_name_key_value_and_range(overrides: list[str], message
         ),
         *(
             ([f"entropy_control={p}", "algorithm.rollout_correction.bypass_mode=true"], "which that mode leaves out")
-            for p in ("siren", "aer")
+            for p in ("siren", "aer", "ares")
         ),
         (
             [

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from aent_verl.core.controllers import ConstantController
 from aent_verl.methods import axes
 from aent_verl.methods.parsing import parse
-from aent_verl.methods.settings import EntropyControlConfig
+from aent_verl.methods.settings import AS_GIVEN, EntropyControlConfig
 from aent_verl.methods.step import StepValues
 from aent_verl.plugin import saved_state
 from aent_verl.plugin.coefficients import Coefficients
@@ -48,6 +49,7 @@ EVERYTHING = block(
         "sample_weight": {"name": "entropy_lab:Mixed"},
     },
     advantages={"name": "entropy_lab:Centred", "share": 0.5, "controller": {**SWING, "top": 1.0}},
+    rewards={"name": "entropy_lab:Surprise", "scale": 0.5},
 )
 
 
@@ -60,6 +62,8 @@ def test_every_axis_takes_a_class_from_elsewhere(entropy_lab: ModuleType) -> Non
     assert control.advantages.shaping == entropy_lab.Centred(share=0.5)
     assert control.bonus.controller == entropy_lab.Swing(top=0.35, size=0.1)
     assert control.controller_names == {"bonus": "entropy_lab:Swing", "advantages": "entropy_lab:Swing"}
+    assert control.rewards == entropy_lab.Surprise(scale=0.5)
+    assert control.rewards_name == "entropy_lab:Surprise"
     assert control.needs_accuracy
     assert control.advantages.measures_minibatch
     assert not parse(block()).advantages.measures_minibatch
@@ -117,9 +121,14 @@ def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_pat
     states = actor.states()
     assert isinstance(states["bonus"], entropy_lab.SwingState)
     assert states["bonus"].last_turn == "step 3"
-    saved_state.write(tmp_path, control=control, states=states)
+    saved_state.write(tmp_path, control=control, states=states, rewards=entropy_lab.Seen(24))
     found = saved_state.read(tmp_path, control=control, controllers=control.controllers)
-    assert (found.states, found.differences) == (states, [])
+    assert (found.states, found.rewards, found.differences) == (states, entropy_lab.Seen(24), [])
+    unshaped = replace(control, rewards=AS_GIVEN)
+    with pytest.raises(
+        saved_state.StateFileError, match=r"reward shaping 'entropy_lab:Surprise', .* set to 'none'; set entropy_.*rew"
+    ):
+        saved_state.read(tmp_path, control=unshaped, controllers=control.controllers)
 
     other = parse(block())
     with pytest.raises(
@@ -158,6 +167,8 @@ def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_pat
             r"advantages.controller.init=3.0 .*\[0, 2\], the range of the coefficient of .*entropy_lab:Centred",
         ),
         ({"bonus": {"token_mask": {"name": "entropy_lab:Early", "tokens_kept": 1.5}}}, "must be a whole number"),
+        ({"rewards": {"name": "entropy_lab:Surprise", "scale": -1.0}}, r"rewards.scale=-1.0 .*must be >= 0"),
+        ({"rewards": {"name": "entropy_lab:Swing"}}, "frozen dataclass derived from RewardShaping"),
     ],
 )
 def test_what_does_not_fit_is_named(entropy_lab: ModuleType, own: dict[str, Any], message: str) -> None:
@@ -186,6 +197,16 @@ def test_a_state_that_is_not_json_is_refused_before_anything_trains(entropy_lab:
     entropy_lab.Bad = Bad  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"controller\.name='.*' is not allowed: its state .*JSON"):
         parse(block(bonus={"controller": {**SWING, "name": "entropy_lab:Bad"}}))
+
+
+def test_so_is_one_of_a_shaping_of_rewards(entropy_lab: ModuleType) -> None:
+    class Bad(entropy_lab.Surprise):  # type: ignore[name-defined, misc]
+        def initial_state(self) -> Any:
+            return entropy_lab.Seen({1})
+
+    entropy_lab.Bad = Bad  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"rewards\.name='.*' is not allowed: its state .*JSON"):
+        parse(block(rewards={"name": "entropy_lab:Bad", "scale": 1.0}))
 
 
 def test_a_neutral_coefficient_is_said_to_have_no_effect_only_where_it_has_none(
