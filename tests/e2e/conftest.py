@@ -31,13 +31,15 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 BAND = {"init": 0.01, "low": 4.0, "high": 5.0, "lr": 0.001, "warmup_steps": 2, "min": 0.0, "max": 0.1}
 GUIDED = {"init": 0.5, "target": 2.0, "step_size": 0.125, "smoothing": 0.25}
 CONTROLLERS: dict[str, Controller] = {"bonus": BandController(**BAND), "advantages": EntropyGuidedController(**GUIDED)}
-# AEnt and PAR at once: two controllers, two states.
+# AEnt, PAR and AEPO at once: two controllers and a shaping of rewards, three states. A threshold that never moves is
+# the same before and after a resume, and another if it is measured again.
 AENT = [
     "entropy_control=aent",
     *(f"entropy_control.bonus.controller.{key}={value}" for key, value in BAND.items()),
     "entropy_control/advantages=positive_reweight",
     "entropy_control/advantages_controller=entropy_guided",
     *(f"entropy_control.advantages.controller.{key}={value}" for key, value in GUIDED.items()),
+    *("entropy_control/rewards=ares", "entropy_control.rewards.decay=1.0"),
     "entropy_control.token_dump=2",
 ]
 
@@ -65,6 +67,7 @@ class Grid:
     killed: dict[int, dict[str, float]]
     resumed: dict[int, dict[str, float]]
     saved: dict[str, ControllerState]
+    saved_rewards: dict[str, float]
     final: dict[str, ControllerState]
     reports: list[dict[str, Any]]
 
@@ -126,6 +129,7 @@ def grid(task: Path, short_ray_folder: str, tmp_path_factory: pytest.TempPathFac
     killed = metrics.read_run(aent)
     assert int((checkpoints / "latest_checkpointed_iteration.txt").read_text()) == 2
     saved = saved_states(checkpoints / "global_step_2")
+    saved_rewards = json.loads((checkpoints / "global_step_2" / saved_state.NAME).read_text())["rewards"]["state"]
 
     process = start(arguments, folder / "finished.out", RAY_TMPDIR=short_ray_folder)
     terminal = finish(process, folder / "finished.out", 3 * START_SECONDS)
@@ -137,6 +141,7 @@ def grid(task: Path, short_ray_folder: str, tmp_path_factory: pytest.TempPathFac
         killed=killed,
         resumed=metrics.read_run(resumed),
         saved=saved,
+        saved_rewards=saved_rewards,
         final=saved_states(checkpoints / f"global_step_{STEPS}"),
         reports=json.loads((checkpoints / "entropy_control_report.json").read_text()),
     )

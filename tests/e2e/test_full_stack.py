@@ -82,6 +82,16 @@ def test_killed_and_resumed_continues_as_if_never_killed(grid: Grid) -> None:
     assert ":controllers resumed from " in (grid.aent / "train.log").read_text(errors="replace")
 
 
+def test_the_shaping_of_rewards_is_resumed(grid: Grid) -> None:
+    assert {f"aent/ares_{name}": value for name, value in grid.saved_rewards.items()}.items() <= grid.killed[2].items()
+    steps = [*training(grid.killed).values(), *training(grid.resumed).values()]
+    assert len({data["aent/ares_threshold"] for data in steps}) == 1
+    assert all(data["aent/rewards_added_abs"] > 0 for data in steps)
+    # Half of the step size is as far as they move in a step.
+    for name in ("alpha_easy", "alpha_medium", "alpha_hard"):
+        assert abs(grid.resumed[3][f"aent/ares_{name}"] - grid.saved_rewards[name]) <= 0.025
+
+
 def test_every_rank_reports_our_engine_loss_and_settings(grid: Grid) -> None:
     assert [report["rank"] for report in grid.reports] == list(range(RANKS))
     for report in grid.reports:

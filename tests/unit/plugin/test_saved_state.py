@@ -1,6 +1,7 @@
 """The state file: exact round trip, atomic, and a message with a way out for each way it can be unusable."""
 
 import json
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,14 @@ from aent_verl.core.controllers import (
 )
 from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.axes import AllTokens, Anchored, Linear, LinearDifficulty, PeakTokens, PositiveReweight
-from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
+from aent_verl.methods.settings import (
+    ADVANTAGES_CONTROLLERS,
+    BONUS_CONTROLLERS,
+    AdvantagesConfig,
+    BonusConfig,
+    EntropyControlConfig,
+    FunctionalConfig,
+)
 from aent_verl.plugin import saved_state
 from aent_verl.plugin.saved_state import NAME, RESTART, StateFileError, read, write
 
@@ -153,6 +161,38 @@ def test_a_file_whose_states_had_the_fields_of_all_controllers_resumes(tmp_path:
     content["bonus"] = {"controller": "band", "state": OF_EVERY_CONTROLLER | STATE.to_dict()}
     (tmp_path / NAME).write_text(json.dumps(content))
     assert load(tmp_path, replace(control, bonus=BonusConfig(Linear(), BAND)))[0]["bonus"] == STATE
+
+
+RECORDED = json.loads(Path(__file__).with_name("recorded_controllers.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECORDED["controllers"])
+def test_a_sequence_recorded_by_version_3_replays_and_goes_on_from_its_file(tmp_path: Path, name: str) -> None:
+    """Coefficients, and the state after step 8, as the code of that version had them: equal to the last bit."""
+    recorded = RECORDED["controllers"][name]
+    controller = (BONUS_CONTROLLERS | ADVANTAGES_CONTROLLERS)[name](**recorded["settings"])
+    entropies = [math.nan if entropy is None else entropy for entropy in RECORDED["entropies"]]
+
+    def coefficients(state: ControllerState, first: int) -> list[float]:
+        found = [state.coefficient]
+        for number, entropy in enumerate(entropies[first - 1 :], start=first):
+            state = controller.update(state, entropy=entropy, step=number)
+            found.append(state.coefficient)
+        return found
+
+    begin = controller.observe_initial(controller.initial_state(), entropy=RECORDED["initial_entropy"])
+    assert coefficients(begin, 1) == recorded["coefficients"]
+
+    axis = "bonus" if name in BONUS_CONTROLLERS else "advantages"
+    bonus = controller if axis == "bonus" else ConstantController(init=0.5)
+    shaping = AdvantagesConfig(PositiveReweight(), controller if axis == "advantages" else ConstantController(init=0.5))
+    control = replace(CONSTANT, bonus=BonusConfig(Linear(), bonus), advantages=shaping)
+    content: dict[str, Any] = {"version": 3, "method": "entreg", "functional": "full"}
+    for other in ("bonus", "advantages"):
+        content[other] = {"controller": "constant", "state": ControllerState(0.5, step=8).to_dict()}
+    content[axis] = {"controller": name, "state": recorded["state"]}
+    (tmp_path / NAME).write_text(json.dumps(content))
+    assert coefficients(load(tmp_path, control)[0][axis], 9) == recorded["coefficients"][8:]
 
 
 def test_both_axes_and_the_diagnostic_come_back(tmp_path: Path) -> None:
