@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -190,6 +191,19 @@ class EntropyControlConfig:
     restart_controller: bool = False
     token_dump: int = 0
     token_dump_dir: str | None = None
+
+    def check_coefficient(self, axis: str, value: float) -> None:
+        """Check a coefficient that a controller of ``axis`` gave: those from elsewhere may give any.
+
+        Raises:
+            ValueError: it is not finite, or outside the range of the shaping's coefficient.
+        """
+        low, high = self.advantages.shaping.coefficient_range if axis == "advantages" else (-math.inf, math.inf)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(
+                f"{ROOT}.{axis}.controller.name={self.controller_names[axis]} gave the coefficient {value!r}: it must "
+                f"be finite and in [{low:g}, {high:g}]; correct that controller's update, then resume"
+            )
 
     @property
     def controllers(self) -> dict[str, Controller]:

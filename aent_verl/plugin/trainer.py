@@ -204,10 +204,11 @@ class EntropyControlMixin(PPOTrainer):
 
     def _in_force(self, axis: str, states: coefficients.States) -> float:
         """Return the coefficient of this step; a schedule continues through steps without an update of the actor."""
-        controller = self._controllers[axis]
+        controller, value = self._controllers[axis], states[axis].coefficient
         if isinstance(controller, Schedule):
-            return controller.coefficient_at(self.global_steps)
-        return states[axis].coefficient
+            value = controller.coefficient_at(self.global_steps)
+        self.entropy_control.check_coefficient(axis, value)
+        return value
 
     def _about_controllers(
         self, sent: StepValues, before: coefficients.States, after: coefficients.States, measured: dict[str, float]

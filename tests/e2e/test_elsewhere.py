@@ -69,8 +69,8 @@ def test_it_trains_resumes_and_logs_its_numbers(task: Path, site: Path, short_ra
     ):
         assert [steps[step][key] for step in range(1, 5)] == pytest.approx(expected, abs=1e-12), key
     assert all("aent/mean_advantage" in data and "aent/advantages_swing_direction" in data for data in steps.values())
-    # What the shaping of rewards remembers is resumed, too; eight prompts, two responses each.
-    assert [steps[step]["aent/responses_seen"] for step in range(1, 5)] == [16, 32, 48, 64]
+    # What the shaping of rewards remembers is resumed, too; eight prompts, four responses each.
+    assert [steps[step]["aent/responses_seen"] for step in range(1, 5)] == [32, 64, 96, 128]
     assert all(0 < data["aent/rewards_added"] < 0.5 * 1.61 for data in steps.values())
     # The entropy of five tokens is at most log 5, and the others have some mass.
     assert all(0 < data["aent/entropy"] < 1.61 for data in steps.values())

@@ -219,6 +219,22 @@ def test_a_neutral_coefficient_is_said_to_have_no_effect_only_where_it_has_none(
     assert "keeps its coefficient at 1" in str(recwarn.pop().message)
 
 
+def test_a_controller_that_leaves_the_range_is_named(entropy_lab: ModuleType) -> None:
+    control = parse(EVERYTHING)
+    for axis, value in (("bonus", -7.0), ("bonus", 7.0), ("advantages", 0.0), ("advantages", 2.0)):
+        control.check_coefficient(axis, value)
+    for value in (-0.1, 2.1, float("nan")):
+        with pytest.raises(
+            ValueError, match=r"advantages\.controller\.name=entropy_lab:Swing gave .*in \[0, 2\]; correct"
+        ):
+            control.check_coefficient("advantages", value)
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(
+            ValueError, match=r"bonus\.controller\.name=entropy_lab:Swing gave the coefficient (inf|nan)"
+        ):
+            control.check_coefficient("bonus", value)
+
+
 def test_settings_of_ours_are_not_used_by_it_and_said_so(entropy_lab: ModuleType) -> None:
     with pytest.warns(
         UserWarning, match=r"bonus\.gamma=1\.0 has no effect: .*name=entropy_lab:Squared does not use it"

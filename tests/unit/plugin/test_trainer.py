@@ -71,7 +71,7 @@ def test_on_the_cpu_finished_responses_are_looked_for_more_often(
 def test_schedules_go_on_through_steps_without_an_update() -> None:
     """During critic_warmup no controller moves; the first update of the actor has its own step's coefficient."""
     trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
-    trainer.global_steps = 51
+    trainer.global_steps, trainer.entropy_control = 51, CONTROL
     decay = LinearDecayController(init=1.0, final=0.0, total_steps=101)
     guided = EntropyGuidedController(init=0.25)
     trainer._controllers = {"bonus": decay, "advantages": guided}
