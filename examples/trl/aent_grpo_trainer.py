@@ -20,17 +20,19 @@ from aent_verl import BandController, clamped_entropy, linear_logprobs_and_entro
 STATE_FILE = "aent_controller.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClampedHead:
     """Stands in for `trl.kernels.ChunkedLogProbFunction`: the same log-probs, and with them the clamped entropy."""
 
     clamp_p: float
+    called: bool = False
 
     def apply(self, hidden, weight, bias, labels, temperature, _chunk_size, softcap, logit_scale, _outputs):
         """Return log-probs and entropies, both with gradient, and nothing for TRL's other statistics.
 
         ``[N, D], [V, D], [N] -> [N], [N]``, in nats.
         """
+        self.called = True
         for key, value in (("lm_head.bias", bias), ("final_logit_softcapping", softcap)):
             if value is not None:
                 shown = list(value.shape) if isinstance(value, Tensor) else value
@@ -76,6 +78,8 @@ class AEntGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         with mock.patch.object(trl.trainer.utils, "_ChunkedLogProbFunction", self._head):
             log_probs, self._entropy, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not self._head.called:
+            raise RuntimeError(f"trl {trl.__version__} computes its entropies elsewhere, not clamped: use trl==1.16.0")
         return log_probs, self._entropy, aux_loss
 
     def _compute_loss(self, model, inputs):
@@ -93,7 +97,7 @@ class AEntGRPOTrainer(GRPOTrainer):
         return loss
 
     def _average(self, values: Tensor, mask: Tensor, inputs: dict) -> Tensor:
-        """Average ``[B, T]`` as TRL averages the policy loss, so that micro-batches of a step add up to the whole."""
+        """Average ``[B, T]`` as TRL averages the policy loss, with this micro-batch's share of the optimizer step."""
         steps = self.current_gradient_accumulation_steps
         values, tokens = values * mask, mask.sum(-1)
         if self.loss_type in ("cispo", "dapo", "vespo"):

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,13 @@ def test_settings_that_cannot_be_combined_are_refused(tmp_path: Path, settings: 
 def test_a_head_that_the_op_does_not_have_is_refused(tmp_path: Path) -> None:
     trainer = in_training(make(tmp_path, bias=True))
     with pytest.raises(ValueError, match=r"lm_head\.bias=\[\d+\]"):
+        trainer.compute_loss(trainer.model, batch(dtype=torch.float32))
+
+
+def test_a_trl_that_does_not_call_the_head_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = in_training(make(tmp_path))
+    monkeypatch.setattr("aent_grpo_trainer.mock.patch.object", lambda *_: nullcontext())
+    with pytest.raises(RuntimeError, match=r"use trl==1\.16\.0"):
         trainer.compute_loss(trainer.model, batch(dtype=torch.float32))
 
 
