@@ -5,7 +5,8 @@ is the exact mean over all tokens of the step, whatever the aggregation of the l
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -79,13 +80,30 @@ def of_micro_batch(
     }
 
 
-def of_step(metrics: dict[str, Any], sent: StepValues) -> dict[str, float]:
-    """Take our numbers out of verl's ``metrics`` of an update and return those of the step, entropies in nats.
+def taken(metrics: dict[str, Any]) -> dict[str, float]:
+    """Take our numbers out of verl's ``metrics`` of an update of the actor."""
+    return {
+        key.removeprefix("actor/"): float(metrics.pop(key)) for key in list(metrics) if key.startswith("actor/aent/")
+    }
+
+
+def pooled(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Pool what `taken` found of each update of a training step: sums add up, so that every token counts the same."""
+    together = {key: [update[key] for update in updates if key in update] for key in {k for u in updates for k in u}}
+    return {key: _pool(key)(values) for key, values in together.items()}
+
+
+def _pool(key: str) -> Callable[[list[float]], float]:
+    kinds: dict[str, Callable[[list[float]], float]] = {SUM: math.fsum, BIN: math.fsum, LOWEST: min, HIGHEST: max}
+    return next((pool for prefix, pool in kinds.items() if key.startswith(prefix)), fmean)
+
+
+def of_step(ours: Mapping[str, float], sent: StepValues) -> dict[str, float]:
+    """Make the step's numbers from those of its updates, `pooled`; entropies in nats.
 
     Raises:
         PlugInNotActiveError: no such numbers, or a rank that used another coefficient than the one ``sent``.
     """
-    ours = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith("actor/aent/")}
     try:
         _check_coefficients(ours, sent)
         sums = {key.removeprefix(SUM): float(value) for key, value in ours.items() if key.startswith(SUM)}

@@ -1,7 +1,8 @@
 """The step's rewards, changed by the method before verl makes advantages of them; the trackers show those as given."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from aent_verl.plugin import samples
 from aent_verl.plugin.micro_batch import ENTROPY
 
 _REWARDS = "rm_scores"
+_ADDED = "aent/rewards_added"
 _FIELDS = (ENTROPY, "response_mask", "responses", "uid", "extra_fields", samples.ACC, _REWARDS)
 
 
@@ -61,9 +63,17 @@ def shape(
     added = shaped - reward
     values = given.values().clone()
     values[given.offsets()[1:][real] - 1] += added.to(values.dtype)
-    metrics = {"aent/rewards_added": float(added.mean()), "aent/rewards_added_abs": float(added.abs().mean())}
+    metrics = {_ADDED: float(added.mean()), f"{_ADDED}_abs": float(added.abs().mean())}
     metrics |= {f"aent/{name}": value for name, value in shaping.metrics(state).items()}
     return given, torch.nested.nested_tensor_from_jagged(values, given.offsets()), state, metrics
+
+
+def of_step(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Pool the metrics of `shape` over the updates of a step: what was added on average, the state after the last."""
+    return {
+        key: fmean(update[key] for update in updates) if key.startswith(_ADDED) else value
+        for key, value in (updates[-1] if updates else {}).items()
+    }
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested
@@ -23,13 +25,22 @@ from aent_verl.core.diagnostics import EntropyChange
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.methods.step import StepValues
 from aent_verl.platforms import cpu
-from aent_verl.plugin import coefficients, losses, measurements, micro_batch, rewards, samples, saved_state
+from aent_verl.plugin import (
+    coefficients,
+    losses,
+    measurements,
+    micro_batch,
+    rewards,
+    samples,
+    saved_state,
+    trainer_choice,
+)
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
 from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
 from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
-from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
+from aent_verl.plugin.worker import CpuReadyTrainingWorker, DetachedEntropyControlWorker, EntropyControlWorker
 from aent_verl.runs import worker_reports
 from aent_verl.runs.checkpoints import step_folder
 
@@ -41,9 +52,15 @@ _CPU_POLL_SECONDS = 0.2
 
 
 class EntropyControlMixin(PPOTrainer):
-    """Entropy control for a v1 trainer; ``base_mode`` is verl's name of the trainer underneath."""
+    """Entropy control for a v1 trainer; ``base_mode`` is verl's name of the trainer underneath.
+
+    A training step is what lies between two updates of the rollouts' weights: one update of the actor, or with
+    ``separate_async.parameter_sync_step`` several, each with a part of the step's batch. They share the coefficients,
+    and the controllers move once after the last.
+    """
 
     base_mode: str
+    worker_class: type[EntropyControlWorker] = EntropyControlWorker
 
     def __init__(self, config: DictConfig) -> None:
         # verl compares the mode's name and looks its settings up by it: under ours it would take other branches.
@@ -51,12 +68,8 @@ class EntropyControlMixin(PPOTrainer):
             config.trainer.v1.trainer_mode = self.base_mode
         self.use_entropy_control(omega_conf_to_dataclass(config.actor_rollout_ref.actor))
         self._entropy_change = EntropyChange()
+        self._begin_step()
         super().__init__(config)
-        if self.parameter_sync_step != 1:
-            raise ValueError(
-                f"trainer.v1.{self.base_mode}.parameter_sync_step={self.parameter_sync_step} is not allowed with "
-                "entropy_control: must be 1, because the controllers move once per training step"
-            )
 
     def use_entropy_control(self, actor_config: EntropyControlActorConfig) -> None:
         """Follow these settings; the workers do the same.
@@ -96,7 +109,7 @@ class EntropyControlMixin(PPOTrainer):
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         for role in self.role_worker_mapping:
-            worker = CpuReadyTrainingWorker if role == Role.Critic else EntropyControlWorker
+            worker = CpuReadyTrainingWorker if role == Role.Critic else self.worker_class
             self.role_worker_mapping[role] = ray.remote(worker)
 
     def _setup(self) -> None:
@@ -107,6 +120,28 @@ class EntropyControlMixin(PPOTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / worker_reports.FILE).write_text(json.dumps(reports, indent=2), encoding="utf-8")
         print(worker_reports.banner(reports), flush=True)
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> KVBatchMeta:
+        """Do as verl's, and then apply the controllers to what all its updates of the actor measured."""
+        self._begin_step()
+        batch = super().step(metrics, timing_raw)
+        # After verl has averaged the metrics of its updates, which would average ours by samples and by their names.
+        if self._sent is not None:
+            metrics |= self._finish_step(*self._sent)
+        return batch
+
+    def _begin_step(self) -> None:
+        self._sent: tuple[StepValues, coefficients.States] | None = None
+        self._measured: list[dict[str, float]] = []
+        self._of_rewards: list[dict[str, float]] = []
+        self._samples_before = 0
+
+    def _finish_step(self, sent: StepValues, before: coefficients.States) -> dict[str, Any]:
+        measured = measurements.of_step(measurements.pooled(self._measured), sent)
+        entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
+        after = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
+        measured |= rewards.of_step(self._of_rewards)
+        return measured | self._about_controllers(sent, before, after, measured)
 
     def _states(self) -> coefficients.States:
         return ray.get(self._coefficients.states.remote())
@@ -151,7 +186,7 @@ class EntropyControlMixin(PPOTrainer):
         given, shaped, self._rewards_state, measured = rewards.shape(
             batch, shaping, self._rewards_state, self.tokenizer
         )
-        metrics |= measured
+        self._of_rewards.append(measured)
         with rewards.replaced(batch, given, shaped):
             return super()._compute_advantage(batch, metrics)
 
@@ -166,7 +201,9 @@ class EntropyControlMixin(PPOTrainer):
         if self._needs_samples:
             known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
             order = zip(filler, *known, batch.keys, strict=True)
-            fields[micro_batch.SAMPLE] = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+            indices = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+            # No index twice in a step, whatever the number of its updates.
+            fields[micro_batch.SAMPLE] = indices + self._samples_before
         if self.entropy_control.needs_accuracy:
             fields[ACCURACY] = samples.group_accuracies(
                 [str(uid) for uid in columns["uid"]],
@@ -183,24 +220,26 @@ class EntropyControlMixin(PPOTrainer):
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        before = self._states()
-        sent = StepValues(
-            step=self.global_steps,
-            total_steps=self._total_steps,
-            bonus_coefficient=self._in_force("bonus", before),
-            advantages_coefficient=self._in_force("advantages", before),
-            initial_entropy=before["bonus"].initial_entropy,
-            entropy_mean=before["bonus"].entropy_mean,
-        )
+        if self._sent is None:
+            states = self._states()
+            self._sent = self._step_values(states), states
         if self._needs_samples or self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
-        batch.extra_info[micro_batch.STEP] = sent
+        self._samples_before += len(batch)
+        batch.extra_info[micro_batch.STEP] = self._sent[0]
         batch = super()._update_actor(batch, metrics)
-        measured = measurements.of_step(metrics, sent)
-        entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
-        after = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
-        metrics |= measured | self._about_controllers(sent, before, after, measured)
+        self._measured.append(measurements.taken(metrics))
         return batch
+
+    def _step_values(self, states: coefficients.States) -> StepValues:
+        return StepValues(
+            step=self.global_steps,
+            total_steps=self._total_steps,
+            bonus_coefficient=self._in_force("bonus", states),
+            advantages_coefficient=self._in_force("advantages", states),
+            initial_entropy=states["bonus"].initial_entropy,
+            entropy_mean=states["bonus"].entropy_mean,
+        )
 
     def _in_force(self, axis: str, states: coefficients.States) -> float:
         """Return the coefficient of this step; a schedule continues through steps without an update of the actor."""
@@ -319,3 +358,22 @@ class EntropyControlTrainerSync(EntropyControlMixin, PPOTrainerSync):
     """verl's synchronous trainer with entropy control: ``trainer.v1.trainer_mode=aent_sync``."""
 
     base_mode = "sync"
+
+
+@register_trainer("aent_colocate_async")
+class EntropyControlTrainerColocateAsync(EntropyControlMixin, PPOTrainerColocateAsync):
+    """The same of verl's trainer that generates the next batch while it trains: ``aent_colocate_async``."""
+
+    base_mode = "colocate_async"
+
+
+@register_trainer("aent_separate_async")
+class EntropyControlTrainerSeparateAsync(EntropyControlMixin, PPOTrainerSeparateAsync):
+    """The same of verl's trainer with rollouts on GPUs of their own: ``aent_separate_async``."""
+
+    base_mode = "separate_async"
+    worker_class = DetachedEntropyControlWorker
+
+
+for _ours in (EntropyControlTrainerSync, EntropyControlTrainerColocateAsync, EntropyControlTrainerSeparateAsync):
+    trainer_choice.prefer(_ours)

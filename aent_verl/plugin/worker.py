@@ -2,10 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
+from torch import nn
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -89,3 +92,27 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             "coefficient": states["bonus"].coefficient,
             "advantages_coefficient": states["advantages"].coefficient,
         }
+
+
+class DetachedEntropyControlWorker(EntropyControlWorker, DetachActorWorker):
+    """The same for ``separate_async``: it keeps the weights of the step's first update, which are the old policy."""
+
+    @property
+    def copy_handler(self) -> Callable[..., Any]:
+        """Save the weights as verl does, and so that the copy has memory of its own.
+
+        verl's copy of weights that lie on the CPU already, those of our CPU platform or offloaded ones, is a view of
+        them: the old policy would follow the current one, and every ratio would be 1.
+        """
+        save = super().copy_handler
+        if self.config.actor.strategy != "fsdp2":
+            return save
+
+        def copy(module: nn.Module) -> Any:
+            shards, layout = save(module)
+            lies_there = {name: parameter.device.type == "cpu" for name, parameter in module.named_parameters()}
+            return {
+                name: (shard.clone() if lies_there[name] else shard, spec) for name, (shard, spec) in shards.items()
+            }, layout
+
+        return copy

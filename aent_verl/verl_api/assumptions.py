@@ -1,5 +1,7 @@
 """What our code assumes of verl's API; each entry says what of ours breaks without it."""
 
+from functools import partial
+
 from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, leads_to, overridden, resolve
 
 
@@ -44,7 +46,18 @@ def platform_complete() -> str | None:
     return f"also asks for {', '.join(sorted(missing))}" if missing else None
 
 
+def registered(mode: str, trainer: str) -> str | None:
+    """Check that verl's registry leads a trainer's name to it, or to the class of ours that chooses between two."""
+    found = resolve("verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY").get(mode)
+    return None if isinstance(found, type) and issubclass(found, resolve(trainer)) else str(found)
+
+
 BASE = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
+TRAINERS = {
+    "sync": "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+    "colocate_async": "verl.trainer.ppo.v1.trainer_colocate_async:PPOTrainerColocateAsync",
+    "separate_async": "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync",
+}
 WORKERS = "verl.workers.engine_workers"
 FSDP = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
@@ -148,10 +161,11 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         why="the controller's state is read after it, from the folder of global_steps, if the run was resumed",
     ),
     called("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", why="our trainers are registered with it"),
-    leads_to(
-        "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY.sync",
-        "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
-        why="doctor and tests look our trainer up there",
+    *(
+        Assumption(
+            f"verl's registry names {trainer} {mode}", partial(registered, mode, trainer), "ours derives from it"
+        )
+        for mode, trainer in TRAINERS.items()
     ),
     called("verl.trainer.main_ppo:run_ppo", "config task_runner_class", why="`aent-verl train` ends in it"),
     in_source(

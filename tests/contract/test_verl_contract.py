@@ -130,7 +130,7 @@ def test_a_registry_with_other_rows(monkeypatch):
 
 def test_trainers_under_other_names(monkeypatch):
     monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
-    assert "found: KeyError: 'sync'" in broken("TRAINER_REGISTRY")[0]
+    assert ["found: None" in line for line in broken("verl's registry names")] == [True] * 3
 
 
 def test_policy_losses_under_other_names(monkeypatch):
@@ -155,7 +155,7 @@ def test_a_platform_that_must_do_more(monkeypatch):
 def test_the_error_lists_every_violation_and_what_to_install(monkeypatch):
     monkeypatch.delattr(importlib.import_module("verl.utils.tensordict_utils"), "get_non_tensor_data")
     monkeypatch.setattr(importlib.import_module(TRAINER), "TRAINER_REGISTRY", {})
-    with pytest.raises(versions.VerlApiError, match=r"verl 0\.9\.\d+ differs in 2 point") as error:
+    with pytest.raises(versions.VerlApiError, match=r"verl 0\.9\.\d+ differs in 4 point") as error:
         versions.check_assumptions()
     assert "pip install" in str(error.value)
-    assert len(str(error.value).splitlines()) == 3
+    assert len(str(error.value).splitlines()) == 5

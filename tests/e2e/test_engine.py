@@ -100,7 +100,7 @@ def test_old_log_probs_and_their_entropy_are_verls(results: dict[Case, Result], 
 
 
 def means(result: Result, case: Case) -> dict[str, float]:
-    return measurements.of_step(dict(result.metrics), step(case))
+    return measurements.of_step(measurements.taken(dict(result.metrics)), step(case))
 
 
 @pytest.mark.parametrize("case", [*AENT_VARIANTS, *AENT_MODES], ids=str)

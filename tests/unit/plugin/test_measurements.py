@@ -9,7 +9,7 @@ import torch
 from aent_verl.core.diagnostics import BINS
 from aent_verl.methods.step import StepValues
 from aent_verl.plugin import measurements
-from aent_verl.plugin.measurements import PlugInNotActiveError, of_step
+from aent_verl.plugin.measurements import PlugInNotActiveError, of_step, pooled, taken
 
 SENT = StepValues(step=4, total_steps=9, bonus_coefficient=0.25, advantages_coefficient=0.5)
 SUMS = {
@@ -42,7 +42,7 @@ METRICS: dict[str, Any] = {
 
 def test_means_are_ratios_of_sums_and_our_numbers_leave_verls_metrics() -> None:
     metrics = dict(METRICS)
-    measured = of_step(metrics, SENT)
+    measured = of_step(taken(metrics), SENT)
     expected = {
         "aent/entropy": 0.25,
         "aent/entropy_full": 0.5,
@@ -61,9 +61,25 @@ def test_means_are_ratios_of_sums_and_our_numbers_leave_verls_metrics() -> None:
     assert metrics == {"actor/pg_loss": 3.0}
 
 
+def test_updates_of_one_step_are_pooled_by_tokens_and_not_by_samples() -> None:
+    first = taken(dict(METRICS))
+    second = first | {"aent/sum/tokens": 24.0, "aent/sum/entropy": 30.0, "aent/bonus_loss": -1.5}
+    second |= {"aent/bin/40": 20.0, "aent/stats/chosen_tokens": 5.0}
+    measured = of_step(pooled([first, second]), SENT)
+    assert measured["aent/entropy"] == (2.0 + 30.0) / (8.0 + 24.0)
+    assert measured["aent/entropy_full"] == (4.0 + 4.0) / (8.0 + 24.0)
+    assert (measured["aent/bonus_loss"], measured["aent/chosen_tokens"]) == (-1.0, 4.0)
+    # Of 32 tokens 8 have next to none.
+    assert measured["aent/entropy_q10"] < 1e-3 < 1 < measured["aent/entropy_q50"]
+    assert pooled([first]) == first
+    other = second | {"aent/highest/bonus": 0.5}
+    with pytest.raises(PlugInNotActiveError, match=r"ranks used bonus coefficients in \[0\.25, 0\.5\]"):
+        of_step(pooled([first, other]), SENT)
+
+
 def test_a_step_without_tokens_has_no_entropy() -> None:
     empty = METRICS | {"actor/aent/sum/tokens": 0.0, "actor/aent/bin/00": 0.0, "actor/aent/bin/40": 0.0}
-    measured = of_step(dict(empty), SENT)
+    measured = of_step(taken(dict(empty)), SENT)
     assert math.isnan(measured["aent/entropy"])
     assert math.isnan(measured["aent/entropy_q50"])
 
@@ -72,14 +88,14 @@ def test_a_step_without_tokens_has_no_entropy() -> None:
 def test_missing_numbers_stop_the_run(key: str) -> None:
     metrics = {k: v for k, v in METRICS.items() if k != key}
     with pytest.raises(PlugInNotActiveError, match="our loss did not run"):
-        of_step(metrics, SENT)
+        of_step(taken(metrics), SENT)
 
 
 @pytest.mark.parametrize("axis", measurements.COEFFICIENTS)
 def test_a_rank_with_another_coefficient_stops_the_run(axis: str) -> None:
     for bound in ("lowest", "highest"):
         with pytest.raises(PlugInNotActiveError, match=f"ranks used {axis} coefficients"):
-            of_step(METRICS | {f"actor/aent/{bound}/{axis}": 0.1}, SENT)
+            of_step(taken(METRICS | {f"actor/aent/{bound}/{axis}": 0.1}), SENT)
 
 
 def test_names_are_safe_in_verls_reduction() -> None:
@@ -121,9 +137,9 @@ def test_the_entropy_of_what_a_truncated_rollout_samples_from() -> None:
     b = batch(entropy_sampled=torch.rand(3, 5, generator=torch.Generator().manual_seed(9)))
     found = sums(b)
     assert found["aent/sum/entropy_sampled"] == pytest.approx(float((b.entropy_sampled * b.mask).sum()))
-    step = of_step({**METRICS, "actor/aent/sum/entropy_sampled": 3.0}, SENT)
+    step = of_step(taken({**METRICS, "actor/aent/sum/entropy_sampled": 3.0}), SENT)
     assert step["aent/entropy_sampled"] == 3.0 / 8
-    assert "aent/entropy_sampled" not in of_step(dict(METRICS), SENT)
+    assert "aent/entropy_sampled" not in of_step(taken(dict(METRICS)), SENT)
 
 
 def test_sums_are_over_response_tokens_only() -> None:
@@ -181,4 +197,4 @@ def test_a_healthy_step_of_any_number_of_updates_is_accepted(updates: int) -> No
             ]
             append_to_dict(collected, {key: Metric.aggregate_dp([rank[key] for rank in ranks]) for key in ranks[0]})
         metrics = reduce_metrics({f"actor/{key}": values for key, values in collected.items()})
-        assert of_step(metrics, sent)["aent/bonus_loss"] == pytest.approx(0.5)
+        assert of_step(taken(metrics), sent)["aent/bonus_loss"] == pytest.approx(0.5)
