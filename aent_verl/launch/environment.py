@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aent_verl.platforms import cpu, vllm_plugin, weight_sockets
+from aent_verl.preflight import machines
 from aent_verl.runs import metrics
 
 
@@ -60,7 +61,7 @@ def hand_to_workers(cfg: DictConfig, platform: str | None) -> None:
             for key in ("num_cpus", "num_gpus", "resources", "include_dashboard"):
                 ray_init.pop(key, None)
         elif on_cpu:
-            logical = cpu.logical_accelerators(cfg.trainer.n_gpus_per_node)
+            logical = cpu.logical_accelerators(machines.gpus(cfg))
             logical["resources"] |= dict(ray_init.get("resources") or {})
             ray_init.update(logical)
 

@@ -48,6 +48,22 @@ def rename_sender(rollout: Any, job: str) -> None:
     logger.info("aent_verl: weights go through %s", rollout.zmq_handle)
 
 
+def mark_senders() -> None:
+    """Have every rollout of verl's that sends weights to vLLM name its socket so, in whichever process; once."""
+    import wrapt
+
+    def build(made: Any, rollout: Any, args: Any, kwargs: Any) -> None:
+        import ray
+
+        made(*args, **kwargs)
+        rename_sender(rollout, ray.get_runtime_context().get_job_id())
+
+    @wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")
+    def _wrap(module: Any) -> None:
+        if not isinstance(module.ServerAdapter.__dict__["__init__"], wrapt.FunctionWrapper):
+            wrapt.wrap_function_wrapper(module.ServerAdapter, "__init__", build)
+
+
 def rename_receiver() -> None:
     """Do the same in vLLM's processes; may be called again."""
     mark, job = os.environ.get(RUN_ENV), os.environ.get(JOB_ENV)

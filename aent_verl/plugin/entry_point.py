@@ -12,7 +12,7 @@ import wrapt
 # Its resolvers: verl resolves the config in a worker.
 import aent_verl._config  # noqa: F401
 from aent_verl._util import DISABLE_ENV, is_disabled
-from aent_verl.platforms import cpu, vllm_cpu
+from aent_verl.platforms import cpu, vllm_cpu, weight_sockets
 from aent_verl.plugin import guard
 
 
@@ -34,6 +34,7 @@ else:
     # Whatever the platform: composing a config imports verl, and only then can the platform be decided.
     vllm_cpu.provide_vllm_distribution()
     guard.install()
+    weight_sockets.mark_senders()
 
     @wrapt.when_imported("verl.trainer.ppo.v1")
     def _register_trainers(_module: object) -> None:

@@ -299,6 +299,8 @@ class EntropyControlMixin(PPOTrainer):
         super()._load_checkpoint()
         if self.global_steps == 0:
             return
+        if self.base_mode != "sync":
+            self._clear_trained_responses()
         if self.entropy_control.restart_controller:
             self._restart_controllers()
             return
@@ -312,6 +314,19 @@ class EntropyControlMixin(PPOTrainer):
         self._entropy_change, self._rewards_state = saved.change, saved.rewards
         ray.get(self._coefficients.restore.remote(saved.states))
         logger.info("controllers resumed from %s: %s", folder, saved.states)
+
+    def _clear_trained_responses(self) -> None:
+        """Drop the responses of the step that the checkpoint had just trained.
+
+        verl saves its queue before it clears them. Their prompts are gone, so nobody would ever train or clear them,
+        and each later checkpoint would save them again.
+        """
+        items = (tq.kv_list("train") or {}).get("train", {})
+        prompts = {key for key, tag in items.items() if tag.get("is_prompt", False)}
+        orphans = [key for key in items if key not in prompts and key.rsplit("_", 2)[0] not in prompts]
+        if orphans:
+            tq.kv_clear(keys=orphans, partition_id="train")
+            logger.info("%d responses of step %d are trained already, and cleared", len(orphans), self.global_steps)
 
     def _restart_controllers(self) -> None:
         """Restart the controllers in the middle of a run: what depends on the step alone continues from it."""
@@ -373,6 +388,15 @@ class EntropyControlTrainerSeparateAsync(EntropyControlMixin, PPOTrainerSeparate
 
     base_mode = "separate_async"
     worker_class = DetachedEntropyControlWorker
+
+    def _setup(self) -> None:
+        # Without rollouts on the trainer's GPUs verl 0.9.1 logs a line in a way that the logger refuses.
+        stock = logging.getLogger(PPOTrainerSeparateAsync.__module__)
+        level = stock.level
+        if not self._enable_hybrid_replicas:
+            stock.setLevel(logging.WARNING)
+        super()._setup()
+        stock.setLevel(level)
 
 
 for _ours in (EntropyControlTrainerSync, EntropyControlTrainerColocateAsync, EntropyControlTrainerSeparateAsync):

@@ -14,7 +14,7 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from aent_verl.core.sampled import Truncation
-from aent_verl.platforms import cpu, weight_sockets
+from aent_verl.platforms import cpu
 from aent_verl.plugin import coefficients, engine, losses
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.losses import entropy_control_loss
@@ -51,7 +51,6 @@ class EntropyControlWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         """Build the models as verl does, then give the actor our loss and functional."""
         super().init_model()
-        weight_sockets.rename_sender(self.rollout, ray.get_runtime_context().get_job_id())
         if self.actor is None:
             return
         self.use_entropy_control(self.loss_fn.keywords["config"])

@@ -9,7 +9,20 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from aent_verl.preflight import algorithm, data, keys, lengths, lora, machines, model, names, reward, sampling, settings
+from aent_verl.preflight import (
+    algorithm,
+    data,
+    keys,
+    lengths,
+    lora,
+    machines,
+    model,
+    names,
+    reward,
+    sampling,
+    separate,
+    settings,
+)
 from aent_verl.preflight.findings import PreflightError, Row, attempt, say
 
 __all__ = ["PreflightError", "Row", "attempt", "check_api", "check_evaluation", "check_run", "check_settings", "say"]
@@ -19,6 +32,7 @@ Check = Callable[[DictConfig], Iterable[str | Exception]]
 TRAINING: dict[str, Check] = {
     "algorithm": algorithm.check,
     "sampling": sampling.check,
+    "trainer mode": separate.check,
     "lengths": lengths.check,
     "LoRA": lora.check,
     "names": names.check,

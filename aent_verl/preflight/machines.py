@@ -99,10 +99,17 @@ def check_cluster(resources: Mapping[str, float], cfg: DictConfig) -> list[str]:
     return [f"Ray cluster: {found:g} {name}, {needed} needed; {counted}, {needed_slots} needed"]
 
 
+def separate(cfg: DictConfig) -> bool:
+    """Return whether rollouts have accelerators of their own beside the trainer's."""
+    return str(cfg.trainer.v1.trainer_mode).endswith("separate_async")
+
+
 def gpus(cfg: DictConfig) -> int:
     """Count the accelerators of all resource pools together."""
     model = cfg.reward.reward_model
-    pools = [cfg.trainer, model] if model.enable_resource_pool else [cfg.trainer]
+    pools = [cfg.trainer, *([model] if model.enable_resource_pool else [])]
+    if separate(cfg):
+        pools.append(cfg.actor_rollout_ref.rollout)
     return sum(int(pool.n_gpus_per_node) * int(pool.nnodes) for pool in pools)
 
 
@@ -149,7 +156,9 @@ def _check_accelerators(cfg: DictConfig) -> str:
     needed = gpus(cfg)
     asked = f"the run needs {GPUS} * trainer.nnodes = {needed}"
     given = at(cfg, "ray_kwargs.ray_init.num_gpus")
-    if given.value is not None and given.value < needed:
+    # Where the platform asks for the trainer's alone, the launch adds the logical ones of the rollouts.
+    enough = cfg.trainer.n_gpus_per_node if cfg.trainer.device == "cpu" and separate(cfg) else needed
+    if given.value is not None and given.value < enough:
         raise given.error(asked, f"Raise it, or lower {GPUS}", f"at least {needed}")
     device = cfg.trainer.device
     if device == "cuda":
@@ -181,7 +190,9 @@ def replicas(cfg: DictConfig) -> tuple[int, int]:
     """Count the rollout engines for which there are accelerators, and the accelerators that each takes."""
     rollout = cfg.actor_rollout_ref.rollout
     each = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    return int(cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes) // each, int(each)
+    pools = [cfg.trainer] if cfg.actor_rollout_ref.get("hybrid_engine", True) or not separate(cfg) else []
+    pools += [rollout] if separate(cfg) else []
+    return sum(int(pool.n_gpus_per_node * pool.nnodes) // int(each) for pool in pools), int(each)
 
 
 def memory_estimate(cfg: DictConfig) -> dict[str, float]:
