@@ -14,7 +14,10 @@ hydra_cache.install()
 
 
 # They start Ray clusters, which would take each other's cores and memory, and share a session's runs.
-CLUSTER = {f"tests/e2e/test_{name}.py" for name in ("compare", "elsewhere", "evaluate", "family", "full_stack", "jobs")}
+CLUSTER = {
+    f"tests/e2e/test_{name}.py"
+    for name in ("compare", "elsewhere", "evaluate", "family", "full_stack", "jobs", "separate_async")
+}
 
 
 @pytest.hookimpl(optionalhook=True)
