@@ -1,6 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
+# make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reor
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 
-.PHONY: install train test check bench format clean distclean
+.PHONY: install train test check contract bench format clean distclean
 
 install: $(STAMP)
 
@@ -48,6 +49,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(FAST) -q $(ARGS)
+
+contract: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.contract "$(VERL)"
 
 bench: install
 	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)

@@ -66,6 +66,8 @@ FUSED_HEADS: dict[str, tuple[Fragment, ...]] = {
         'rolled_labels, temperature, "none",',
     ),
 }
+# Modules of verl.models.transformers with fused forward methods. A run imports the first, and that of its model.
+FUSED_MODELS = ("dense_common", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v")
 
 
 def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
@@ -259,7 +261,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "ctx hidden weight labels temperature reduction dist_process_group",
         why="our op takes the place of linear_cross_entropy",
     ),
-    *fused_forward_calls("dense_common"),
+    *fused_forward_calls(FUSED_MODELS[0]),
     called(
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),
