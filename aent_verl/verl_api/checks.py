@@ -25,7 +25,7 @@ class Assumption:
     why: str
 
     def found_instead(self) -> str | None:
-        """Return None if the assumption holds."""
+        """Return None if the assumption holds, else what was found, an error included."""
         try:
             return self.check()
         except Exception as error:

@@ -24,7 +24,7 @@ class VerlApiError(VersionError):
 
 
 class UntestedVerlWarning(UserWarning):
-    """verl's API is what our code relies on, but its version is none that aent_verl was tested with."""
+    """verl's API is what our code relies on, but its version is outside the declared range."""
 
 
 PYTHON = ">=3.10,<3.13"
@@ -81,7 +81,8 @@ def check_assumptions() -> UntestedVerlWarning | None:
     """Stop if verl is not what our code was written for.
 
     Returns:
-        A warning if it is, but in a version that we do not declare: a source tree ahead of the installed verl.
+        A warning if its API fits but its version is outside the declared range: a source tree ahead of the installed
+        verl.
 
     Raises:
         VerlApiError: lists every violation.
@@ -98,5 +99,5 @@ def check_assumptions() -> UntestedVerlWarning | None:
         return None
     return UntestedVerlWarning(
         f"verl {found} is imported from {folder}, and aent_verl is tested with verl{PACKAGES['verl']}: its API is what "
-        "our code relies on, the rest is unknown. Take that folder off PYTHONPATH to use the installed verl"
+        "our code relies on, anything else is untested. Take that folder off PYTHONPATH to use the installed verl"
     )
