@@ -2,6 +2,7 @@
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
 # make test-trl  the tests of examples/trl, in an environment of its own
+# make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reor
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 
-.PHONY: install train test test-trl check bench format clean distclean
+.PHONY: install train test test-trl check contract bench format clean distclean
 
 install: $(STAMP)
 
@@ -63,6 +64,9 @@ $(TRL)/installed: pyproject.toml Makefile examples/trl/requirements.txt
 	$(TRL_PIP) install -q "$(TORCH)" || $(TRL_PIP) install -q --index-url $(PYTORCH_CPU_INDEX) "$(TORCH)"
 	$(TRL_PIP) install -q -e . -r examples/trl/requirements.txt "pytest>=8"
 	@touch $@
+
+contract: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.contract "$(VERL)"
 
 bench: install
 	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)

@@ -112,7 +112,7 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
                     "calculate_sum_pi_squared=True needs logits; set model.use_fused_kernels=False"
                 )
         else:
-            logits, labels, temperature = _rows(output.logits, output_args, real)
+            logits, labels, temperature = _rows(output.logits, output_args, micro_batch, real)
             function = self.functional.function if self._measures(micro_batch) else None
             if function is not None:
                 result = logprobs_and_custom_entropy(
@@ -165,7 +165,7 @@ def _real_tokens(output_args: dict[str, Any], micro_batch: TensorDict) -> Tensor
 
 
 def _rows(
-    logits: Tensor | DTensor, output_args: dict[str, Any], real: Tensor | None
+    logits: Tensor | DTensor, output_args: dict[str, Any], micro_batch: TensorDict, real: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """Line up logits, labels and temperatures of all tokens, with padding: ``[N, V], [N], [N]``; copies no logits.
 
@@ -180,7 +180,9 @@ def _rows(
         logits = logits.flatten(0, 1)
         labels = torch.zeros_like(real, dtype=labels.dtype).masked_scatter(real, labels).flatten()
         temperature = output_args["temperature"].repeat_interleave(real.shape[1])
-    if output_args.get("temperature_is_one", False):
+    # One number for all samples, or one for each. At 1 nothing is scaled.
+    asked_for = tu.get_non_tensor_data(data=micro_batch, key="temperature", default=None)
+    if not isinstance(asked_for, Tensor) and asked_for == 1.0:
         return logits, labels, 1.0
     return logits, labels, temperature.clamp(min=1e-8)
 

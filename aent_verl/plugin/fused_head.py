@@ -125,6 +125,7 @@ def replaced(lm_head: nn.Module, settings: dict[str, Any]) -> Iterator[Head]:
         assert reduction == "none"
         return head.forward(hidden, weight, labels, temperature)
 
+    # Its arguments choose one of verl's implementations, which differ between versions.
     def linear(*_: Any, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(forward=head.forward)
 

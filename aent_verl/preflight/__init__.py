@@ -93,8 +93,10 @@ def check_api() -> Iterator[Row]:
     yield from attempt("verl API", _check_assumptions)
 
 
-def _check_assumptions() -> Iterator[str]:
+def _check_assumptions() -> Iterator[str | Exception]:
     from aent_verl.verl_api import assumptions, versions
 
-    versions.check_assumptions()
+    untested = versions.check_assumptions()
     yield f"{len(assumptions.ASSUMPTIONS)} assumptions of our code hold"
+    if untested is not None:
+        yield untested

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from aent_verl.verl_api.checks import Assumption, called, has_fields, in_source, leads_to, overridden, resolve
+from aent_verl.verl_api.checks import Assumption, Fragment, called, has_fields, in_source, leads_to, overridden, resolve
 
 
 def sum_ratio() -> str | None:
@@ -61,11 +61,15 @@ TRAINERS = {
 WORKERS = "verl.workers.engine_workers"
 FSDP = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
-# How verl's fused forward methods call what we replace: found by name at each call, with these arguments.
-FUSED_HEADS = {
+# How verl's fused forward methods call what we replace: found by name at each call, with these arguments. The two forms
+# of the constructor choose an implementation of the same numbers; an argument that changes the numbers would be new.
+FUSED_HEADS: dict[str, tuple[Fragment, ...]] = {
     "torch": (
         "from verl.utils.experimental.torch_functional import FusedLinearForPPO",
-        "FusedLinearForPPO(impl_backend=",
+        (
+            "FusedLinearForPPO()",
+            'FusedLinearForPPO(impl_backend=getattr(self, "_verl_fused_kernels_backend", "torch"))',
+        ),
         ".forward(hidden_states=hidden_states, vocab_weights=",
         "input_ids=rolled_labels, temperature=temperature,",
     ),
@@ -75,6 +79,8 @@ FUSED_HEADS = {
         'rolled_labels, temperature, "none",',
     ),
 }
+# Modules of verl.models.transformers with fused forward methods. A run imports the first, and that of its model.
+FUSED_MODELS = ("dense_common", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v")
 
 
 def fused_forward_calls(model: str) -> tuple[Assumption, ...]:
@@ -226,7 +232,8 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     in_source(
         f"{FSDP}.prepare_model_inputs",
-        'output_args = {"temperature_is_one"',
+        'temperature = micro_batch["temperature"]',
+        ("output_args = {}", 'output_args = {"temperature_is_one": temperature_is_one}'),
         'output_args["pad_size"]',
         'output_args["input_ids_rmpad_rolled"]',
         'output_args["temperature_rmpad"]',
@@ -268,7 +275,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "ctx hidden weight labels temperature reduction dist_process_group",
         why="our op takes the place of linear_cross_entropy",
     ),
-    *fused_forward_calls("dense_common"),
+    *fused_forward_calls(FUSED_MODELS[0]),
     called(
         "verl.utils.torch_functional:calculate_sum_pi_squared_from_logits", "logits", why="we pass this statistic on"
     ),

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+# A piece of source code, or the forms that it has in different versions of verl, of which one has to be there.
+Fragment = str | tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Assumption:
@@ -21,12 +24,16 @@ class Assumption:
     check: Callable[[], str | None]
     why: str
 
+    def found_instead(self) -> str | None:
+        """Return None if the assumption holds, else what was found, an error included."""
+        try:
+            return self.check()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
     def violation(self) -> str | None:
         """Return None, or one line for the user."""
-        try:
-            found = self.check()
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}"
+        found = self.found_instead()
         return None if found is None else f"expected: {self.what}; found: {found}; needed because {self.why}"
 
 
@@ -39,7 +46,7 @@ def resolve(target: str) -> Any:
     return found
 
 
-def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assumption:
+def overridden(target: str, parameters: str, *fragments: Fragment, why: str) -> Assumption:
     """Assume that a method of verl's that we override has exactly these parameters, or ours would not fit in its place.
 
     Args:
@@ -54,7 +61,7 @@ def overridden(target: str, parameters: str, *fragments: str, why: str) -> Assum
         found = f"({', '.join(inspect.signature(resolve(target)).parameters)})"
         return found if found != signature else _missing(target, fragments)
 
-    return Assumption(f"{target}{signature}" + (f" does {'; '.join(fragments)}" if fragments else ""), check, why)
+    return Assumption(f"{target}{signature}" + (f" does {_all(fragments)}" if fragments else ""), check, why)
 
 
 def called(target: str, parameters: str, *, why: str) -> Assumption:
@@ -93,18 +100,31 @@ def leads_to(target: str, expected: str, *, why: str) -> Assumption:
     return Assumption(f"{target} is {expected}", check, why)
 
 
-def in_source(target: str, *fragments: str, why: str) -> Assumption:
+def in_source(target: str, *fragments: Fragment, why: str) -> Assumption:
     """Assume that a function's source holds these fragments in this order; blanks and line ends do not count."""
-    return Assumption(f"{target} does {'; '.join(fragments)}", lambda: _missing(target, fragments), why)
+    return Assumption(f"{target} does {_all(fragments)}", lambda: _missing(target, fragments), why)
 
 
-def _missing(target: str, fragments: tuple[str, ...]) -> str | None:
-    text = "".join(inspect.getsource(resolve(target)).split()) if fragments else ""
+def _missing(target: str, fragments: tuple[Fragment, ...]) -> str | None:
+    text = _without_blanks(inspect.getsource(resolve(target))) if fragments else ""
     position = 0
     for fragment in fragments:
-        wanted = "".join(fragment.split())
-        position = text.find(wanted, position)
-        if position < 0:
-            return f"no {fragment!r} there" + ("" if wanted not in text else " at its place")
-        position += len(wanted)
+        wanted = [_without_blanks(form) for form in _forms(fragment)]
+        places = [(place, len(form)) for form in wanted if (place := text.find(form, position)) >= 0]
+        if not places:
+            elsewhere = any(form in text for form in wanted)
+            return f"no {' or '.join(map(repr, _forms(fragment)))} there" + (" at its place" if elsewhere else "")
+        position = sum(min(places))
     return None
+
+
+def _forms(fragment: Fragment) -> tuple[str, ...]:
+    return (fragment,) if isinstance(fragment, str) else fragment
+
+
+def _all(fragments: tuple[Fragment, ...]) -> str:
+    return "; ".join(" or ".join(_forms(fragment)) for fragment in fragments)
+
+
+def _without_blanks(source: str) -> str:
+    return "".join(source.split())

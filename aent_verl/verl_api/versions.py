@@ -7,6 +7,7 @@ verl's trainer, so verl's platform must be decided before it is called.
 import importlib.metadata
 import platform
 import sys
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -20,6 +21,10 @@ class VersionError(RuntimeError):
 
 class VerlApiError(VersionError):
     """verl's version is in range, but its API is not what our code relies on."""
+
+
+class UntestedVerlWarning(UserWarning):
+    """verl's API is what our code relies on, but its version is outside the declared range."""
 
 
 PYTHON = ">=3.10,<3.13"
@@ -44,29 +49,55 @@ def check_versions() -> None:
 
 
 def _check_range(package: str, found: str, needed: str, remedy: str) -> None:
-    try:
-        # Without suffixes: vendors' builds call themselves 2.8.0a0+nv25.08 or 2.13.0+cpu.
-        fits = SpecifierSet(needed).contains(Version(found).base_version)
-    except InvalidVersion:
-        fits = False
-    if not fits:
+    if not _fits(found, needed):
         raise VersionError(f"{package} {found} is installed, {remedy}")
 
 
+def _fits(found: str, needed: str) -> bool:
+    try:
+        # Without suffixes: vendors' builds call themselves 2.8.0a0+nv25.08 or 2.13.0+cpu.
+        return SpecifierSet(needed).contains(Version(found).base_version)
+    except InvalidVersion:
+        return False
+
+
+def imported_verl() -> tuple[str, Path]:
+    """Import verl; return its version and its folder. Package metadata may be those of another verl, later on the path.
+
+    Raises:
+        ImportError: this verl cannot be imported here.
+    """
+    import verl
+
+    return verl.__version__, Path(verl.__file__).parent
+
+
 def violations() -> list[str]:
-    """Check every assumption against the installed verl; one line for each that does not hold."""
+    """Check every assumption against verl as it is imported here; one line for each that does not hold."""
     return [line for assumption in ASSUMPTIONS if (line := assumption.violation()) is not None]
 
 
-def check_assumptions() -> None:
+def check_assumptions() -> UntestedVerlWarning | None:
     """Stop if verl is not what our code was written for.
+
+    Returns:
+        A warning if its API fits but its version is outside the declared range: a source tree ahead of the installed
+        verl.
 
     Raises:
         VerlApiError: lists every violation.
     """
-    if broken := violations():
+    broken = violations()
+    found, folder = imported_verl()
+    if broken:
         raise VerlApiError(
-            f"verl {importlib.metadata.version('verl')} differs in {len(broken)} point(s) from the API that aent_verl "
+            f"verl {found} ({folder}) differs in {len(broken)} point(s) from the API that aent_verl "
             'relies on; repair it with pip install --force-reinstall --no-deps "verl==0.9.1", or install a newer '
             "aent_verl:\n  " + "\n  ".join(broken)
         )
+    if _fits(found, PACKAGES["verl"]):
+        return None
+    return UntestedVerlWarning(
+        f"verl {found} is imported from {folder}, and aent_verl is tested with verl{PACKAGES['verl']}: its API is what "
+        "our code relies on, anything else is untested. Take that folder off PYTHONPATH to use the installed verl"
+    )

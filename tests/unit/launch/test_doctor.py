@@ -127,8 +127,9 @@ def test_doctor_gives_every_warning_that_train_gives(overrides, settings, capsys
     preflight.say(preflight.check_settings(cfg), said)
     expected = [line.removeprefix("warning: ") for line in said.getvalue().splitlines() if line.startswith("warning")]
     assert len(expected) == 3
-    rows = [row.detail for row in doctor.examine([*overrides, *poor]) if row.state == doctor.WARNING]
-    assert rows == expected
+    warnings = [row for row in doctor.examine([*overrides, *poor]) if row.state == doctor.WARNING]
+    # With a source tree of verl on the path there is one more, which is not about a setting.
+    assert [row.detail for row in warnings if row.check != "verl API"] == expected
     assert "UserWarning" not in capsys.readouterr().err
     assert "NoEffectWarning" not in capsys.readouterr().err
 

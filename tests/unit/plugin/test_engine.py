@@ -15,6 +15,7 @@ from aent_verl.core.entropy import full_entropy
 from aent_verl.core.fused import logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
 from aent_verl.methods.settings import FunctionalConfig
+from aent_verl.plugin import engine
 from aent_verl.plugin.engine import EntropyControlEngine
 from tests.unit.core.test_custom import tsallis
 
@@ -36,19 +37,22 @@ def outputs(
     *,
     padded: bool = False,
     mode: str = "train",
-    temperature: tuple[float, ...] = (1.0, 1.0, 1.0),
+    temperature: float | tuple[float, ...] = (1.0, 1.0, 1.0),
     kernel: str = "auto",
     functional: FunctionalConfig = FUNCTIONAL,
     truncation: Truncation = Truncation(),  # noqa: B008
     **asked_for: bool,
 ) -> dict[str, Tensor]:
     """Our engine's outputs per token from packed logits [N, V] in the layout of verl."""
-    engine: Any = EntropyControlEngine.__new__(EntropyControlEngine)
-    engine.mode, engine.kernel, engine.use_ulysses_sp = mode, kernel, False
-    engine.functional, engine.truncation = functional, truncation
+    ours: Any = EntropyControlEngine.__new__(EntropyControlEngine)
+    ours.mode, ours.kernel, ours.use_ulysses_sp = mode, kernel, False
+    ours.functional, ours.truncation = functional, truncation
     rows = [torch.zeros(length, dtype=torch.long) for length in LENGTHS]
     micro_batch = TensorDict({"input_ids": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, batch_size=3)
     tu.assign_non_tensor(micro_batch, **asked_for)
+    if isinstance(temperature, float):
+        tu.assign_non_tensor(micro_batch, temperature=temperature)
+        temperature = (temperature,) * len(LENGTHS)
     output_args = {"input_ids_rmpad_rolled": packed()[1]}
     if padded:
         logits = torch.nn.utils.rnn.pad_sequence(logits.split(LENGTHS), batch_first=True)
@@ -56,7 +60,7 @@ def outputs(
     else:
         logits = logits.unsqueeze(0)
         output_args["temperature_rmpad"] = torch.tensor(temperature).repeat_interleave(torch.tensor(LENGTHS))
-    result = engine.prepare_model_outputs(SimpleNamespace(logits=logits), output_args, micro_batch, None)
+    result = ours.prepare_model_outputs(SimpleNamespace(logits=logits), output_args, micro_batch, None)
     return {key: value.values() for key, value in result.items()}
 
 
@@ -72,6 +76,24 @@ def test_every_sequence_has_its_own_temperature(padded: bool) -> None:
     torch.testing.assert_close(
         found, {"log_probs": log_probs, "aent_entropy": entropy, **{f"aent_{k}": v for k, v in statistics.items()}}
     )
+
+
+@both_layouts
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_one_number_for_all_sequences_scales_logits_unless_it_is_one(
+    monkeypatch: pytest.MonkeyPatch, padded: bool, temperature: float
+) -> None:
+    scaled = []
+
+    def op(*args: Any, temperature: float | Tensor, **settings: Any) -> Any:
+        scaled.append(isinstance(temperature, Tensor))
+        return logprobs_and_entropy(*args, temperature=temperature, **settings)
+
+    monkeypatch.setattr(engine, "logprobs_and_entropy", op)
+    logits, labels = packed()
+    found = outputs(logits, padded=padded, temperature=temperature)["log_probs"]
+    assert scaled == [temperature != 1.0]
+    torch.testing.assert_close(found, logprobs_and_entropy(logits, labels, temperature=temperature)[0])
 
 
 @both_layouts
