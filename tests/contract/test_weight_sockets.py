@@ -88,6 +88,26 @@ def test_without_a_mark_or_a_socket_nothing_is_renamed(marked: str, monkeypatch:
     assert receiver() == rollout.zmq_handle == sender().zmq_handle
 
 
+@pytest.mark.slow
+def test_every_sender_of_verls_has_the_mark_and_has_it_once(marked: str, monkeypatch: pytest.MonkeyPatch):
+    """Workers make one, and with rollouts of their own so do verl's checkpoint engine workers, which we do not derive."""
+    import ray
+    import wrapt
+    from verl.workers.rollout.vllm_rollout import vllm_rollout
+
+    def build(self: SimpleNamespace) -> None:
+        self.zmq_handle = sender().zmq_handle
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: JOB))
+    stock = vllm_rollout.ServerAdapter
+    assert isinstance(stock.__dict__["__init__"], wrapt.FunctionWrapper)  # by our plug-in
+    adapter = type("ServerAdapter", (), {"__init__": build})
+    monkeypatch.setattr(vllm_rollout, "ServerAdapter", adapter)
+    for _ in range(2):
+        weight_sockets.mark_senders()
+        assert vllm_rollout.ServerAdapter().zmq_handle.count(marked) == 1
+
+
 def test_another_name_of_the_socket_is_refused(marked: str):
     with pytest.raises(RuntimeError, match=r"sends weights through 'ipc:///tmp/other\.sock'"):
         weight_sockets.rename_sender(SimpleNamespace(zmq_handle="ipc:///tmp/other.sock"), JOB)

@@ -13,6 +13,7 @@ from aent_verl.core.controllers import (
 )
 from aent_verl.methods.axes import Linear, PositiveReweight
 from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
+from aent_verl.plugin import trainer
 from aent_verl.plugin.trainer import EntropyControlTrainerSync, PlugInNotActiveError, check_reports
 from aent_verl.runs.worker_reports import banner
 
@@ -64,17 +65,35 @@ def test_on_the_cpu_finished_responses_are_looked_for_more_often(
 ) -> None:
     monkeypatch.setenv("VERL_PLATFORM", platform)
     monkeypatch.setattr(PPOTrainerSync, "_build_replay_buffer", lambda self: SimpleNamespace(poll_interval=2.0))
-    trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
-    assert trainer._build_replay_buffer().poll_interval == seconds
+    mine = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    assert mine._build_replay_buffer().poll_interval == seconds
+
+
+def test_responses_whose_prompt_is_gone_are_cleared_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl restores those of the step that the checkpoint had just trained: nobody else would ever remove them."""
+    prompt, running = {"is_prompt": True}, {"is_prompt": True, "status": "running"}
+    items = {"a": prompt, "a_0_0": {}, "a_1_0": {}, "b_0_0": {}, "b_1_0": {}, "c_d": running, "c_d_0_0": {}}
+    cleared = []
+    queue = SimpleNamespace(
+        kv_list=lambda partition: {partition: items}, kv_clear=lambda keys, partition_id: cleared.append(keys)
+    )
+    monkeypatch.setattr(trainer, "tq", queue)
+    resumed = trainer.EntropyControlTrainerSeparateAsync.__new__(trainer.EntropyControlTrainerSeparateAsync)
+    resumed.global_steps = 3
+    resumed._clear_trained_responses()
+    assert cleared == [["b_0_0", "b_1_0"]]
+    queue.kv_list = lambda partition: None
+    resumed._clear_trained_responses()
+    assert len(cleared) == 1
 
 
 def test_schedules_go_on_through_steps_without_an_update() -> None:
     """During critic_warmup no controller moves; the first update of the actor has its own step's coefficient."""
-    trainer = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
-    trainer.global_steps, trainer.entropy_control = 51, CONTROL
+    mine = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    mine.global_steps, mine.entropy_control = 51, CONTROL
     decay = LinearDecayController(init=1.0, final=0.0, total_steps=101)
     guided = EntropyGuidedController(init=0.25)
-    trainer._controllers = {"bonus": decay, "advantages": guided}
-    states = {axis: controller.initial_state() for axis, controller in trainer._controllers.items()}
-    assert trainer._in_force("bonus", states) == 0.5
-    assert trainer._in_force("advantages", states) == 0.25
+    mine._controllers = {"bonus": decay, "advantages": guided}
+    states = {axis: controller.initial_state() for axis, controller in mine._controllers.items()}
+    assert mine._in_force("bonus", states) == 0.5
+    assert mine._in_force("advantages", states) == 0.25

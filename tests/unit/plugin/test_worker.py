@@ -1,0 +1,41 @@
+"""The weights that separate_async keeps as the old policy."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from aent_verl.plugin.worker import DetachedEntropyControlWorker
+
+
+def worker(strategy: str, save: Any) -> Any:
+    made: Any = DetachedEntropyControlWorker.__new__(DetachedEntropyControlWorker)
+    made.config = SimpleNamespace(actor=SimpleNamespace(strategy=strategy))
+    made._strategy_handlers = (save, None)
+    return made
+
+
+def test_a_copy_on_the_cpu_does_not_follow_the_weights() -> None:
+    """verl's `fsdp2_sharded_save_to_cpu` moves each shard to the CPU, which copies nothing that is there."""
+    module = nn.Linear(3, 2)
+
+    def save(module: nn.Module) -> Any:
+        return {name: (parameter.detach().cpu(), name) for name, parameter in module.named_parameters()}, "layout"
+
+    shards, layout = worker("fsdp2", save).copy_handler(module)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    assert layout == "layout"
+    assert {name: spec for name, (_, spec) in shards.items()} == {name: name for name in before}
+    for name, (shard, _) in shards.items():
+        assert torch.equal(shard, before[name])
+
+
+@pytest.mark.parametrize("strategy", ["fsdp"])
+def test_a_strategy_whose_copy_is_one_keeps_verls(strategy: str) -> None:
+    save = object()
+    assert worker(strategy, save).copy_handler is save
