@@ -19,8 +19,8 @@ In flight: what the programs of a multiprocessor read at a time, one block of lo
 prefetch. With P multiprocessors, a memory that moves B bytes per second is busy only if a block takes at most
 P * in flight / B from one load to the next.
 
-Instructions per logit: those of the loops over the vocabulary (the backward pass has none: all), of one thread,
-branches that are rarely taken included. A multiprocessor issues 4 * 32 of them a clock, and so moves about
+Instructions per logit: those of the loops over the vocabulary (the backward pass has none: all), of one thread, without
+what only a block with a new maximum executes. A multiprocessor issues 4 * 32 of them a clock, and so moves about
 128 * bytes per logit / instructions per logit bytes a clock at most.
 """
 
@@ -48,6 +48,8 @@ WARPS, PROGRAMS, REGISTERS_OF_SCHEDULER = 64, 32, 16_384
 NUMBERS = ("row_stride", "out_stride", "vocabulary", "removed", "count")
 # `do_not_specialize`: what is not compiled in.
 ANY_NUMBER = ("removed", "count")
+# Bytes of one in the machine code.
+_INSTRUCTION = 16
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 KEPT_ALL: dict[str, Any] = {"thresholds": None, "shares": None}
 
@@ -176,10 +178,14 @@ def _instructions(code: str, loops: int) -> int:
     if not loops:
         return sum(at <= exits[-1] for at, _ in lines)
     # Behind the exit there is only what the compiler keeps for warps whose threads have diverged.
-    jumps = [(at, re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) for at, text in lines if at < exits[0]]
-    spans = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
+    found = ((at, re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) for at, text in lines if at < exits[0])
+    jumps = [(at, int(to[1], 16)) for at, to in found if to]
+    spans = [(to, at) for at, to in jumps if to < at]
     assert len(spans) == loops, f"{len(spans)} loops in the machine code, {loops} in the kernel"
-    return sum(first <= at <= last for first, last in spans for at, _ in lines)
+    # A jump this far inside a loop is over the sums that a new maximum rescales.
+    skipped = [(at, to) for at, to in jumps if to - at > 32 * _INSTRUCTION and any(a < at < to <= b for a, b in spans)]
+    counted = [at for at, _ in lines if not any(first < at < last for first, last in skipped)]
+    return sum(first <= at <= last for first, last in spans for at in counted)
 
 
 class Traffic(TorchDispatchMode):

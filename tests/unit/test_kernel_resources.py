@@ -66,24 +66,21 @@ def test_programs_of_a_multiprocessor(registers: int, shared: int, warps: int, c
     assert found.in_flight(capability) == programs * 4096
 
 
+def code_of(*instructions: str) -> str:
+    return "".join(f"        /*{16 * n:04x}*/                   {text} ;\n" for n, text in enumerate(instructions))
+
+
 def test_loops_are_counted_from_their_beginning_to_their_branch() -> None:
-    code = "".join(
-        f"        /*{at:04x}*/                   {text} ;\n"
-        for at, text in [
-            (0x00, "MOV R1, R2"),
-            (0x10, "FADD R1, R1, R2"),
-            (0x20, "@!P0 BRA 0x40"),
-            (0x30, "FMUL R1, R1, R2"),
-            (0x40, "@P1 BRA 0x10"),
-            (0x50, "EXIT"),
-            (0x60, "BRA 0x10"),
-            (0x70, "BRA 0x70"),
-        ]
-    )
+    code = code_of("MOV", "FADD", "@!P0 BRA 0x40", "FMUL", "@P1 BRA 0x10", "EXIT", "BRA 0x10", "BRA 0x70")
     assert kernel_resources._instructions(code, loops=1) == 4
     assert kernel_resources._instructions(code, loops=0) == 6
     with pytest.raises(AssertionError, match="1 loops in the machine code, 2 in the kernel"):
         kernel_resources._instructions(code, loops=2)
+
+
+def test_what_a_loop_mostly_jumps_over_is_not_counted() -> None:
+    code = code_of("MOV", "FADD", f"@!P0 BRA {16 * 43:#x}", *["FMUL"] * 40, "FADD", "@P1 BRA 0x10", "EXIT")
+    assert kernel_resources._instructions(code, loops=1) == 4
 
 
 def test_traffic_of_torch_is_that_of_its_large_tensors() -> None:
