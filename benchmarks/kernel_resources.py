@@ -72,6 +72,15 @@ class Launch:
     reads: int | None = 1
     writes: int = 0
 
+    def options(self) -> dict[str, int | bool]:
+        """Those that `token_entropy` launches it with."""
+        from aent_verl.core.kernels import token_entropy
+
+        if self.name == "backward":
+            return dict(token_entropy._BACKWARD)
+        clamped_with_statistics = self.name == "forward_without_smallest" and self.constants["STATISTICS"]
+        return dict(token_entropy._CLAMPED_WITH_STATISTICS if clamped_with_statistics else token_entropy._FORWARD)
+
     def times_read(self, dtype: str) -> int:
         return ITEMSIZE[dtype] if self.reads is None else self.reads
 
@@ -123,10 +132,10 @@ def compiled(launch: Launch, dtype: str, capability: int, *, aligned: bool = Tru
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from aent_verl.core.kernels import programs, token_entropy
+    from aent_verl.core.kernels import programs
 
     kernel = getattr(programs, launch.name)
-    options = dict(token_entropy._BACKWARD if launch.name == "backward" else token_entropy._FORWARD)
+    options = launch.options()
     constants = launch.constants | {"BLOCK": options.pop("BLOCK")}
     if "DIGITS" in kernel.arg_names:
         constants |= {"DIGITS": ITEMSIZE[dtype]}
@@ -144,11 +153,9 @@ def compiled(launch: Launch, dtype: str, capability: int, *, aligned: bool = Tru
 
 def resources(launch: Launch, dtype: str, capability: int, *, aligned: bool = True) -> Resources:
     """Compile it and read its machine code."""
-    from aent_verl.core.kernels import token_entropy
-
     kernel = compiled(launch, dtype, capability, aligned=aligned)
     used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump("-res-usage", kernel.asm["cubin"])))
-    block = int((token_entropy._BACKWARD if launch.name == "backward" else token_entropy._FORWARD)["BLOCK"])
+    block = int(launch.options()["BLOCK"])
     warps = kernel.metadata.num_warps
     loops = 0 if launch.name == "backward" else launch.times_read(dtype)
     return Resources(
