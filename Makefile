@@ -4,6 +4,8 @@
 # make test-trl  the tests of examples/trl, in an environment of its own
 # make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
+# make test-gpu  the op on a CUDA device. This and bench need torch, triton and pytest alone: with PYTHON=python3 they
+#                run by that interpreter and install nothing
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -22,8 +24,12 @@ FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist w
 SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
+# Given on the command line: `make bench` and `make test-gpu` take it as it is.
+BARE := $(if $(filter command,$(origin PYTHON)),$(PYTHON))
+# What both measured on one machine; a file of another machine or commit is replaced.
+RECORD := outputs/device.json
 
-.PHONY: install train test test-trl check contract bench format clean distclean
+.PHONY: install train test test-trl test-gpu check contract bench format clean distclean
 
 install: $(STAMP)
 
@@ -68,10 +74,15 @@ $(TRL)/installed: pyproject.toml Makefile examples/trl/requirements.txt
 contract: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.contract "$(VERL)"
 
-bench: install
-	$(BIN)/python -m benchmarks.logits_op --selection --bounds $(ARGS)
-	$(BIN)/python -m benchmarks.linear_memory
-	$(BIN)/python -m benchmarks.actor_update
+bench: $(if $(BARE),,install)
+	$(or $(BARE),$(BIN)/python) -m benchmarks.logits_op --selection --bounds --record $(RECORD) $(ARGS)
+	$(or $(BARE),$(BIN)/python) -m benchmarks.linear_memory --record $(RECORD)
+	$(or $(BARE),$(BIN)/python) -m benchmarks.actor_update --record $(RECORD)
+
+# Not after install, which brings a torch without CUDA.
+test-gpu:
+	$(or $(BARE),$(wildcard $(BIN)/python),python3) -m pytest -m gpu --on cuda --seconds 240 --record $(RECORD) \
+		tests/gpu tests/unit/core/test_kernels.py tests/unit/core/test_backends.py $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.warm_up < 0:
         parser.error("--rounds must be at least 1, --warm-up at least 0")
+    if find_spec("verl") is None:
+        print("actor update: left out, verl is not installed")
+        return
     before = stamp("cpu", experiment=EXPERIMENT, rounds=options.rounds)
     progress("building both workers, updating in turns")
     # verl and its libraries print on every step.
@@ -210,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         prepare_process(folder)
         taken, sizes = run(options.rounds, options.warm_up)
         torch.distributed.destroy_process_group()
-    report = Report(options, before | sizes)
+    report = Report(options, before | sizes, "actor_update")
     times = {kind: Quantiles.of(values) for kind, values in taken.items()}
     stock = times["stock"].median
     report.table(

@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     sizes = {name: getattr(options, name) for name in ("hidden", "vocabulary", "chunk")}
-    report = Report(options, stamp(options.device, dtype=options.dtype, **sizes))
+    report = Report(options, stamp(options.device, dtype=options.dtype, **sizes), "linear_memory")
     results = []
     for tokens in options.tokens:
         progress(f"N = {tokens:,}")

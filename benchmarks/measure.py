@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,8 +11,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -33,8 +32,8 @@ class Quantiles:
     @classmethod
     def of(cls, values: list[float]) -> "Quantiles":
         """Median, 20% and 80% quantile."""
-        low, median, high = (float(value) for value in np.quantile(values, (0.2, 0.5, 0.8)))
-        return cls(median, low, high, len(values))
+        tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+        return cls(tenths[4], tenths[1], tenths[7], len(values))
 
 
 def backward(outputs: tuple[Tensor, ...]) -> None:
@@ -97,7 +96,8 @@ def available_memory(device: str) -> int:
     """Bytes that this machine or device can still give."""
     if device != "cpu":
         return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+    information = Path("/proc/meminfo").read_text()
+    return int(information.split("MemAvailable:")[1].split()[0]) * 1024
 
 
 def _start(threads: int) -> None:

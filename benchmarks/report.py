@@ -5,16 +5,15 @@ import json
 import os
 import platform
 import sys
-from datetime import datetime, timezone
-from importlib import metadata
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from aent_verl import __version__
+from benchmarks import record
 from benchmarks.measure import Quantiles
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +24,9 @@ Row = list[str]
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the stamp and all numbers, in SI units")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="add the numbers to a file of this machine and commit"
+    )
     parser.add_argument("--markdown", action="store_true", help="print tables as GitHub Markdown, for the docs")
 
 
@@ -37,37 +39,25 @@ def progress(text: str = "") -> None:
 def stamp(device: str, **settings: Any) -> dict[str, Any]:
     """Date, hardware, versions and ``settings``: what one needs to judge the numbers."""
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": _processor() if device == "cpu" else torch.cuda.get_device_name(),
+        "date": record.now(),
+        "device": record.processor() if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "load before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "verl", "triton", "flash-attn")},
+        **{name: record.version(name) for name in ("torch", "verl", "triton", "flash-attn")},
         "aent-verl": __version__,
         **settings,
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} cores, {names[0]}" if names else platform.processor()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
 class Report:
-    """Prints tables as they come and keeps the numbers for ``--json``."""
+    """Prints tables as they come and keeps the numbers for ``--json`` and ``--record``."""
 
-    def __init__(self, options: argparse.Namespace, stamp: dict[str, Any]) -> None:
-        self._markdown, self._file = options.markdown, options.json
-        # A pipe has no width to fit into.
-        self._console = Console() if Console().is_terminal else Console(width=160)
+    def __init__(self, options: argparse.Namespace, stamp: dict[str, Any], section: str = "") -> None:
+        # On a bare GPU machine there may be no rich.
+        self._markdown, self._file = options.markdown or find_spec("rich") is None, options.json
+        self._record, self._section, self._start = options.record, section, time.monotonic()
+        self._device = getattr(options, "device", "cpu")
         self._data: dict[str, Any] = {"stamp": stamp}
         self.text(" · ".join(f"{key} {value}" for key, value in stamp.items()))
 
@@ -82,6 +72,9 @@ class Report:
             align = ["---", "---", *["---:"] * (len(columns) - 2)]
             print(f"**{title}**\n", *(f"| {' | '.join(row)} |" for row in (columns, align, *rows)), "", sep="\n")
             return
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index > 1 else "left", no_wrap=index < 2)
@@ -91,13 +84,18 @@ class Report:
                 table.add_section()
             table.add_row(first if first != previous else "", *others)
             previous = first
-        self._console.print(table)
+        # A pipe has no width to fit into.
+        console = Console() if Console().is_terminal else Console(width=160)
+        console.print(table)
 
     def save(self, **data: Any) -> None:
-        """Keep ``data``, and write everything so far to the file."""
+        """Keep ``data``, and write everything so far to the files."""
         self._data |= data
         if self._file:
             self._file.write_text(json.dumps(self._data, indent=1, default=vars) + "\n")
+        if self._record:
+            seconds = round(time.monotonic() - self._start, 1)
+            record.save(self._record, self._device, self._section, {**self._data, "seconds": seconds})
 
 
 def milliseconds(time: Quantiles) -> str:

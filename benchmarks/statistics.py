@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--only", choices=TABLES, nargs="+", default=list(TABLES), help="tables, all if not given")
     add_output_options(parser)
     options = parser.parse_args()
-    report = Report(options, stamp("cpu"))
+    report = Report(options, stamp("cpu"), "statistics")
     numbers = {}
     for name in options.only:
         table, rows = TABLES[name], []

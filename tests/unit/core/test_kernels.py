@@ -314,11 +314,13 @@ def test_no_rows_no_statistics_and_labels_outside(run: Run, removed: int) -> Non
 @pytest.mark.parametrize("kind", ["random", "flat", "tied", "peaked"])
 @pytest.mark.parametrize("clamp_p", [0.0, 0.33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_error_budget(run: Run, dtype: torch.dtype, clamp_p: float, kind: str) -> None:
+def test_error_budget(run: Run, dtype: torch.dtype, clamp_p: float, kind: str, request: pytest.FixtureRequest) -> None:
     """On average no further from the fp64 truth than the plain form in fp32, plus a tenth.
 
-    The gradient is judged in fp32, of logits that are exact in bf16: in less its error is that of rounding it.
+    The gradient is judged in fp32, of logits that are exact in bf16: in less its error is that of rounding it. A device
+    has another exponential, off by 2^-22 and, at x = -20 of the peaked rows, by the rounding of ``x log2 e``.
     """
+    of_exp = 2.0**-22 + 20 * 2.0**-24 if request.node.callspec.params["run"] == "cuda" else 0.0
     z = torch.randn(16, 2000, generator=torch.Generator().manual_seed(5))
     z = {"random": z * 3, "flat": z * 0.1, "tied": z.round(), "peaked": z}[kind]
     if kind == "peaked":
@@ -336,9 +338,10 @@ def test_error_budget(run: Run, dtype: torch.dtype, clamp_p: float, kind: str) -
         assert expected is not None
         return (actual.detach().double() - expected.detach()).abs().mean().item()
 
-    assert error(output.forward.entropy, truth) <= 1.1 * error(rough, truth)
+    assert error(output.forward.entropy, truth) <= 1.1 * error(rough, truth) + of_exp * truth.abs().mean()
     if dtype is torch.float32:
-        assert error(output.gradient, exact.grad) <= 1.1 * error(plain.grad, exact.grad)
+        allowed = 1.1 * error(plain.grad, exact.grad) + of_exp * exact.grad.abs().mean()
+        assert error(output.gradient, exact.grad) <= allowed
 
 
 def test_what_is_supported() -> None:
