@@ -90,13 +90,15 @@ def test_without_a_mark_or_a_socket_nothing_is_renamed(marked: str, monkeypatch:
 
 @pytest.mark.slow
 def test_every_sender_of_verls_has_the_mark_and_has_it_once(marked: str, monkeypatch: pytest.MonkeyPatch):
-    """Workers make one, and with rollouts of their own so do verl's checkpoint engine workers, which we do not derive."""
+    """Workers make one; with rollouts of their own so do verl's checkpoint engine workers, which are not ours."""
     import ray
     import wrapt
     from verl.workers.rollout.vllm_rollout import vllm_rollout
 
+    handle = sender().zmq_handle
+
     def build(self: SimpleNamespace) -> None:
-        self.zmq_handle = sender().zmq_handle
+        self.zmq_handle = handle
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: JOB))
     stock = vllm_rollout.ServerAdapter

@@ -52,7 +52,4 @@ def test_machines_count_both_pools() -> None:
     assert machines.replicas(cfg) == (3, 2)
     assert machines.replicas(config(*FITS, *trainer, "actor_rollout_ref.hybrid_engine=false")) == (1, 2)
     assert machines.replicas(config(*FITS, *trainer, "trainer.v1.trainer_mode=sync")) == (2, 2)
-    assert (
-        machines.gpus(config(*FITS, "trainer.nnodes=1", "trainer.n_gpus_per_node=4", "trainer.v1.trainer_mode=sync"))
-        == 4
-    )
+    assert machines.gpus(config(*FITS, *trainer, "trainer.v1.trainer_mode=sync")) == 4
