@@ -390,10 +390,11 @@ class EntropyControlTrainerSeparateAsync(EntropyControlMixin, PPOTrainerSeparate
     worker_class = DetachedEntropyControlWorker
 
     def _setup(self) -> None:
-        # Without rollouts on the trainer's GPUs verl 0.9.1 logs a line in a way that the logger refuses.
+        # Without rollouts on the trainer's GPUs verl 0.9.1 logs a line in a way that the logger refuses; the next verl
+        # does not know them.
         stock = logging.getLogger(PPOTrainerSeparateAsync.__module__)
         level = stock.level
-        if not self._enable_hybrid_replicas:
+        if not getattr(self, "_enable_hybrid_replicas", True):
             stock.setLevel(logging.WARNING)
         super()._setup()
         stock.setLevel(level)

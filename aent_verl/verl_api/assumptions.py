@@ -136,6 +136,43 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         why="verl looks for finished responses every two seconds, longer than small models take to write them",
     ),
     overridden(
+        f"{BASE}.step",
+        "self metrics timing_raw",
+        "for trigger_idx in range(self.parameter_sync_step)",
+        "self._step_once(",
+        "metrics.update(metrics_aggregator.get_aggregated_metrics())",
+        why="the controllers move once after all updates of a step, from sums that verl has not averaged",
+    ),
+    overridden(
+        f"{BASE}._compute_advantage",
+        "self batch metrics",
+        '"rm_scores"',
+        "compute_advantage_for_multi_trajectories(",
+        why="rewards are shaped before it, and put back after it",
+    ),
+    overridden(
+        f"{TRAINERS['separate_async']}._setup",
+        "self",
+        why="without rollouts on the trainer's GPUs a line of its log fails there",
+    ),
+    in_source(
+        "verl.experimental.separation.engine_workers:DetachActorWorker.save_model_to_cpu",
+        "self.copy_handler(self.actor.engine.module)",
+        why="ours copies weights that lie on the CPU already",
+    ),
+    called(
+        "verl.checkpoint_engine:CheckpointEngineRegistry.register", "backend", why="weights go over gloo on the CPU"
+    ),
+    in_source(
+        "verl.checkpoint_engine:CheckpointEngineManager.build_process_group",
+        '["prepare"]',
+        "self.backend_cls.build_topology(",
+        '["init_process_group"]',
+        why="our checkpoint engine is called so",
+    ),
+    called("transfer_queue:kv_list", "partition_id", why="a resume clears responses that are trained already"),
+    called("transfer_queue:kv_clear", "keys partition_id", why="a resume clears responses that are trained already"),
+    overridden(
         f"{BASE}._compute_old_log_prob",
         "self batch metrics",
         "batch.extra_info.update(",
