@@ -19,7 +19,7 @@ TRL_PIP := $(TRL)/bin/python -m pip --disable-pip-version-check
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # On all cores, one thread each; whoever is done takes tests from the others.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal
 # Two files at a time; those that start clusters one after another (tests/conftest.py), and early: they take longest.
 SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 # pytest's way to say that ARGS choose no test of a part.

@@ -195,7 +195,7 @@ def test_tre_entropy_is_the_definition(kind: str, top_p: float) -> None:
 
 @pytest.mark.parametrize("top_p", [0.3, 0.99])
 def test_tre_entropy_has_its_gradient(top_p: float) -> None:
-    z = torch.randn(5, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    z = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: tre_entropy(x, top_p), z)
 
 
@@ -268,9 +268,9 @@ def test_the_entropy_of_the_likeliest_and_all_others_as_one(kind: str, k: int) -
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("k", [1, 3, 13])
+@pytest.mark.parametrize("k", [1, 3, 7])
 def test_the_entropy_of_the_likeliest_and_all_others_has_its_gradient(k: int) -> None:
-    z = torch.randn(5, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    z = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: top_k_and_rest_entropy(x, k), z)
     with pytest.raises(ValueError, match="k=0 is not allowed: must be at least 1"):
         top_k_and_rest_entropy(z, 0)

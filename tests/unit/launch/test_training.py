@@ -29,13 +29,17 @@ def config(folder: Path, **trainer: Any) -> DictConfig:
         "resume_from_path": None,
         "total_training_steps": 4,
         "n_gpus_per_node": 2,
+        "nnodes": 1,
         "device": "cpu",
         "val_before_train": True,
+        "v1": {"trainer_mode": "sync"},
     }
     return OmegaConf.create(
         {
             "run": {"dir": str(folder), "task": None, "threads": 3},
             "trainer": settings | trainer,
+            "reward": {"reward_model": {"enable_resource_pool": False}},
+            "actor_rollout_ref": {"rollout": {"nnodes": 1, "n_gpus_per_node": 3}},
             "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 2, "runtime_env": {}}},
         }
     )
@@ -141,6 +145,13 @@ def test_workers_are_told_about_plug_in_logs_and_platform(tmp_path: Path, monkey
     assert variables["OMP_NUM_THREADS"] == "3"
     assert variables["AENT_VERL_RUN"] == weight_sockets.mark_of(tmp_path)
     assert cfg.ray_kwargs.ray_init.resources == {"disk": 1, "aent_cpu_platform": 2}
+
+
+def test_rollouts_of_their_own_have_logical_accelerators_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cluster_to_join", lambda address: None)
+    cfg = config(tmp_path, v1={"trainer_mode": "separate_async"})
+    environment.hand_to_workers(cfg, "cpu")
+    assert cfg.ray_kwargs.ray_init.num_gpus == 5
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "all", True])
