@@ -110,6 +110,7 @@ def test_from_the_question_to_the_files(cfg: DictConfig, servers: Any) -> None:
         assert part in terminal
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_is_not_made_twice(cfg: DictConfig, servers: Any) -> None:
     evaluate(cfg)
     again = evaluate(cfg)

@@ -134,6 +134,7 @@ def test_evaluations_load_no_adapter(cfg, name, value):
     assert "the base model would answer" in str(error)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_ask(cfg):
     OmegaConf.update(cfg, MODEL + "lora.rank", 8)
     for check in (preflight.check_settings, preflight.check_evaluation):
