@@ -195,7 +195,7 @@ def _check_plugin() -> Iterator[str]:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.engine import EngineRegistry
 
-    import aent_verl.plugin.trainer  # noqa: F401  fails here with its reason, if it does
+    import aent_verl.plugin.trainers  # noqa: F401  fails here with its reason, if it does
     from aent_verl.platforms import cpu
     from aent_verl.plugin import engine
 

@@ -14,7 +14,7 @@ from aent_verl.methods.parsing import NoEffectWarning, no_effect, parse
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.plugin import guard
 
-# What `trainer_choice` makes of verl's modes, and what presets name.
+# What `trainers` makes of verl's modes, and what presets name.
 TRAINER_MODES = tuple(start + mode for mode in ("sync", "colocate_async", "separate_async") for start in ("", "aent_"))
 STRATEGIES = ("fsdp", "fsdp2")
 # verl's losses that scale with a factor >= 0 on the advantage.

@@ -38,4 +38,4 @@ else:
 
     @wrapt.when_imported("verl.trainer.ppo.v1")
     def _register_trainers(_module: object) -> None:
-        importlib.import_module("aent_verl.plugin.trainer")
+        importlib.import_module("aent_verl.plugin.trainers")

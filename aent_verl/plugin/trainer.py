@@ -13,10 +13,7 @@ from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
-from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
-from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested
 
@@ -33,14 +30,13 @@ from aent_verl.plugin import (
     rewards,
     samples,
     saved_state,
-    trainer_choice,
 )
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
 from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
 from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
-from aent_verl.plugin.worker import CpuReadyTrainingWorker, DetachedEntropyControlWorker, EntropyControlWorker
+from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
 from aent_verl.runs import worker_reports
 from aent_verl.runs.checkpoints import step_folder
 
@@ -366,39 +362,3 @@ def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig)
                     f"rank {actor.get('rank')} reports {key}={actor.get(key)!r}, the driver expects {value!r}: "
                     "is the same version of aent_verl installed on every node?"
                 )
-
-
-@register_trainer("aent_sync")
-class EntropyControlTrainerSync(EntropyControlMixin, PPOTrainerSync):
-    """verl's synchronous trainer with entropy control: ``trainer.v1.trainer_mode=aent_sync``."""
-
-    base_mode = "sync"
-
-
-@register_trainer("aent_colocate_async")
-class EntropyControlTrainerColocateAsync(EntropyControlMixin, PPOTrainerColocateAsync):
-    """The same of verl's trainer that generates the next batch while it trains: ``aent_colocate_async``."""
-
-    base_mode = "colocate_async"
-
-
-@register_trainer("aent_separate_async")
-class EntropyControlTrainerSeparateAsync(EntropyControlMixin, PPOTrainerSeparateAsync):
-    """The same of verl's trainer with rollouts on GPUs of their own: ``aent_separate_async``."""
-
-    base_mode = "separate_async"
-    worker_class = DetachedEntropyControlWorker
-
-    def _setup(self) -> None:
-        # Without rollouts on the trainer's GPUs verl 0.9.1 logs a line in a way that the logger refuses; the next verl
-        # does not know them.
-        stock = logging.getLogger(PPOTrainerSeparateAsync.__module__)
-        level = stock.level
-        if not getattr(self, "_enable_hybrid_replicas", True):
-            stock.setLevel(logging.WARNING)
-        super()._setup()
-        stock.setLevel(level)
-
-
-for _ours in (EntropyControlTrainerSync, EntropyControlTrainerColocateAsync, EntropyControlTrainerSeparateAsync):
-    trainer_choice.prefer(_ours)

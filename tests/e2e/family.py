@@ -15,7 +15,7 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.utils.config import omega_conf_to_dataclass
 
-from aent_verl.plugin.trainer import EntropyControlTrainerSync
+from aent_verl.plugin.trainers import EntropyControlTrainerSync
 from aent_verl.plugin.worker import EntropyControlWorker
 
 # One training step each, in this order.

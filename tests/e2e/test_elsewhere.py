@@ -82,7 +82,7 @@ def test_it_trains_resumes_and_logs_its_numbers(task: Path, site: Path, short_ra
 
 @pytest.mark.parametrize("first", ["entropy_lab", "aent_verl.methods.parsing", "verl"])
 def test_whichever_is_imported_first_the_other_works(site: Path, first: str) -> None:
-    code = f"import {first}, entropy_lab, verl, aent_verl.plugin.trainer; print(entropy_lab.Swing(top=1.0).size)"
+    code = f"import {first}, entropy_lab, verl, aent_verl.plugin.trainers; print(entropy_lab.Swing(top=1.0).size)"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": path(site), "PATH": ""}, capture_output=True, text=True
     )

@@ -14,7 +14,8 @@ from aent_verl.core.controllers import (
 from aent_verl.methods.axes import Linear, PositiveReweight
 from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.plugin import trainer
-from aent_verl.plugin.trainer import EntropyControlTrainerSync, PlugInNotActiveError, check_reports
+from aent_verl.plugin.trainer import PlugInNotActiveError, check_reports
+from aent_verl.plugin.trainers import EntropyControlTrainerSeparateAsync, EntropyControlTrainerSync
 from aent_verl.runs.worker_reports import banner
 
 CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
@@ -78,7 +79,7 @@ def test_responses_whose_prompt_is_gone_are_cleared_after_a_resume(monkeypatch: 
         kv_list=lambda partition: {partition: items}, kv_clear=lambda keys, partition_id: cleared.append(keys)
     )
     monkeypatch.setattr(trainer, "tq", queue)
-    resumed = trainer.EntropyControlTrainerSeparateAsync.__new__(trainer.EntropyControlTrainerSeparateAsync)
+    resumed = EntropyControlTrainerSeparateAsync.__new__(EntropyControlTrainerSeparateAsync)
     resumed.global_steps = 3
     resumed._clear_trained_responses()
     assert cleared == [["b_0_0", "b_1_0"]]

@@ -6,12 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 
-from aent_verl.plugin import trainer, trainer_choice
+from aent_verl.plugin import trainers
 
 OURS = {
-    "sync": trainer.EntropyControlTrainerSync,
-    "colocate_async": trainer.EntropyControlTrainerColocateAsync,
-    "separate_async": trainer.EntropyControlTrainerSeparateAsync,
+    "sync": trainers.EntropyControlTrainerSync,
+    "colocate_async": trainers.EntropyControlTrainerColocateAsync,
+    "separate_async": trainers.EntropyControlTrainerSeparateAsync,
 }
 
 
@@ -42,7 +42,7 @@ def test_any_other_config_builds_verls_own(mode: str, config: dict[str, Any]) ->
 
 def test_the_registry_holds_verls_names_once(mode: str) -> None:
     before = trainer_base.TRAINER_REGISTRY[mode]
-    trainer_choice.prefer(OURS[mode])
+    trainers.prefer(OURS[mode])
     assert trainer_base.TRAINER_REGISTRY[mode] is before
     assert (before.__module__, before.__qualname__) == (
         OURS[mode].__mro__[2].__module__,
