@@ -1,6 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
+# make test-cluster  whole runs in verl's other trainer modes, by hand and before a release
 # make test-trl  the tests of examples/trl, in an environment of its own
 # make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # On all cores, one thread each; whoever is done takes tests from the others.
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal
 # Two files at a time; those that start clusters one after another (tests/conftest.py), and early: they take longest.
-SLOW := $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+SLOW := $(BIN)/python -m pytest -m "slow and not cluster" -n 2 --dist loadfile --no-loadscope-reorder
 # pytest's way to say that ARGS choose no test of a part.
 NONE_CHOSEN := test $$? -eq 5
 # Given on the command line: `make bench` and `make test-gpu` take it as it is.
@@ -29,7 +30,7 @@ BARE := $(if $(filter command,$(origin PYTHON)),$(PYTHON))
 # What both measured on one machine; a file of another machine or commit is replaced.
 RECORD := outputs/device.json
 
-.PHONY: install train test test-trl test-gpu check contract bench format clean distclean
+.PHONY: install train test test-cluster test-trl test-gpu check contract bench format clean distclean
 
 install: $(STAMP)
 
@@ -78,6 +79,9 @@ bench: $(if $(BARE),,install)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.logits_op --selection --bounds --record $(RECORD) $(ARGS)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.linear_memory --record $(RECORD)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.actor_update --record $(RECORD)
+
+test-cluster: install
+	$(BIN)/python -m pytest -m cluster tests/e2e $(ARGS)
 
 # Not after install, which brings a torch without CUDA.
 test-gpu:

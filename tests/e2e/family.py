@@ -11,12 +11,12 @@ import ray
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.utils.config import omega_conf_to_dataclass
 
-from aent_verl.plugin.trainers import EntropyControlTrainerSync
-from aent_verl.plugin.worker import EntropyControlWorker
+from aent_verl.plugin import trainers
+from aent_verl.plugin.trainer import EntropyControlMixin
+from aent_verl.plugin.worker import DetachedEntropyControlWorker, EntropyControlWorker
 
 # One training step each, in this order.
 FAMILY = """
@@ -41,7 +41,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
     *((f"entropy_control={name}", *EXTRA.get(name, ())) for name in PRESETS),
     *COMBINATIONS[-2:],
 )
-OVERRIDES = "AENT_VERL_TEST_OVERRIDES"
+OVERRIDES, CHOSEN = "AENT_VERL_TEST_OVERRIDES", "AENT_VERL_TEST_PRESETS"
+
+
+def steps() -> tuple[tuple[str, ...], ...]:
+    """The overrides of each step: of all presets and some combinations, or of the presets that `CHOSEN` lists."""
+    chosen = os.environ.get(CHOSEN, "").split()
+    return tuple(STEPS[PRESETS.index(name)] for name in chosen) or STEPS
 
 
 def config(*overrides: str) -> DictConfig:
@@ -50,24 +56,35 @@ def config(*overrides: str) -> DictConfig:
         return compose("aent_trainer", overrides=[*given, *overrides])
 
 
-class FamilyWorker(EntropyControlWorker):
+class Reconfigured:
+    """An actor's worker that takes another preset."""
+
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def reconfigure(self, actor: DictConfig) -> None:
-        old = self.actor.loss_fn.keywords["config"]
+        worker: Any = self
+        old = worker.actor.loss_fn.keywords["config"]
         new = omega_conf_to_dataclass(actor)
         new.model_config, new.engine = old.model_config, old.engine
-        self.use_entropy_control(new)
+        worker.use_entropy_control(new)
 
 
-class FamilyTrainer(EntropyControlTrainerSync):
-    def _init_resource_pool_mgr(self) -> None:
-        super()._init_resource_pool_mgr()
-        self.role_worker_mapping[Role.ActorRollout] = ray.remote(FamilyWorker)
+class FamilyWorker(Reconfigured, EntropyControlWorker):
+    pass
+
+
+class DetachedFamilyWorker(Reconfigured, DetachedEntropyControlWorker):
+    pass
+
+
+class Family(EntropyControlMixin):
+    """Takes the next of the presets at the beginning of each step."""
+
+    worker_class = FamilyWorker
 
     def on_step_begin(self) -> None:
         super().on_step_begin()
-        if self.global_steps <= len(STEPS):
-            self.reconfigure(config(*STEPS[self.global_steps - 1]))
+        if self.global_steps <= len(steps()):
+            self.reconfigure(config(*steps()[self.global_steps - 1]))
 
     def reconfigure(self, cfg: DictConfig) -> None:
         OmegaConf.resolve(cfg)
@@ -77,7 +94,23 @@ class FamilyTrainer(EntropyControlTrainerSync):
         self.actor_rollout_wg.reconfigure(cfg.actor_rollout_ref.actor)
 
 
-trainer_base.TRAINER_REGISTRY["aent_sync"] = FamilyTrainer
+class FamilySync(Family, trainers.EntropyControlTrainerSync):
+    pass
+
+
+class FamilyColocateAsync(Family, trainers.EntropyControlTrainerColocateAsync):
+    pass
+
+
+class FamilySeparateAsync(Family, trainers.EntropyControlTrainerSeparateAsync):
+    worker_class = DetachedFamilyWorker
+
+
+trainer_base.TRAINER_REGISTRY |= {
+    "aent_sync": FamilySync,
+    "aent_colocate_async": FamilyColocateAsync,
+    "aent_separate_async": FamilySeparateAsync,
+}
 
 
 def main() -> None:
@@ -87,12 +120,13 @@ def main() -> None:
 
     os.environ[OVERRIDES] = "\n".join(sys.argv[1:])
     os.environ["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.family_plugin"
-    cfg: Any = config(f"trainer.total_training_steps={len(STEPS)}")
+    cfg: Any = config(f"trainer.total_training_steps={len(steps())}")
     compose.make_paths_absolute(cfg)
     platform = environment.choose_platform(cfg)
     environment.hand_to_workers(cfg, platform)
     with open_dict(cfg):
-        cfg.ray_kwargs.ray_init.runtime_env.env_vars[OVERRIDES] = os.environ[OVERRIDES]
+        for name in (OVERRIDES, CHOSEN):
+            cfg.ray_kwargs.ray_init.runtime_env.env_vars[name] = os.environ.get(name, "")
     run_ppo(cfg, task_runner_class=TaskRunnerV1)
 
 
