@@ -1,8 +1,9 @@
+import io
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +38,21 @@ def test_a_lock_is_held_against_other_processes_and_ends_with_its_holder(tmp_pat
         pass
 
 
-def test_who_waits_says_so_and_gets_it_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / ".lock"
+class Heard(io.StringIO):
+    """A terminal that notes when something is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.something = threading.Event()
+
+    def flush(self) -> None:
+        if self.getvalue():
+            self.something.set()
+
+
+def test_who_waits_says_so_and_gets_it_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, terminal = tmp_path / ".lock", Heard()
+    monkeypatch.setattr(sys, "stderr", terminal)
 
     def enter() -> bool:
         with locked(file, note="waiting"):
@@ -48,12 +62,10 @@ def test_who_waits_says_so_and_gets_it_afterwards(tmp_path: Path, capsys: pytest
     with ThreadPoolExecutor(1) as threads:
         with locked(file, note="not printed"):
             waiting = threads.submit(enter)
-            end = time.monotonic() + 10
-            while not (said := capsys.readouterr().err):
-                assert time.monotonic() < end
+            assert terminal.something.wait(10)
             free = True
         assert waiting.result(10)
-    assert said == "waiting\n"
+    assert terminal.getvalue() == "waiting\n"
 
 
 def test_a_lock_changes_nothing_of_its_file(tmp_path: Path) -> None:
