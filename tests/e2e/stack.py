@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -49,3 +50,18 @@ def kill(process: subprocess.Popen[bytes]) -> None:
                 os.kill(pid, signal.SIGKILL)
     process.wait()
     time.sleep(5)
+
+
+def run_family(arguments: list[str], folder: Path, seconds: float, **variables: str) -> None:
+    """Train in ``folder`` with another preset in each step, see `tests.e2e.family`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.family", *arguments],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])} | variables,
+        cwd=folder.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]

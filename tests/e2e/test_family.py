@@ -1,9 +1,6 @@
 """One training step of every preset, and of combinations, through the whole stack in one run."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import pytest
 from aent_verl.runs import metrics
 from aent_verl.runs import token_records as tokens
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
-from tests.e2e.stack import ENVIRONMENT
+from tests.e2e.stack import run_family
 
 pytestmark = pytest.mark.slow
 
@@ -54,18 +51,7 @@ def folder(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.save_freq=-1",
         "trainer.logger=[file]",
     ]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.family", *arguments],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(root)},
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+    run_family(arguments, folder, SECONDS)
     return folder
 
 

@@ -4,16 +4,13 @@ One run of the full stack per mode changes the preset from step to step, as `tes
 """
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from aent_verl.runs import metrics
 from tests.e2e import family
-from tests.e2e.stack import ENVIRONMENT
+from tests.e2e.stack import run_family
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -44,17 +41,7 @@ def steps(
         *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
         *(f"trainer.v1.trainer_mode=aent_{mode}", *MODES[mode]),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.family", *arguments],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2]), family.CHOSEN: " ".join(PRESETS)},
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+    run_family(arguments, folder, SECONDS, **{family.CHOSEN: " ".join(PRESETS)})
     return dict(zip(PRESETS, metrics.read_run(folder).values(), strict=True))
 
 
