@@ -79,20 +79,19 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     async def send_weights(self, weights: Any, global_steps: int | None = None) -> None:
         """Send all ``weights``, pairs of name and tensor; every rank goes through them, the first one sends."""
+        sends = self._group is not None
         async for name, weight in ensure_async_iterator(weights):
-            self._send(name, weight)
-        self._send_header("")
+            if sends:
+                self._send(name, weight)
+        if sends:
+            self._send_header("")
 
     def _send(self, name: str, weight: Tensor) -> None:
-        if self._group is None:
-            return
         weight = weight.detach().cpu().contiguous()
         self._send_header(json.dumps([name, str(weight.dtype).removeprefix("torch."), list(weight.shape)]))
         self._broadcast(_bytes(weight))
 
     def _send_header(self, text: str) -> None:
-        if self._group is None:
-            return
         header = bytearray(text.encode())
         self._broadcast(torch.tensor([len(header)]))
         if header:
