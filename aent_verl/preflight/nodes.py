@@ -101,10 +101,10 @@ def unshared(setting: Setting, name: str, problem: str) -> PreflightError:
 
 
 def alive() -> list[Node]:
-    """List the nodes of the cluster that is joined."""
+    """List the nodes of the cluster that is joined, by name; Ray has no order."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=name_of)
 
 
 def _may_run(node: Node) -> bool:

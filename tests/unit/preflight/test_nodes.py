@@ -35,7 +35,7 @@ def answers(settings, tmp_path, monkeypatch):
             yield each, spoilt.get(number, lambda found: found)(function(tokens))
 
     monkeypatch.setattr(cpu, "joined_cluster", lambda *_: nullcontext(True))
-    monkeypatch.setattr("ray.nodes", lambda: [node(0, memory=1.0), node(1), node(2), node(3, alive=False)])
+    monkeypatch.setattr("ray.nodes", lambda: [node(3, alive=False), node(2), node(0, memory=1.0), node(1)])
     monkeypatch.setattr(nodes, "ask", ask)
     return spoilt
 
