@@ -77,7 +77,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             return report
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
-        states: coefficients.States = await ray.get_actor(coefficients.actor_name()).states.remote()
+        now: coefficients.Snapshot = await ray.get_actor(coefficients.actor_name()).snapshot.remote()
         return report | {
             "engine": type(self.actor.engine).__name__,
             "device": self.actor.device_name,
@@ -88,8 +88,8 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             "bonus": control and str(control.bonus),
             "advantages": control and str(control.advantages),
             "rewards": control and str(control.rewards),
-            "coefficient": states["bonus"].coefficient,
-            "advantages_coefficient": states["advantages"].coefficient,
+            "coefficient": now.states["bonus"].coefficient,
+            "advantages_coefficient": now.states["advantages"].coefficient,
         }
 
 

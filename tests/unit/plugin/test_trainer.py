@@ -14,6 +14,7 @@ from aent_verl.core.controllers import (
 from aent_verl.methods.axes import Linear, PositiveReweight
 from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.plugin import trainer
+from aent_verl.plugin.coefficients import Snapshot
 from aent_verl.plugin.trainer import PlugInNotActiveError, check_reports
 from aent_verl.plugin.trainers import EntropyControlTrainerSeparateAsync, EntropyControlTrainerSync
 from aent_verl.runs.worker_reports import banner
@@ -94,7 +95,8 @@ def test_schedules_go_on_through_steps_without_an_update() -> None:
     mine.global_steps, mine.entropy_control = 51, CONTROL
     decay = LinearDecayController(init=1.0, final=0.0, total_steps=101)
     guided = EntropyGuidedController(init=0.25)
-    mine._controllers = {"bonus": decay, "advantages": guided}
-    states = {axis: controller.initial_state() for axis, controller in mine._controllers.items()}
-    assert mine._in_force("bonus", states) == 0.5
-    assert mine._in_force("advantages", states) == 0.25
+    mine._total_steps = 101
+    controllers = {"bonus": decay, "advantages": guided}
+    states = {axis: controller.initial_state() for axis, controller in controllers.items()}
+    sent = mine._step_values(Snapshot(0, controllers, states))
+    assert (sent.bonus_coefficient, sent.advantages_coefficient) == (0.5, 0.25)
