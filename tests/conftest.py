@@ -19,7 +19,7 @@ if find_spec("hydra"):
 # They start Ray clusters, which would take each other's cores and memory, and share a session's runs.
 CLUSTER = {
     f"tests/e2e/test_{name}.py"
-    for name in ("compare", "elsewhere", "evaluate", "family", "full_stack", "jobs", "separate_async")
+    for name in ("compare", "elsewhere", "evaluate", "family", "full_stack", "jobs", "live", "separate_async")
 }
 
 

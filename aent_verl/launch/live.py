@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aent_verl.runs.live_changes import ACTOR_PREFIX
@@ -32,21 +33,63 @@ def connected(address: str | None) -> Iterator[str]:
     Raises:
         LiveError: there is none, or it does not let us in.
     """
+    _show_token()
     import ray
 
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(address=wanted, log_to_driver=False, logging_level="ERROR")
+        _probe(wanted)
+        with _silent():
+            ray.init(address=wanted, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
-        why = str(error).strip().splitlines()[0]
+        why, here = str(error).strip().splitlines()[0], ", ".join(addresses_here()) or "none"
         raise LiveError(
             f"no Ray cluster can be joined at {wanted!r} ({why}): run this on one of its nodes while it trains, and "
-            "give --address host:6379 if it is not the machine's only one"
+            f"name its head by --address host:6379; with a node on this machine: {here}"
         ) from error
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+def _show_token() -> None:
+    """Show the token of this user's clusters, which Ray itself does only where it chose the address."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _probe(address: str) -> None:
+    """Raise ``OSError`` if nothing listens there, which Ray finds out after more than a minute."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what Ray's C++ prints while it tries; what it fails of is raised."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def addresses_here() -> list[str]:
+    """List the addresses of the clusters that have a node on this machine, as the processes of Ray show them."""
+    import psutil
+
+    flag, found = "--gcs-address=", set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        found |= {word.removeprefix(flag) for word in words if word.startswith(flag)}
+    return sorted(found)
 
 
 def statuses() -> list[dict[str, Any]]:

@@ -244,7 +244,7 @@ def actor_name() -> str:
 
 def start(
     control: EntropyControlConfig, controllers: Mapping[str, Controller], about: Mapping[str, Any]
-) -> "ray.actor.ActorHandle":
+) -> ray.actor.ActorHandle:
     """Start the actor of this job; it takes no CPU slot, and ends with the driver that holds the handle."""
     job = {"job": ray.get_runtime_context().get_job_id()}
     return (

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from aent_verl._util import duration
 
-WIDTH = 32
+WIDTH = 28
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 # Steps whose median time is the run's.
 _RECENT = 10
@@ -55,18 +55,16 @@ def render(runs: Sequence[Mapping[str, Any]], address: str, *, ascii_only: bool 
 
 def _block(run: Mapping[str, Any], signs: str) -> list[RenderableType]:
     head = Text.assemble(
-        (run["run"], "bold"), f"  {run['method']}, {run['trainer_mode']}, job {run['job']} on {run['node']}"
+        (run["run"], "bold"), f"  {run['method']}, {run['functional']}, {run['trainer_mode']}, job {run['job']}"
     )
     rows = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        rows.add_column(no_wrap=True, overflow="crop")
+    for overflow in ("crop", "crop", "crop", "fold"):
+        rows.add_column(no_wrap=overflow == "crop", overflow=overflow)
     for axis, about in run["axes"].items():
         curves = {
             key: sparkline([step[axis][key] for step in run["history"]], signs) for key in ("coefficient", "entropy")
         }
-        names = ("coefficient", f"{run['functional']} entropy")
-        if axis == "advantages":
-            names = ("coefficient of advantages", "full entropy")
+        names = ("coefficient", "entropy") if axis == "bonus" else ("advantages", "full entropy")
         coefficient, entropy = about["state"]["coefficient"], about["state"]["entropy"]
         rows.add_row(f"  {names[0]}", f"{coefficient:.4g}", curves["coefficient"], _room(about))
         rows.add_row(f"  {names[1]}", "-" if entropy is None else f"{entropy:.4g}", curves["entropy"], aim(about))

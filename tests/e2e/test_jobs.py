@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,16 +13,11 @@ import pytest
 
 from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.launch.ray_jobs import RayJobs
+from tests.e2e.stack import free_port
 from tests.unit.comparison.grid.grid import grid_run
 from tests.unit.comparison.grid.test_scheduler import starts
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
