@@ -109,8 +109,8 @@ def chosen(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
     if found:
         jobs = ", ".join(f"{run['job']} ({run['folder']} on {run['node']})" for run in found)
         raise LiveError(f"{len(found)} runs are named {name!r}: give the job's id instead, one of {jobs}")
-    named = ", ".join(run["run"] for run in runs)
-    raise LiveError(f"no run {name!r} trains on this cluster; {f'there are: {named}' if named else 'none does'}")
+    named = ", ".join(run["run"] for run in runs) or "none"
+    raise LiveError(f"no run {name!r} trains on this cluster; there are: {named}")
 
 
 def change(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def change(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = _asked()
     run = chosen([status for _, status in asked], name)
     actor = next(actor for actor, status in asked if status is run)
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = f"{_user()}@{socket.gethostname()}"
     try:
         answer: dict[str, Any] = ray.get(actor.change.remote(dict(settings), by=by), timeout=_ANSWER_SECONDS)
     except RayTaskError as error:
@@ -133,6 +133,13 @@ def change(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     except (GetTimeoutError, RayActorError) as error:
         raise LiveError(f"{name} does not answer; it may have ended ({type(error).__name__})") from error
     return answer
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
 
 
 def _asked() -> list[tuple[ActorHandle, dict[str, Any]]]:
