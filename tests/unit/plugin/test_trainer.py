@@ -108,7 +108,8 @@ def test_what_was_changed_is_logged_once_and_listed(tmp_path: Path, caplog: pyte
     for changes in (CHANGES[:1], CHANGES[:1], CHANGES):
         mine._note(changes)
         assert live_changes.read(tmp_path) == list(changes)
-    assert [record.getMessage() for record in caplog.records] == [
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"changed by `aent-verl set`: {change}" for change in CHANGES]
         f"changed by `aent-verl set`: {one}" for one in CHANGES
     ]
 
