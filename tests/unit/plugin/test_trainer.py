@@ -110,8 +110,6 @@ def test_what_was_changed_is_logged_once_and_listed(tmp_path: Path, caplog: pyte
         assert live_changes.read(tmp_path) == list(changes)
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"changed by `aent-verl set`: {change}" for change in CHANGES]
-        f"changed by `aent-verl set`: {one}" for one in CHANGES
-    ]
 
 
 def test_a_start_names_the_changes_that_it_does_not_continue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
