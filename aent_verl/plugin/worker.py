@@ -84,7 +84,7 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             "loss": getattr(loss.func, "__name__", str(loss.func)),
             "method": control and control.method,
             "functional": str(self.actor.engine.functional),
-            "controller": control and str(control.bonus.controller),
+            "controller": str(now.controllers["bonus"]),
             "bonus": control and str(control.bonus),
             "advantages": control and str(control.advantages),
             "rewards": control and str(control.rewards),
