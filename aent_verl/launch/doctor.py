@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,12 +17,13 @@ from aent_verl.launch import command_line
 from aent_verl.launch.command_line import CommandLine
 from aent_verl.launch.compose import make_paths_absolute
 from aent_verl.plugin.guard import BLOCK
+from aent_verl.preflight import nodes
 from aent_verl.preflight.findings import FAILED, NOTE, OK, WARNING, Row, at, row_of
+from aent_verl.verl_api.versions import imported_verl
 
 # What a newcomer runs: without any overrides, on a machine that has no accelerator.
 DEFAULT_ON_CPU = "experiment=cpu_arithmetic"
 TRAINER_MODE = "aent_sync"
-REMOTE_TIMEOUT_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -235,43 +236,41 @@ def check_cluster(cfg: DictConfig) -> Iterator[Row]:
         environment.start_ray(cfg, log_to_driver=False)
         resources = ray.cluster_resources()
         yield from (Row("cluster", OK, line) for line in preflight.machines.check_cluster(resources, cfg))
-        for node in ray.nodes():
-            if node["Alive"]:
-                yield ask_node(node)
+        yield from (node_row(node, found) for node, found in nodes.ask(nodes.alive(), _report_function()))
     except Exception as error:
         yield row_of("cluster", error)
     finally:
         ray.shutdown()
 
 
-def ask_node(node: dict[str, Any]) -> Row:
-    """Import verl in a task on this node and compare what it loaded with what is here."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    name = f"node {node['NodeManagerAddress']}"
-
-    # Defined here, so that Ray sends its code and needs no aent_verl there to run it.
+def _report_function() -> Callable[[], dict[str, Any]]:
+    # Defined in here, so that Ray sends its code and needs no aent_verl there to run it.
     def report() -> dict[str, Any]:
-        import importlib.metadata
         import sys
 
-        import verl  # noqa: F401  loads the plug-ins, or does not
+        import verl  # loads the plug-ins, or does not
 
         plugin = sys.modules.get("aent_verl.plugin.entry_point")
         return {
-            "plug-in loaded": plugin is not None,
+            "plug-in": plugin is not None,
             "aent_verl": sys.modules["aent_verl"].__version__ if plugin is not None else None,
-            "verl": importlib.metadata.version("verl"),
+            "verl": verl.__version__,
         }
 
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(report).options(num_cpus=0, scheduling_strategy=there)
-    expected = {"plug-in loaded": True, "aent_verl": __version__, "verl": importlib.metadata.version("verl")}
-    try:
-        found = ray.get(task.remote(), timeout=REMOTE_TIMEOUT_SECONDS)
-    except Exception as error:
-        return row_of(name, error)
-    if found != expected:
-        return Row(name, FAILED, f"has {found}, this process {expected}: install the same versions on every node")
+    return report
+
+
+def node_row(node: nodes.Node, found: dict[str, Any] | Exception) -> Row:
+    """Compare what a node has loaded with what this process has."""
+    name = nodes.name_of(node)
+    if isinstance(found, Exception):
+        return row_of(name, found)
+    verl, _ = imported_verl()
+    if not found["plug-in"]:
+        detail = (
+            f"verl {found['verl']} does not load our plug-in there: install aent_verl {__version__} and verl {verl}"
+        )
+        return Row(name, FAILED, detail)
+    if differ := nodes.differences(found, {"aent_verl": __version__, "verl": verl}):
+        return Row(name, FAILED, f"has {differ}: {nodes.INSTALL}")
     return Row(name, OK, f"plug-in loaded, aent_verl {found['aent_verl']}, verl {found['verl']}")

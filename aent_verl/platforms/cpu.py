@@ -13,8 +13,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -264,6 +264,29 @@ def cluster_to_join(ray_address: str | None = None) -> str | None:
     return canonicalize_bootstrap_address(address)
 
 
+@contextmanager
+def joined_cluster(ray_address: str | None = None) -> Iterator[bool]:
+    """Be a member of the Ray cluster that `ray.init(address=ray_address)` would join, for as long as the block lasts.
+
+    Yields:
+        True; False if it would start a cluster of its own, and there is nothing to join.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield True
+        return
+    if cluster_to_join(ray_address) is None:
+        yield False
+        return
+    # The address as the user gave it: for one that Ray finds itself, Ray also finds the token.
+    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield True
+    finally:
+        ray.shutdown()
+
+
 def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float] | None:
     """Read resources of the Ray cluster that `ray.init(address=ray_address)` would join; None if it would start one.
 
@@ -271,16 +294,8 @@ def joined_cluster_resources(ray_address: str | None = None) -> dict[str, float]
     """
     import ray
 
-    if ray.is_initialized():
-        return dict(ray.cluster_resources())
-    if cluster_to_join(ray_address) is None:
-        return None
-    # The address as the user gave it: for one that Ray finds itself, Ray also finds the token.
-    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        return dict(ray.cluster_resources())
-    finally:
-        ray.shutdown()
+    with joined_cluster(ray_address) as joined:
+        return dict(ray.cluster_resources()) if joined else None
 
 
 def local_accelerator() -> bool:

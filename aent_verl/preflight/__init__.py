@@ -18,6 +18,7 @@ from aent_verl.preflight import (
     machines,
     model,
     names,
+    nodes,
     reward,
     sampling,
     separate,
@@ -62,7 +63,7 @@ def _each_key_once(checks: Mapping[str, Check], cfg: DictConfig) -> Iterator[Row
 
 
 def check_run(cfg: DictConfig, *, skip: Collection[str] = (), check_machines: Check | None = None) -> Iterator[Row]:
-    """Check verl's API, data, model, reward function and machines.
+    """Check verl's API, data, model, reward function and machines, and each node of a cluster that is joined.
 
     Args:
         cfg: the composed config.
@@ -82,6 +83,7 @@ def check_run(cfg: DictConfig, *, skip: Collection[str] = (), check_machines: Ch
         "model": lambda: model.check(cfg, sample),
         "reward": lambda: reward.check(cfg, sample),
         "machines": lambda: (check_machines or machines.check)(cfg),
+        "nodes": lambda: nodes.check(cfg) if check_machines is None else (),
     }
     for name, check in checks.items():
         if name not in skip:

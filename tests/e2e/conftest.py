@@ -18,6 +18,7 @@ import pytest
 from aent_verl.core.controllers import BandController, Controller, ControllerState, EntropyGuidedController
 from aent_verl.plugin import saved_state
 from aent_verl.runs import metrics
+from tests.e2e.raylets import Raylets, cluster
 from tests.e2e.stack import finish, kill, start
 
 START_SECONDS = 420
@@ -97,6 +98,13 @@ def short_ray_folder() -> Iterator[str]:
     """A cluster of its own, whatever else runs here; the path is short because sockets lie in it."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def raylets() -> Iterator[Raylets]:
+    """A head without accelerators, two nodes with one each for the trainer, and a third for rollouts of their own."""
+    with cluster(1, 1, 1) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,8 @@ def main() -> None:
     from aent_verl.launch import compose, environment
 
     os.environ[OVERRIDES] = "\n".join(sys.argv[1:])
-    os.environ["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.family_plugin"
+    modules = ["tests.e2e.family_plugin", os.environ.get("VERL_USE_EXTERNAL_MODULES")]
+    os.environ["VERL_USE_EXTERNAL_MODULES"] = ",".join(filter(None, modules))
     cfg: Any = config(f"trainer.total_training_steps={len(steps())}")
     compose.make_paths_absolute(cfg)
     platform = environment.choose_platform(cfg)

@@ -53,6 +53,18 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     time.sleep(5)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the leader of a session, and whatever is left of the session then."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 def run_family(arguments: list[str], folder: Path, seconds: float, **variables: str) -> None:
     """Train in ``folder`` with another preset in each step, see `tests.e2e.family`."""
     done = subprocess.run(

@@ -1,6 +1,4 @@
-import importlib.metadata
 import io
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +9,7 @@ from aent_verl.commands import doctor as command
 from aent_verl.launch import command_line, doctor, environment
 from aent_verl.plugin import guard
 from aent_verl.verl_api import versions
+from aent_verl.verl_api.versions import imported_verl
 from tests.unit.preflight.finding import config
 
 
@@ -217,19 +216,27 @@ def test_assumed_machines_are_whole_numbers_under_known_names(text):
 
 
 @pytest.mark.parametrize(
-    ("change", "state"),
-    [({}, "ok"), ({"aent_verl": "0.0.1"}, "FAILED"), ({"plug-in loaded": False, "aent_verl": None}, "FAILED")],
+    ("change", "state", "said"),
+    [
+        ({}, "ok", "plug-in loaded"),
+        ({"aent_verl": "0.0.1"}, "FAILED", f"has aent_verl 0.0.1, and this process {aent_verl.__version__}: install"),
+        ({"verl": "0.8.2"}, "FAILED", "has verl 0.8.2, and this process"),
+        ({"plug-in": False, "aent_verl": None}, "FAILED", "does not load our plug-in there: install aent_verl"),
+    ],
 )
-def test_doctor_compares_each_node_with_this_process(monkeypatch, change, state):
-    import ray
+def test_doctor_compares_each_node_with_this_process(change, state, said):
+    found = {"plug-in": True, "aent_verl": aent_verl.__version__, "verl": imported_verl()[0]}
+    node = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.2", "NodeManagerHostname": "gpu-2"}
+    row = doctor.node_row(node, found | change)
+    assert (row.check, row.state) == ("node gpu-2 (10.0.0.2, id abababab)", state)
+    assert said in row.detail
 
-    found = {"plug-in loaded": True, "aent_verl": aent_verl.__version__, "verl": importlib.metadata.version("verl")}
-    task = SimpleNamespace(options=lambda **kwargs: SimpleNamespace(remote=lambda: None))
-    monkeypatch.setattr(ray, "remote", lambda function: task)
-    monkeypatch.setattr(ray, "get", lambda handle, timeout: found | change)
-    row = doctor.ask_node({"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.2"})
-    assert (row.check, row.state) == ("node 10.0.0.2", state)
-    assert not change or "install the same versions on every node" in row.detail
+
+def test_doctor_reports_a_node_that_does_not_answer():
+    node = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.2", "NodeManagerHostname": "10.0.0.2"}
+    row = doctor.node_row(node, ModuleNotFoundError("No module named 'verl'"))
+    assert (row.check, row.state) == ("node 10.0.0.2 (id abababab)", "FAILED")
+    assert row.detail == "ModuleNotFoundError: No module named 'verl'"
 
 
 def test_doctor_names_every_key_of_an_older_verl_and_checks_the_rest(overrides):

@@ -1,6 +1,7 @@
 """A config that passes every check, and what tests need to spoil it."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -24,7 +25,7 @@ def composed():
 def settings(composed, tiny_model_folder, tmp_path, monkeypatch):
     """A config that passes every check; a test spoils one thing."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
+    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(False))
     monkeypatch.setattr(machines, "available_gib", lambda: 64.0)
     cfg = composed
     (tmp_path / "score.py").write_text(RIGHT)
