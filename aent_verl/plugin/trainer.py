@@ -217,25 +217,12 @@ class EntropyControlMixin(PPOTrainer):
 
     def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Add the fields of each sample that the workers need to the batch."""
-        fields: dict[str, Any] = {}
-        asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
-        columns = {key: samples.column(data[key]) for key in set(data.keys()).intersection(asked)}
-        blank = [0] * len(batch)
-        filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-        if self._needs_samples:
-            known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
-            order = zip(filler, *known, batch.keys, strict=True)
-            indices = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+        fields = samples.fields_of(
+            batch,
             # No index twice in a step, whatever the number of its updates.
-            fields[micro_batch.SAMPLE] = indices + self._samples_before
-        if self.entropy_control.needs_accuracy:
-            fields[ACCURACY] = samples.group_accuracies(
-                [str(uid) for uid in columns["uid"]],
-                samples.extra_fields(data, len(batch)),
-                [float(score.sum()) for score in columns["rm_scores"]],
-                [not fills for fills in filler],
-            )
+            first_index=self._samples_before if self._needs_samples else None,
+            accuracies=self.entropy_control.needs_accuracy,
+        )
         # The metadata that comes back is fresh.
         extra_info = batch.extra_info
         batch = tq.kv_batch_put(
