@@ -1,6 +1,7 @@
 """The run's shared state: a step is applied once, and a change comes into force between two steps."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -125,6 +126,17 @@ def test_changes_build_on_those_that_wait() -> None:
     assert [(change.old, change.new, change.by) for change in after.changes] == [(0.5, 0.8, "ann"), (0.8, 0.9, "bob")]
 
 
+def test_a_change_that_waited_is_made_once() -> None:
+    coefficients = started()
+    coefficients.begin(1)
+    coefficients.change({"low": 0.8}, by="ann")
+    coefficients.update({"bonus": 0.2, "advantages": 0.2}, step=1)
+    coefficients.change({"low": 0.6}, by="ann")
+    train(coefficients, 2, 0.2)
+    assert vars(coefficients.snapshot().controllers["bonus"])["low"] == 0.6
+    assert len(coefficients.snapshot().changes) == 2
+
+
 def test_a_value_in_force_already_changes_nothing() -> None:
     coefficients = started()
     train(coefficients, 1, 0.2)
@@ -174,6 +186,32 @@ def test_a_setting_of_both_controllers_needs_its_axis() -> None:
     assert vars(now.controllers["bonus"])["min"] == 0.01
     with pytest.raises(ValueError, match=r"advantages.controller.max=2.0 is not allowed"):
         coefficients.change({"advantages.max": 2.0}, by="ann")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(ConstantController):
+    """A controller from elsewhere."""
+
+    def coefficient_at(self, step: int) -> float:
+        return 2 * self.init
+
+
+@pytest.mark.parametrize(
+    ("controller", "message"),
+    [
+        (ConstantController(init=0.5), r"advantages.controller.init=0.75 is not allowed: must be in \[0, 0.7\]"),
+        (Twice(init=0.2), r"advantages.controller.name=tests.*:Twice gave the coefficient 1.5: it must .* \[0, 0.8\]"),
+    ],
+)
+def test_the_range_of_the_advantages_holds(
+    controller: Controller, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a controller from elsewhere nobody knows which setting is out of range."""
+    monkeypatch.setattr(PositiveReweight, "coefficient_range", (0.0, 0.7 if type(controller) is not Twice else 0.8))
+    coefficients = started(settings(advantages=AdvantagesConfig(PositiveReweight(), controller)))
+    train(coefficients, 1, 0.2)
+    with pytest.raises(ValueError, match=message):
+        coefficients.change({"advantages.init": 0.75}, by="ann")
 
 
 def test_a_schedule_is_changed_by_its_settings_alone() -> None:
