@@ -270,13 +270,14 @@ def test_target_and_entropy_before_training_are_lines():
 CHANGES = (
     Change(21, "entropy_control.bonus.controller.low", 0.4, 0.2, "ann@node", "now"),
     Change(21, "entropy_control.bonus.controller.max", 0.1, 0.2, "ann@node", "now"),
+    Change(25, "entropy_control.advantages.controller.max", 1.0, 0.5, "ann@node", "now"),
     Change(31, "entropy_control.bonus.coefficient", 0.03, 0.15, "ann@node", "now"),
 )
 
 
 def test_what_was_changed_while_the_run_trained_is_marked():
     reward, entropy, coefficient = figure(run(40), replace(BAND, changes=CHANGES)).axes
-    assert [text.get_text() for text in entropy.texts] == ["low=0.2, max=0.2", "coefficient=0.15"]
+    assert [text.get_text() for text in entropy.texts] == ["low=0.2, max=0.2", "advantages.max=0.5", "coefficient=0.15"]
     marks = [
         [line.get_xdata()[0] for line in panel.get_lines() if line.get_linestyle() == ":"]
         for panel in (entropy, coefficient)

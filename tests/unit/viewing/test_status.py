@@ -25,8 +25,8 @@ RUN: dict[str, Any] = {
     "seconds_since_step": 65.0,
     "axes": {"bonus": {"controller": "band", "settings": BAND, "state": STATE}},
     "history": [
-        {"step": step, "time": 100.0 + 12 * step, "bonus": {"coefficient": 0.01 * step, "entropy": 2.0 - step}}
-        for step in (1, 2, 3)
+        {"step": step, "time": time, "bonus": {"coefficient": 0.01 * step, "entropy": 2.0 - step}}
+        for step, time in ((1, 100.0), (2, 103.0), (3, 124.0))
     ],
     "changes": [
         {
