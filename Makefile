@@ -1,7 +1,7 @@
 # make install   .venv with everything for CPU        make train   AEnt on a tiny model, end to end, on the CPU
 # make test      all tests                            make check   lint, types and fast tests
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
-# make test-cluster  whole runs in verl's other trainer modes, by hand and before a release
+# make test-cluster  whole runs on several nodes, in all of verl's trainer modes, by hand and before a release
 # make test-trl  the tests of examples/trl, in an environment of its own
 # make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them

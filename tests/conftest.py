@@ -16,11 +16,11 @@ if find_spec("hydra"):
     hydra_cache.install()
 
 
-# They start Ray clusters, which would take each other's cores and memory, and share a session's runs.
-CLUSTER = {
-    f"tests/e2e/test_{name}.py"
-    for name in ("compare", "elsewhere", "evaluate", "family", "full_stack", "jobs", "live", "separate_async")
-}
+# They start or join Ray clusters, which would take each other's cores and memory, and share a session's runs.
+ALONE = """
+compare elsewhere evaluate family full_stack jobs killed_on_nodes live live_on_nodes modes nodes separate_async
+"""
+CLUSTER = {f"tests/e2e/test_{name}.py" for name in ALONE.split()}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -20,6 +20,8 @@ from tests.e2e.stack import ENVIRONMENT, end
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 120
+# A rank and a vLLM server on each of two nodes; ranks of one node would share it.
+TWO_NODES = ("trainer.nnodes=2", "trainer.n_gpus_per_node=1")
 CPU_SLOTS = 8
 STORE_BYTES = 200 * 2**20
 ASK = """

@@ -1,13 +1,17 @@
-"""One training step of every preset, and of combinations, through the whole stack in one run."""
+"""One training step of every preset, and of combinations, through the whole stack on two nodes in one run."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
-from aent_verl.runs import metrics
+from aent_verl.plugin import saved_state
+from aent_verl.runs import metrics, worker_reports
 from aent_verl.runs import token_records as tokens
+from tests.e2e import witness
 from tests.e2e.family import COMBINATIONS, PRESETS, STEPS
+from tests.e2e.raylets import TWO_NODES, Raylets
 from tests.e2e.stack import run_family
 
 pytestmark = pytest.mark.slow
@@ -31,7 +35,7 @@ SHAPES = {"par_stage", "par_epoch", "par_entropy", "repo_r", "steer", "entropy_a
 
 
 @pytest.fixture(scope="module")
-def folder(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(task: Path, raylets: Raylets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that used preset after preset, one step each."""
     folder = tmp_path_factory.mktemp("family") / "run"
     arguments = [
@@ -48,10 +52,11 @@ def folder(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "actor_rollout_ref.actor.optim.lr=1e-5",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
-        "trainer.save_freq=-1",
+        f"trainer.save_freq={len(STEPS)}",
         "trainer.logger=[file]",
+        *TWO_NODES,
     ]
-    run_family(arguments, folder, SECONDS)
+    run_family(arguments, folder, SECONDS, **raylets.environment, VERL_USE_EXTERNAL_MODULES=witness.NAME)
     return folder
 
 
@@ -103,6 +108,30 @@ def test_what_the_numbers_say_is_what_the_methods_do(steps: dict[int, dict[str, 
     assert 0.1 < at["ares"]["aent/rewards_added_abs"] < 1.2 * at["ares"]["aent/ares_alpha_hard"]
     assert 0 <= at["ares"]["critic/score/min"] <= at["ares"]["critic/score/max"] <= 1
     assert at["linear_decay"]["aent/coefficient_next"] < at["linear_decay"]["aent/coefficient"]
+
+
+def test_a_rank_on_each_node_used_the_coefficient_of_each_step(
+    folder: Path, steps: dict[int, dict[str, float]]
+) -> None:
+    reports = json.loads((folder / "checkpoints" / worker_reports.FILE).read_text())
+    assert [(report["rank"], report["loss"]) for report in reports] == [
+        (rank, "entropy_control_loss") for rank in (0, 1)
+    ]
+    seen = witness.notes(folder, "loss")
+    assert len({(each["rank"], each["node"]) for each in seen}) == len({each["node"] for each in seen}) == 2
+    logged = {(step, data["aent/coefficient"]) for step, data in steps.items()}
+    for rank in (0, 1):
+        assert {(each["step"], each["coefficient"]) for each in seen if each["rank"] == rank} == logged
+
+
+def test_one_process_writes_the_state_file_once(folder: Path) -> None:
+    (written,) = witness.notes(folder, "state")
+    assert written["folder"] == f"global_step_{len(STEPS)}"
+    assert (folder / "checkpoints" / written["folder"] / saved_state.NAME).is_file()
+    # Both ranks' parts of the model are there as well.
+    assert {file.name for file in (folder / "checkpoints").glob("*/actor/model_*.pt")} == {
+        f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)
+    }
 
 
 def test_the_token_dump_of_the_last_step_is_there(folder: Path) -> None:

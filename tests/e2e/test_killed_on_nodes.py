@@ -13,9 +13,9 @@ from aent_verl.core.controllers import BandController, ControllerState
 from aent_verl.plugin import saved_state
 from aent_verl.runs import checkpoints, metrics
 from tests.e2e import witness
-from tests.e2e.raylets import Raylets
+from tests.e2e.raylets import TWO_NODES, Raylets
 from tests.e2e.stack import finish, kill, start
-from tests.e2e.test_modes import MODES, TWO_NODES
+from tests.e2e.test_modes import MODES
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -1,7 +1,7 @@
-"""Presets of every kind in each of verl's trainer modes on two nodes, one step each; ``make test-cluster``.
+"""Presets of every kind in verl's asynchronous trainers on two nodes, one step each; ``make test-cluster``.
 
-One run of the full stack per mode changes the preset from step to step, as `tests.e2e.test_family` does on one node.
-Each node has one accelerator: FSDP2 shards the model over both, and each has a vLLM server.
+One run of the full stack per mode changes the preset from step to step, as `tests.e2e.test_family` does in ``sync``,
+and on two nodes as well. FSDP2 shards the model over both, and each has a vLLM server.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from aent_verl.runs import metrics, worker_reports
 from tests.e2e import family, witness
-from tests.e2e.raylets import Raylets
+from tests.e2e.raylets import TWO_NODES, Raylets
 from tests.e2e.stack import run_family
 from tests.e2e.test_family import EVERY
 
@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SECONDS = 600
 PRESETS = ["grpo", "aent", "par_entropy", "siren", "aer", "clip_cov", "steer", "ares"]
-TWO_NODES = ("trainer.nnodes=2", "trainer.n_gpus_per_node=1")
 MODES: dict[str, tuple[str, ...]] = {
     "sync": (),
     "colocate_async": (),
@@ -32,7 +31,7 @@ MODES: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module", params=[mode for mode in MODES if mode != "sync"])
 def folder(
     request: pytest.FixtureRequest, task: Path, raylets: Raylets, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -15,9 +15,8 @@ import aent_verl
 from aent_verl.runs import metrics
 from aent_verl.runs.run import load_run
 from tests.e2e import witness
-from tests.e2e.raylets import REPOSITORY, Raylets
+from tests.e2e.raylets import REPOSITORY, TWO_NODES, Raylets
 from tests.e2e.stack import end, finish, start
-from tests.e2e.test_modes import TWO_NODES
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -27,7 +26,7 @@ VERL = Path(verl.__file__).parent
 
 def overrides(task: Path, *more: str) -> list[str]:
     return [
-        *("experiment=cpu_arithmetic", "run.task=null", "entropy_control=aent"),
+        *("experiment=cpu_arithmetic", "run.task=null"),
         *(f"data.train_files={task}/train.parquet", f"data.val_files={task}/validation.parquet"),
         *(f"actor_rollout_ref.model.path={task}/model", "trainer.total_training_steps=2", "trainer.save_freq=2"),
         *("data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=8", "trainer.test_freq=2"),

@@ -11,13 +11,13 @@ from aent_verl.preflight import nodes
 from aent_verl.preflight.findings import PreflightError
 
 
-def node(number, **resources):
+def node(number, alive=True, **resources):
     return {
         "NodeID": f"{number:056x}",
         "NodeManagerAddress": f"10.0.0.{number}",
         "NodeManagerHostname": f"gpu-{number}",
         "NodeName": f"10.0.0.{number}",
-        "Alive": True,
+        "Alive": alive,
         "Resources": resources or {"CPU": 8.0, "GPU": 8.0},
     }
 
@@ -34,7 +34,7 @@ def answers(settings, tmp_path, monkeypatch):
             yield each, spoilt.get(number, lambda found: found)(function(tokens))
 
     monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(True))
-    monkeypatch.setattr(nodes, "alive", lambda: [node(0, memory=1.0), node(1), node(2)])
+    monkeypatch.setattr("ray.nodes", lambda: [node(0, memory=1.0), node(1), node(2), node(3, alive=False)])
     monkeypatch.setattr(nodes, "ask", ask)
     return spoilt
 
