@@ -225,27 +225,27 @@ def on_each_rank(ranks: int, rounds: int) -> tuple[float, float]:
 
 
 def driver_metrics(ranks: int, rounds: int) -> tuple[float, float]:
-    """CPU time of the driver with the metrics that every rank returns for a step: verl's own, and what ours add."""
+    """CPU time of the driver with the metrics of a step: verl's own, which all ranks return, and ours, of the first."""
     from verl.utils.metric import reduce_metrics
 
+    from aent_verl.methods.step import StepValues
     from aent_verl.plugin import measurements
 
-    sent = measurements.StepValues(step=1, total_steps=1, bonus_coefficient=0.1)
+    sent = StepValues(step=1, total_steps=1, bonus_coefficient=0.1)
 
-    def replies(names: list[str], finish: Callable[[dict[str, Any]], Any]) -> float:
-        values = {f"actor/{name}": [0.1] * MINI_BATCHES for name in names}
-        values |= {name: [1.0] * MINI_BATCHES for name in values if name.startswith("actor/aent/lowest/advantages")}
-        values |= {name: [1.0] * MINI_BATCHES for name in values if name.startswith("actor/aent/highest/advantages")}
+    def replies(names: list[str], ranks: int, finish: Callable[[dict[str, Any]], Any]) -> float:
+        values = {f"actor/{name}": [1.0 if name.endswith("/advantages") else 0.1] * MINI_BATCHES for name in names}
         reply = pickle.dumps(values)
 
-        def everyone() -> list[dict[str, Any]]:
-            return [pickle.loads(reply) for _ in range(ranks)]
+        def read() -> None:
+            everyone = [pickle.loads(reply) for _ in range(ranks)]
+            finish(reduce_metrics(everyone[0]))
 
-        return cpu_seconds(lambda: finish(reduce_metrics(everyone()[0])), rounds)
+        return cpu_seconds(read, rounds)
 
-    verl = replies([*VERLS, "loss", "grad_norm", "lr", "mfu"], lambda metrics: metrics)
+    verl = replies([*VERLS, "loss", "grad_norm", "lr", "mfu"], ranks, lambda metrics: metrics)
     ours = replies(
-        list(our_names()), lambda m: measurements.of_step(measurements.pooled([measurements.taken(m)]), sent)
+        list(our_names()), 1, lambda m: measurements.of_step(measurements.pooled([measurements.taken(m)]), sent)
     )
     return verl, ours
 

@@ -64,7 +64,7 @@ def _sums(values: Tensor) -> list[float]:
     """Add up each row, of a nested tensor ``[B, j]`` too."""
     if not values.is_nested:
         return values.double().sum(-1).tolist()
-    offsets = values.offsets()
+    offsets = values.offsets()  # type: ignore[attr-defined]
     rows = torch.arange(len(values)).repeat_interleave(offsets.diff())
     return torch.zeros(len(values), dtype=torch.float64).index_add_(0, rows, values.values().double()).tolist()
 
