@@ -162,8 +162,11 @@ def _check_policy_loss(
         return
     if settings.get("ppo_epochs", 1) != 1 or verl_settings.get("bypass_mode"):
         return
+    # Asynchronous rollouts are older, but their old log-probs are recomputed at these weights, too.
+    on_policy = verl_settings.get("trainer_mode") in ("sync", "aent_sync")
+    fact = "a step is strictly on-policy" if on_policy else "the old log-probs are of the weights that are updated"
     why = (
-        "with one mini-batch and one epoch, a step is strictly on-policy, and {}; "
+        f"with one mini-batch and one epoch, {fact}, and {{}}; "
         f"set {ACTOR}.ppo_mini_batch_size below data.train_batch_size={batch}"
     )
     if mode == KL_COV:
