@@ -25,6 +25,7 @@ from aent_verl.methods.step import MiniBatchStats, StepValues
 from aent_verl.plugin.guard import PlugInNotActiveError
 
 # Names avoid "max" and "min", which verl's metric reduction reads as instructions.
+OURS = "aent/"
 SUM, BIN, STATS, LOWEST, HIGHEST = "aent/sum/", "aent/bin/", "aent/stats/", "aent/lowest/", "aent/highest/"
 BONUS_LOSS = "aent/bonus_loss"
 MEANS = ("entropy", "entropy_full", "removed_mass", "bonus_weight", "advantage_change")
@@ -85,7 +86,7 @@ def of_micro_batch(
     }
 
 
-_OVER_RANKS = {
+_OVER_RANKS: dict[AggregationType, Callable[[Any], Any]] = {
     AggregationType.SUM: np.mean,
     AggregationType.MEAN: np.mean,
     AggregationType.MIN: np.min,
@@ -94,7 +95,7 @@ _OVER_RANKS = {
 
 
 def over_ranks(metrics: dict[str, Any], group: Any) -> dict[str, Any]:
-    """Pool our metrics of a mini-batch as verl would, over micro-batches and ranks, into those of the first rank.
+    """Pool our metrics of a mini-batch over micro-batches and ranks, as verl would, into those of the first rank.
 
     The ranks exchange one array each, as bytes: not every device's collectives add up fp64.
 
@@ -106,7 +107,7 @@ def over_ranks(metrics: dict[str, Any], group: Any) -> dict[str, Any]:
         verl's own metrics, and on the first rank of ``group`` ours with one value each, from which verl's own
         average over ranks makes the same value.
     """
-    ours = {key: metric for key, metric in metrics.items() if key.startswith("aent/")}
+    ours = {key: metric for key, metric in metrics.items() if key.startswith(OURS)}
     if group is None or not ours:
         return metrics
     rows: list[Any] = [None] * dist.get_world_size(group)

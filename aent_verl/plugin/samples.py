@@ -37,8 +37,11 @@ def fields_of(batch: KVBatchMeta, *, first_index: int | None, accuracies: bool) 
     if first_index is not None:
         one_of = {uid: key for (uid, *_), key, counts in zip(parts, batch.keys, real, strict=True) if counts}
         place = _places(one_of, batch.partition_id)
+        number = {at: i for i, at in enumerate(sorted(set(place.values())))}
+        of_prompt = {uid: number[at] for uid, at in place.items()}
+        # Samples that fill up the batch come last.
         order = [
-            ("", *place[part[0]], part[1], key) if counts else ("filler", "", "", "", key)
+            (of_prompt[part[0]], part[1], key) if counts else (len(number), "", key)
             for part, key, counts in zip(parts, batch.keys, real, strict=True)
         ]
         fields[SAMPLE] = sample_indices(order) + first_index
@@ -64,9 +67,8 @@ def _sums(values: Tensor) -> list[float]:
     """Add up each row, of a nested tensor ``[B, j]`` too."""
     if not values.is_nested:
         return values.double().sum(-1).tolist()
-    offsets = values.offsets()
-    rows = torch.arange(len(values)).repeat_interleave(offsets.diff())
-    return torch.zeros(len(values), dtype=torch.float64).index_add_(0, rows, values.values().double()).tolist()
+    lengths = values.offsets().diff()  # type: ignore[attr-defined]
+    return torch.segment_reduce(values.values().double(), "sum", lengths=lengths).tolist()
 
 
 def sample_indices(order: Sequence[tuple[Any, ...]]) -> Tensor:
