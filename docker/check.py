@@ -5,17 +5,17 @@
 
 Each RUN is run as written, in a shell of the image's user, with what ARG and ENV have set by then; COPY takes the files
 of this commit; the command at the end replaces CMD. FROM, LABEL and HEALTHCHECK are left out. The steps see this
-machine's /proc and /dev, and end with this process.
+machine's /proc, /dev and /sys, and end with this process.
 """
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from string import Template
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def main() -> None:
     """Go through the Dockerfile in a mount and process namespace of our own, then run the command."""
     dockerfile, root, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     if os.getpid() != 1:
-        mounts = "; ".join(f"mount --rbind /{name} {shlex.quote(str(root))}/{name}" for name in ("proc", "dev"))
+        mounts = "; ".join(f"mount --rbind /{name} {shlex.quote(str(root))}/{name}" for name in ("proc", "dev", "sys"))
         inside = f"{mounts}; exec {shlex.join([sys.executable, *sys.argv])}"
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         os.execvp(namespaces[0], [*namespaces, "sh", "-ec", inside])
@@ -62,7 +62,7 @@ def main() -> None:
         if keyword == "RUN":
             run(root, user, folder, environment, text)
             continue
-        filled = re.sub(r"\$\{(\w+)\}", lambda name: environment[name[1]], text) if keyword != "FROM" else text
+        filled = Template(text).safe_substitute(environment)
         if keyword in ("ARG", "ENV"):
             environment |= dict(word.split("=", 1) for word in shlex.split(filled))
         elif keyword == "USER":

@@ -22,6 +22,8 @@ _SUBMIT_SECONDS = 120.0
 _SILENT_SECONDS = 600.0
 # What a run reads from its environment; the rest is the cluster's own.
 _HANDED_ON = ("AENT_VERL_", "VERL_", "VLLM_", "HF_", "WANDB_")
+# Ray refuses a job whose driver sets one of them again, as a run does for its workers; with this the driver's counts.
+_OVERRIDE = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 
 
 class RayJob:
@@ -135,7 +137,7 @@ class RayJobs:
         return RayJob(self._client, self._submit(entrypoint, name), log)
 
     def _submit(self, entrypoint: str, name: str) -> str:
-        environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
+        environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)} | _OVERRIDE
         deadline = time.monotonic() + _SUBMIT_SECONDS
         while True:
             try:
