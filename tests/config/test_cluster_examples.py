@@ -16,10 +16,11 @@ from tests.config.composing import actor_config, composed
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 # What each program does; "$0" of a stand-in is in the folder where it notes how it was called.
 STAND_INS = {
-    "aent-verl": 'printf "%s\\n" "$*" >> "${0%/*}/aent-verl.txt"; [[ $1 != "$FAILS" ]]',
+    "aent-verl": 'echo "$*" >> "${0%/*}/aent-verl.txt"; pwd > "${0%/*}/pwd.txt"; [[ $1 != "$FAILS" ]]',
     "ray": 'printf "%s\\n" "$@" > "${0%/*}/ray.txt"',
     "srun": 'printf "%s\\n" "$@" > "${0%/*}/srun.txt"; [[ $FAILS == srun ]] && echo "no Ray here" && exit 1; sleep 60',
-    "python": "echo 127.0.0.1",
+    # Says its address; or, given their number, waits for the nodes.
+    "python": '(($# == 2)) && echo 127.0.0.1 && exit; until [[ -s ${0%/*}/srun.txt ]]; do sleep .05; done',
 }
 
 
@@ -123,6 +124,7 @@ def test_a_ray_job_trains_in_this_folder(node: Node):
     job = words[words.index("--") + 1 :]
     subprocess.run(job, cwd="/", env=node.environment, check=True)
     (train,) = node.noted("aent-verl")
+    assert node.noted("pwd") == [str(node.folder)]
     cfg = composed(*shlex.split(train)[1:])
     assert (cfg.trainer.nnodes, cfg.data.train_files) == (2, "data/math/math-train.parquet")
 
