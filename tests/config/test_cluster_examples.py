@@ -20,7 +20,7 @@ STAND_INS = {
     "ray": 'printf "%s\\n" "$@" > "${0%/*}/ray.txt"',
     "srun": 'printf "%s\\n" "$@" > "${0%/*}/srun.txt"; [[ $FAILS == srun ]] && echo "no Ray here" && exit 1; sleep 60',
     # Says its address; or, given their number, waits for the nodes.
-    "python": '(($# == 2)) && echo 127.0.0.1 && exit; until [[ -s ${0%/*}/srun.txt ]]; do sleep .05; done',
+    "python": "(($# == 2)) && echo 127.0.0.1 && exit; until [[ -s ${0%/*}/srun.txt ]]; do sleep .05; done",
 }
 
 
