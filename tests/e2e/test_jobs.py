@@ -82,6 +82,21 @@ def test_a_job_that_still_runs_is_gone_on_with(jobs: RayJobs, tmp_path: Path):
     assert jobs.start(sleeper, log).name not in (first.name, other.name)
 
 
+def test_a_run_may_set_a_variable_of_its_job(jobs: RayJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `aent-verl train` does with VERL_PLATFORM, VLLM_PLUGINS and others."""
+    monkeypatch.setenv("VLLM_PLUGINS", "of the job")
+    driver = """import os, ray
+ray.init(runtime_env={"env_vars": {"VLLM_PLUGINS": "of the run"}})
+print("a worker has:", ray.get(ray.remote(lambda: os.environ["VLLM_PLUGINS"]).remote()))"""
+    log = tmp_path / "runs" / "grpo_seed1" / "train.console.log"
+    job = jobs.start(["-c", driver], log)
+    deadline = time.monotonic() + 120
+    while job.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert "a worker has: of the run" in log.read_text()
+
+
 def test_no_cluster_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(RuntimeError, match="ray start"):
