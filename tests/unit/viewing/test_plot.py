@@ -282,7 +282,7 @@ def test_what_was_changed_while_the_run_trained_is_marked():
         [line.get_xdata()[0] for line in panel.get_lines() if line.get_linestyle() == ":"]
         for panel in (entropy, coefficient)
     ]
-    assert marks == [[20.5, 30.5], [20.5, 30.5]]
+    assert marks == [[20.5, 24.5, 30.5]] * 2
     assert not [line for line in reward.get_lines() if line.get_label() == "" and line.get_linestyle() == ":"]
     assert labels(entropy)[-1] == "band 0.4 to 0.6 nats"
 
