@@ -12,7 +12,7 @@ import wrapt
 # Its resolvers: verl resolves the config in a worker.
 import aent_verl._config  # noqa: F401
 from aent_verl._util import DISABLE_ENV, is_disabled
-from aent_verl.platforms import cpu, vllm_cpu, weight_sockets
+from aent_verl.platforms import cpu, job_queue, vllm_cpu, weight_sockets
 from aent_verl.plugin import guard
 
 
@@ -35,6 +35,7 @@ else:
     vllm_cpu.provide_vllm_distribution()
     guard.install()
     weight_sockets.mark_senders()
+    job_queue.keep_apart()
 
     @wrapt.when_imported("verl.trainer.ppo.v1")
     def _register_trainers(_module: object) -> None:

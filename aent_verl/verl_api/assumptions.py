@@ -170,6 +170,11 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         '["init_process_group"]',
         why="our checkpoint engine is called so",
     ),
+    in_source(
+        "transfer_queue.interface",
+        'get_actor("TransferQueueController", namespace="transfer_queue")',
+        why="one per job",
+    ),
     called("transfer_queue:kv_list", "partition_id", why="a resume clears responses that are trained already"),
     called("transfer_queue:kv_clear", "keys partition_id", why="a resume clears responses that are trained already"),
     overridden(

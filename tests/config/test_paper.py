@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_models_are_evaluated_as_published(file: Path, tmp_path: Path):
 def test_each_method_passes_the_checks_before_a_start(
     file: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cpu, "joined_cluster_resources", lambda address=None: None)
+    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(False))
     monkeypatch.setattr(machines, "available_gib", lambda: 1e6)
     chosen = grid(file.absolute(), "platform=cpu", f"actor_rollout_ref.model.path={model}", f"results={data}/results")
     monkeypatch.chdir(data)
