@@ -71,10 +71,9 @@ def shape(
 
 def _response_entropy(of_all: Tensor, mask: Tensor, length: int) -> Tensor:
     """Pad the entropies of response tokens with 0; nested ``[B, j]`` over prompt and response -> ``[B, T]`` fp64."""
-    inside = torch.arange(length) < mask.offsets().diff().unsqueeze(1)  # type: ignore[attr-defined]
-    padded = torch.zeros(inside.shape, dtype=torch.float64)
-    padded[inside] = of_all.values()[response_places(of_all, mask)].double()
-    return padded
+    values = of_all.values()[response_places(of_all, mask)]
+    offsets: Tensor = mask.offsets()  # type: ignore[attr-defined]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=length).to_padded_tensor(0.0).double()
 
 
 def of_step(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
