@@ -279,14 +279,12 @@ def shaped_rewards(step: Step, rounds: int) -> tuple[float, float]:
         "response_mask": nested(torch.ones(size, TOKENS, dtype=torch.int64)),
         "responses": nested(torch.ones(size, TOKENS, dtype=torch.int64)),
         "rm_scores": nested(torch.zeros(size, TOKENS)),
-        "uid": NonTensorStack.from_list(uids),
         "extra_fields": NonTensorStack.from_list(step.fields["extra_fields"]),
     }
     data = TensorDict(fields, batch_size=size)
     shaping = Ares(window=4, quantile=0.95, decay=0.9, init=0.1, lr=0.01, max=0.5)
     batch = KVBatchMeta(keys=step.keys, tags=step.tags, partition_id="train")
-    # What `shape` puts in its place is taken out again.
-    queue = mock.Mock(kv_batch_get=lambda **_: data.set(rewards.ENTROPY, fields[rewards.ENTROPY]))
+    queue = mock.Mock(kv_batch_get=lambda **_: data)
     index, tokens = np.array(uids, dtype=object), torch.ones(size, TOKENS)
     with mock.patch.object(rewards, "tq", queue):
         ours = cpu_seconds(lambda: rewards.shape(batch, shaping, shaping.initial_state(), mock.Mock()), rounds)
