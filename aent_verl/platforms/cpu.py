@@ -265,8 +265,12 @@ def cluster_to_join(ray_address: str | None = None) -> str | None:
 
 
 @contextmanager
-def joined_cluster(ray_address: str | None = None) -> Iterator[bool]:
+def joined_cluster(ray_address: str | None = None, runtime_env: Mapping[str, Any] | None = None) -> Iterator[bool]:
     """Be a member of the Ray cluster that `ray.init(address=ray_address)` would join, for as long as the block lasts.
+
+    Args:
+        ray_address: `ray_kwargs.ray_init.address` of the config.
+        runtime_env: Ray's, for tasks of this job; not where Ray is initialized already.
 
     Yields:
         True; False if it would start a cluster of its own, and there is nothing to join.
@@ -280,7 +284,8 @@ def joined_cluster(ray_address: str | None = None) -> Iterator[bool]:
         yield False
         return
     # The address as the user gave it: for one that Ray finds itself, Ray also finds the token.
-    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    given = {"runtime_env": dict(runtime_env)} if runtime_env else {}
+    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR, **given)
     try:
         yield True
     finally:

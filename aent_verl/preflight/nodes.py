@@ -38,7 +38,11 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
     """
     from aent_verl.platforms import cpu
 
-    with cpu.joined_cluster(cfg.ray_kwargs.ray_init.get("address")) as joined, ExitStack() as stack:
+    ray_init = cfg.ray_kwargs.ray_init
+    # What the run's processes will find, and not what the nodes have without it.
+    given: Any = OmegaConf.to_container(ray_init.get("runtime_env") or OmegaConf.create(), resolve=True)
+    runtime_env = {key: value for key, value in given.items() if value is not None}
+    with cpu.joined_cluster(ray_init.get("address"), runtime_env) as joined, ExitStack() as stack:
         if not joined:
             return
         there = [node for node in alive() if _may_run(node)]
@@ -52,12 +56,9 @@ def check(cfg: DictConfig) -> Iterator[str | Exception]:
                 if token.parent not in {other.parent for other in tokens.values()}:
                     tokens[setting.key] = token
         asked = {key: str(token) for key, token in tokens.items()}
-        runtime_env: Any = OmegaConf.select(cfg, "ray_kwargs.ray_init.runtime_env") or {}
-        if runtime_env:
-            runtime_env = OmegaConf.to_container(runtime_env, resolve=True)
         expected = {"aent_verl": __version__, "verl": importlib.metadata.version("verl")}
         settings = {key: at(cfg, key) for key in tokens}
-        answers = list(ask(there, _look_function(), asked, runtime_env=runtime_env))
+        answers = list(ask(there, _look_function(), asked))
     errors = [error for node, found in answers for error in _errors(node, found, expected, settings)]
     yield from errors
     if not errors:
@@ -126,7 +127,6 @@ def ask(
     nodes: Sequence[Node],
     function: Callable[..., Any],
     *arguments: Any,
-    runtime_env: Mapping[str, Any] | None = None,
     seconds: float = SECONDS,
 ) -> Iterator[tuple[Node, Any]]:
     """Call a function in a task on each node at the same time; yield what it returned, or the error, in order.
@@ -135,7 +135,6 @@ def ask(
         nodes: of the cluster that is joined.
         function: defined inside another, so that Ray sends its code: nothing of ours need be installed there.
         arguments: the function's.
-        runtime_env: Ray's, of the task.
         seconds: how long to wait for all of them together.
     """
     import ray
@@ -146,7 +145,6 @@ def ask(
         task.options(
             num_cpus=0,
             max_retries=0,
-            runtime_env=dict(runtime_env or {}),
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote(*arguments)
         for node in nodes

@@ -94,7 +94,7 @@ def test_models_are_evaluated_as_published(file: Path, tmp_path: Path):
 def test_each_method_passes_the_checks_before_a_start(
     file: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(False))
+    monkeypatch.setattr(cpu, "joined_cluster", lambda *_: nullcontext(False))
     monkeypatch.setattr(machines, "available_gib", lambda: 1e6)
     chosen = grid(file.absolute(), "platform=cpu", f"actor_rollout_ref.model.path={model}", f"results={data}/results")
     monkeypatch.chdir(data)

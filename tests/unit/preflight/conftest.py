@@ -25,7 +25,7 @@ def composed():
 def settings(composed, tiny_model_folder, tmp_path, monkeypatch):
     """A config that passes every check; a test spoils one thing."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(False))
+    monkeypatch.setattr(cpu, "joined_cluster", lambda *_: nullcontext(False))
     monkeypatch.setattr(machines, "available_gib", lambda: 64.0)
     cfg = composed
     (tmp_path / "score.py").write_text(RIGHT)

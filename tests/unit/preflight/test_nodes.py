@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 
 import pytest
+from omegaconf import open_dict
 
 from aent_verl.platforms import cpu
 from aent_verl.preflight import nodes
@@ -33,7 +34,7 @@ def answers(settings, tmp_path, monkeypatch):
             number = int(each["NodeID"], 16)
             yield each, spoilt.get(number, lambda found: found)(function(tokens))
 
-    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(True))
+    monkeypatch.setattr(cpu, "joined_cluster", lambda *_: nullcontext(True))
     monkeypatch.setattr("ray.nodes", lambda: [node(0, memory=1.0), node(1), node(2), node(3, alive=False)])
     monkeypatch.setattr(nodes, "ask", ask)
     return spoilt
@@ -48,8 +49,25 @@ def test_one_line_where_all_nodes_fit(settings, answers, tmp_path):
 
 
 def test_a_run_that_starts_ray_itself_has_no_nodes_to_ask(settings, answers, monkeypatch):
-    monkeypatch.setattr(cpu, "joined_cluster", lambda address=None: nullcontext(False))
+    monkeypatch.setattr(cpu, "joined_cluster", lambda *_: nullcontext(False))
     assert list(nodes.check(settings)) == []
+
+
+def test_nodes_are_asked_in_the_environment_of_the_run(settings, answers, monkeypatch):
+    joined = []
+
+    def join(*arguments):
+        joined.append(arguments)
+        return nullcontext(True)
+
+    monkeypatch.setattr(cpu, "joined_cluster", join)
+    list(nodes.check(settings))
+    with open_dict(settings):
+        settings.ray_kwargs.ray_init.runtime_env = {"working_dir": "there", "env_vars": {"HF_HOME": "${run.dir}/hub"}}
+        settings.ray_kwargs.ray_init.address = "10.0.0.9:6379"
+    list(nodes.check(settings))
+    environment = {"working_dir": "there", "env_vars": {"HF_HOME": f"{settings.run.dir}/hub"}}
+    assert joined == [(None, {}), ("10.0.0.9:6379", environment)]
 
 
 def test_each_node_with_other_versions_is_named(settings, answers):
