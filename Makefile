@@ -3,6 +3,7 @@
 # make train ARGS="entropy_control=grpo"              any Hydra overrides
 # make test-cluster  whole runs on several nodes, in all of verl's trainer modes, by hand and before a release
 # make test-trl  the tests of examples/trl, in an environment of its own
+# make docker-check ROOT=/tmp/root  the CPU image's steps in an empty Debian, by hand; docker/check.py
 # make contract  does aent_verl fit this verl? VERL=../verl, the root of a checkout; without it the installed one
 # make bench     time and memory of the op and stock verl; ARGS go to the first table, --help lists them
 # make test-gpu  the op on a CUDA device. This and bench need torch, triton and pytest alone: with PYTHON=python3 they
@@ -30,7 +31,7 @@ BARE := $(if $(filter command,$(origin PYTHON)),$(PYTHON))
 # What both measured on one machine; a file of another machine or commit is replaced.
 RECORD := outputs/device.json
 
-.PHONY: install train test test-cluster test-trl test-gpu check contract bench format clean distclean
+.PHONY: install train test test-cluster test-trl test-gpu check docker-check contract bench format clean distclean
 
 install: $(STAMP)
 
@@ -58,6 +59,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile*
+	$(BIN)/yamllint --strict .
+	$(BIN)/shellcheck examples/cluster/*.sh examples/cluster/*.sbatch .ci/run
 	$(FAST) -q $(ARGS)
 
 # Our package without extras beside TRL, as whoever trains with TRL would have it.
@@ -79,6 +83,11 @@ bench: $(if $(BARE),,install)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.logits_op --selection --bounds --record $(RECORD) $(ARGS)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.linear_memory --record $(RECORD)
 	$(or $(BARE),$(BIN)/python) -m benchmarks.actor_update --record $(RECORD)
+
+# The steps of the CPU image where there is no Docker; as root, with ROOT=, a folder that holds an empty Debian.
+docker-check:
+	@test -n "$(ROOT)" || { echo "no ROOT; docker/check.py says how to make one" >&2; exit 1; }
+	$(PYTHON) docker/check.py docker/Dockerfile.cpu "$(ROOT)" make train ARGS="$(ARGS)"
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster tests/e2e $(ARGS)

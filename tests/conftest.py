@@ -18,7 +18,7 @@ if find_spec("hydra"):
 
 # They start or join Ray clusters, which would take each other's cores and memory, and share a session's runs.
 ALONE = """
-compare elsewhere evaluate family full_stack jobs killed_on_nodes modes nodes separate_async
+compare elsewhere evaluate family full_stack jobs killed_on_nodes live live_on_nodes modes nodes separate_async
 """
 CLUSTER = {f"tests/e2e/test_{name}.py" for name in ALONE.split()}
 

@@ -12,6 +12,8 @@ SUMMARIES = {
     "train": "train with Hydra overrides; aent-verl train --help",
     "compare": "train, evaluate and compare methods x seeds; compare --help",
     "doctor": "check versions, plug-in, settings, data, model, reward and machines; doctor --help",
+    "status": "show the runs that train on a Ray cluster; status --help",
+    "set": "change the controllers of a run while it trains; set --help",
     "evaluate": "sample, score and summarise a model's answers; evaluate --help",
 }
 

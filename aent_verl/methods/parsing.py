@@ -23,6 +23,7 @@ from aent_verl.methods.settings import (
     BonusConfig,
     EntropyControlConfig,
     FunctionalConfig,
+    name_in,
 )
 
 # What a setting of a choice must be, by its annotation, where that says it all; a choice checks the range.
@@ -63,14 +64,17 @@ def parse(block: Any) -> EntropyControlConfig:
         "rewards",
         "kernel",
         "restart_controller",
+        "live_changes",
         "token_dump",
         "host",
     )
     values = _fields(block, ROOT, known)
     kernel = _one_of(f"{ROOT}.kernel", values.get("kernel", "auto"), KERNELS)
-    restart = values.get("restart_controller", False)
-    if not isinstance(restart, bool):
-        raise ValueError(f"{ROOT}.restart_controller={restart!r} is not allowed: must be true or false")
+    switches = {"restart_controller": False, "live_changes": True}
+    for key, default in switches.items():
+        switches[key] = values.get(key, default)
+        if not isinstance(switches[key], bool):
+            raise ValueError(f"{ROOT}.{key}={switches[key]!r} is not allowed: must be true or false")
     control = EntropyControlConfig(
         method=str(values.get("method")),
         functional=parse_functional(values.get("functional")),
@@ -78,7 +82,7 @@ def parse(block: Any) -> EntropyControlConfig:
         advantages=_advantages(values.get("advantages", {"name": "none"})),
         rewards=_chosen(values.get("rewards") or {"name": "none"}, f"{ROOT}.rewards"),
         kernel=cast(Kernel, kernel),
-        restart_controller=restart,
+        **switches,
         token_dump=whole_number(f"{ROOT}.token_dump", values.get("token_dump", 0)),
         token_dump_dir=(values.get("host") or {}).get("token_dump_dir"),
     )
@@ -142,17 +146,38 @@ def _advantages(block: Any) -> AdvantagesConfig:
     if not shaping.has_coefficient and controller != NO_SHAPING:
         no_effect(f"{key}.controller", str(controller), f"{key}.name={block['name']} has no coefficient")
         controller = NO_SHAPING
-    neutral, (low, high) = shaping.neutral_coefficient, shaping.coefficient_range
+    neutral = shaping.neutral_coefficient
     if neutral is not None and controller == ConstantController(init=neutral):
         no_effect(f"{key}.name", block["name"], f"{key}.controller keeps its coefficient at {neutral:g}")
+    _check_range(controller, shaping)
+    return AdvantagesConfig(shaping, controller)
+
+
+def controller_with(
+    settings: Mapping[str, Any], control: EntropyControlConfig, axis: str, controller: Controller
+) -> Controller:
+    """Build the controller of ``axis`` anew with some of its settings changed, under the checks of the config.
+
+    Raises:
+        ValueError: a setting that the config could not have either; names key, value and allowed range.
+    """
+    key = f"{ROOT}.{axis}.controller"
+    changed: Controller = _chosen({"name": control.controller_names[axis], **vars(controller), **settings}, key)
+    if axis == "advantages":
+        _check_range(changed, control.advantages.shaping)
+    _warn_if_it_never_moves(changed, key)
+    return changed
+
+
+def _check_range(controller: Controller, shaping: axes.Shaping) -> None:
+    low, high = shaping.coefficient_range
     for bound in ("init", "final", "min", "max"):
         value = getattr(controller, bound, low)
         if not low <= value <= high:
             raise ValueError(
-                f"{key}.controller.{bound}={value!r} is not allowed: must be in [{low:g}, {high:g}], the range of the "
-                f"coefficient of {key}.name={block['name']}"
+                f"{ROOT}.advantages.controller.{bound}={value!r} is not allowed: must be in [{low:g}, {high:g}], the "
+                f"range of the coefficient of {ROOT}.advantages.name={name_in(axes.ADVANTAGES, shaping)}"
             )
-    return AdvantagesConfig(shaping, controller)
 
 
 def _fields(block: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class EntropyControlConfig:
         rewards: what is done to rewards before.
         kernel: what computes log-probs and entropies: ``auto``, ``triton`` or ``torch``.
         restart_controller: on resume, restart the controllers instead of reading their saved state.
+        live_changes: whether `aent-verl set` may change the controllers of the running job.
         token_dump: how many responses per step are written out token by token.
         token_dump_dir: where to.
     """
@@ -189,6 +190,7 @@ class EntropyControlConfig:
     rewards: RewardShaping = AS_GIVEN
     kernel: Kernel = "auto"
     restart_controller: bool = False
+    live_changes: bool = True
     token_dump: int = 0
     token_dump_dir: str | None = None
 

@@ -162,10 +162,14 @@ def _check_policy_loss(
         return
     if settings.get("ppo_epochs", 1) != 1 or verl_settings.get("bypass_mode"):
         return
-    why = (
+    # Asynchronous rollouts are older, but their old log-probs are recomputed at these weights, too.
+    on_policy = verl_settings.get("trainer_mode") in ("sync", "aent_sync")
+    fact = (
         "with one mini-batch and one epoch, a step is strictly on-policy, and {}; "
-        f"set {ACTOR}.ppo_mini_batch_size below data.train_batch_size={batch}"
+        if on_policy
+        else "with one mini-batch and one epoch, the old log-probs are of the weights that are updated, and {}; "
     )
+    why = f"{fact}set {ACTOR}.ppo_mini_batch_size below data.train_batch_size={batch}"
     if mode == KL_COV:
         no_effect(key, mode, why.format("the penalty on |log ratio| has nothing but rounding to penalise"))
     low, high = (

@@ -17,6 +17,7 @@ from aent_verl.core.custom import logprobs_and_custom_entropy
 from aent_verl.core.fused import WithStatistics, logprobs_and_entropy
 from aent_verl.core.sampled import Truncation
 from aent_verl.methods.settings import FunctionalConfig
+from aent_verl.plugin import measurements
 from aent_verl.plugin.fused_head import Head, lm_head_of, replaced
 from aent_verl.plugin.micro_batch import (
     ENTROPY,
@@ -60,12 +61,18 @@ class EntropyControlEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        """Do as verl's; in training first run the pass without gradient that the method needs over all of ``data``."""
+        """Do as verl's; in training first run the pass without gradient that the method needs over all of ``data``.
+
+        After it our metrics are pooled over ranks, see `measurements.over_ranks`.
+        """
         if not forward_only and self.stats_pass is not None and self.stats_pass.needed:
             output = super().forward_backward_batch(data, None, forward_only=True)["model_output"]
             self.stats_pass(output, data, self.get_data_parallel_group())
             del output
-        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        if not forward_only:
+            output["metrics"] = measurements.over_ranks(output["metrics"], self.get_data_parallel_group())
+        return output
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """Do as verl's; with ``use_fused_kernels`` the model's LM head runs our op."""

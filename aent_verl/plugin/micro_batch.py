@@ -142,11 +142,7 @@ class VerlMicroBatch(MicroBatch):
             advantages: after shaping, ``[B, T]``.
         """
         mask, log_probs = self.data["response_mask"], self.all_log_probs
-        kept = mask.values().bool()
-        # The log-prob of a response's token stands one place before the token, behind those of the prompt.
-        ahead = (log_probs.offsets() - mask.offsets())[1:] - 1  # type: ignore[attr-defined]
-        place = torch.arange(len(kept), device=kept.device)
-        place += ahead.repeat_interleave(mask.offsets().diff(), output_size=len(kept))
+        kept, place = mask.values().bool(), response_places(log_probs, mask)
         in_loss = torch.zeros(len(log_probs.values()), dtype=torch.bool, device=kept.device).index_copy(0, place, kept)
 
         data = self.data.copy()
@@ -178,6 +174,21 @@ class VerlMicroBatch(MicroBatch):
         if key not in self.data:
             raise RuntimeError(f"this batch carries no {key}: the driver does not run this version of aent_verl")
         return self.data[key]
+
+
+def response_places(of_all: Tensor, of_response: Tensor) -> Tensor:
+    """Find where each response token's value is among those over prompt and response, ``[response tokens]``.
+
+    The value of a token stands one place before it, behind those of the prompt.
+
+    Args:
+        of_all: nested ``[B, j]`` over prompt and response, as the engine returns it.
+        of_response: nested ``[B, j]`` over the response.
+    """
+    ends, lengths = of_response.offsets(), of_response.offsets().diff()  # type: ignore[attr-defined]
+    count = len(of_response.values())
+    ahead = (of_all.offsets() - ends)[1:] - 1  # type: ignore[attr-defined]
+    return torch.arange(count, device=ends.device) + ahead.repeat_interleave(lengths, output_size=count)
 
 
 def _zero_unless(kept: Tensor, value: Tensor, longest: int | None = None) -> Tensor:

@@ -2,9 +2,9 @@
 
 A method's formula may hold a maximum, a mean or a choice over the mini-batch. Micro-batches and ranks see parts of it,
 so that a value formed from a part would change with their size and number. Here the engine runs the model once over
-the rank's mini-batch without gradient, the ranks exchange sums, maxima and candidates, and the results travel with the
+the rank's mini-batch without gradient, the ranks exchange sums, maxima and counts, and the results travel with the
 data. It costs one forward pass, only where the method needs it, and holds for every mini-batch and epoch of a step, in
-verl's bypass mode too.
+verl's bypass mode too. What the ranks exchange does not grow with the number of tokens.
 """
 
 import math
@@ -99,11 +99,11 @@ class StatsPass:
         cov = policy_losses.covariance(a, p, mean_advantage=sum_a / max(n, 1.0), mean_log_prob=sum_p / max(n, 1.0))
 
         priority = token_choice.priorities(step=step.step, sample=batch.sample, length=batch.mask.shape[1])
-        gather = partial(gathered, group=group)
+        add = partial(summed, group=group)
         if self._loss_mode == KL_COV:
             eligible = finite
             count = max(1, int(settings.kl_cov_ratio * n))
-            chosen = token_choice.choose_largest(cov, priority, eligible, count, gather)
+            chosen = token_choice.choose_largest(cov, priority, eligible, count, add)
         else:
             ratio = policy_losses.log_ratio(log_prob, batch.old_log_prob).exp()
             low, high = clip_range(self._config)
@@ -111,15 +111,15 @@ class StatsPass:
             left_alone = ~policy_losses.clipped(ratio, advantages, low=low, high=high) & ~ratio.isnan()
             eligible = finite & left_alone & (cov > settings.clip_cov_lb) & (cov < settings.clip_cov_ub)
             count = max(1, int(settings.clip_cov_ratio * n))
-            chosen = token_choice.choose_random(priority, eligible, count, gather)
-        counts = summed(torch.stack([chosen.sum().double(), eligible.sum().double()]), group).tolist()
-        report = {"chosen_tokens": counts[0], "eligible_tokens": counts[1]}
-        values = gathered_of_any_length(cov[finite], group).sort().values
-        if len(values) > 0:
-            report["covariance_tokens"] = float(values.mean())
-            report |= {
-                f"covariance_q{100 * q:02.0f}": float(values[math.floor(q * (len(values) - 1))]) for q in QUANTILES
-            }
+            chosen = token_choice.choose_random(priority, eligible, count, add)
+        totals = torch.stack([chosen.sum().double(), eligible.sum().double(), cov.masked_fill(~finite, 0.0).sum()])
+        chosen_tokens, eligible_tokens, covariance = summed(totals, group).tolist()
+        report = {"chosen_tokens": chosen_tokens, "eligible_tokens": eligible_tokens}
+        if n > 0:
+            report["covariance_tokens"] = covariance / n
+            places = [math.floor(q * (n - 1)) for q in QUANTILES]
+            quantiles = token_choice.order_statistics(cov, finite, places, add).tolist()
+            report |= {f"covariance_q{100 * q:02.0f}": found for q, found in zip(QUANTILES, quantiles, strict=True)}
         return chosen, report
 
 
@@ -192,20 +192,3 @@ def summed(values: Tensor, group: Any) -> Tensor:
     """Sum in place over the ranks of ``group``, on all of them."""
     dist.all_reduce(values, op=dist.ReduceOp.SUM, group=group)
     return values
-
-
-def gathered(values: Tensor, group: Any) -> Tensor:
-    """Concatenate the tensors of all ranks, which have one size; ``[k] -> [ranks * k]``."""
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, values.contiguous(), group=group)
-    return torch.cat(parts)
-
-
-def gathered_of_any_length(values: Tensor, group: Any) -> Tensor:
-    """As `gathered`, for tensors whose sizes may differ between ranks."""
-    size = torch.tensor(len(values), device=values.device)
-    sizes = gathered(size.reshape(1), group)
-    padded = values.new_zeros(int(sizes.max()))
-    padded[: len(values)] = values
-    rows = gathered(padded, group).reshape(len(sizes), -1)
-    return rows[torch.arange(rows.shape[1], device=rows.device) < sizes.unsqueeze(1)]

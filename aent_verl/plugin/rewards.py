@@ -10,16 +10,15 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
-from verl.workers.utils.padding import response_from_nested
 
 from aent_verl.core.controllers import SavedState
 from aent_verl.methods.rewards import Responses, RewardShaping
 from aent_verl.plugin import samples
-from aent_verl.plugin.micro_batch import ENTROPY
+from aent_verl.plugin.micro_batch import ENTROPY, response_places
 
 _REWARDS = "rm_scores"
 _ADDED = "aent/rewards_added"
-_FIELDS = (ENTROPY, "response_mask", "responses", "uid", "extra_fields", samples.ACC, _REWARDS)
+_FIELDS = (ENTROPY, "response_mask", "responses", "extra_fields", samples.ACC, _REWARDS)
 
 
 def shape(
@@ -37,10 +36,12 @@ def shape(
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(_FIELDS))
     real = [index for index, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
     given = data[_REWARDS]
-    data[ENTROPY] = response_from_nested(data[ENTROPY], data["response_mask"])
-    padded = data.select(ENTROPY, "response_mask", "responses").to_padded_tensor()[real]
+    padded = data.select("response_mask", "responses").to_padded_tensor()
+    entropy = _response_entropy(data[ENTROPY], data["response_mask"], padded["responses"].shape[1])
+    padded = padded[real]
     reward = given.to_padded_tensor(0.0).sum(-1).double()[real]
-    uids = [str(uid) for uid in samples.column(data["uid"])]
+    # verl's keys begin with the prompt's uid.
+    uids = [key.rsplit("_", 2)[0] for key in batch.keys]
     prompts = {uid: index for index, uid in enumerate(dict.fromkeys(uids[sample] for sample in real))}
     accuracy = None
     if shaping.needs_accuracy:
@@ -51,7 +52,7 @@ def shape(
         reward=reward,
         mask=padded["response_mask"].bool(),
         tokens=padded["responses"],
-        entropy=padded[ENTROPY].double(),
+        entropy=entropy[real],
         group=torch.tensor([prompts[uids[sample]] for sample in real]),
         text=lambda token: str(tokenizer.decode([token])),
         accuracy=accuracy,
@@ -66,6 +67,13 @@ def shape(
     metrics = {_ADDED: float(added.mean()), f"{_ADDED}_abs": float(added.abs().mean())}
     metrics |= {f"aent/{name}": value for name, value in shaping.metrics(state).items()}
     return given, torch.nested.nested_tensor_from_jagged(values, given.offsets()), state, metrics
+
+
+def _response_entropy(of_all: Tensor, mask: Tensor, length: int) -> Tensor:
+    """Pad the entropies of response tokens with 0; nested ``[B, j]`` over prompt and response -> ``[B, T]`` fp64."""
+    values = of_all.values()[response_places(of_all, mask)]
+    offsets: Tensor = mask.offsets()  # type: ignore[attr-defined]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=length).to_padded_tensor(0.0).double()
 
 
 def of_step(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

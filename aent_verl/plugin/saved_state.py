@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 from aent_verl._util import write_json
 from aent_verl.core.controllers import Controller, ControllerState, SavedState
 from aent_verl.core.diagnostics import EntropyChange
+from aent_verl.methods import live_changes
+from aent_verl.methods.parsing import controller_with
 from aent_verl.methods.settings import EntropyControlConfig
 from aent_verl.plugin.coefficients import States
+from aent_verl.runs.live_changes import Change
 
 NAME = "entropy_control.json"
-VERSION = 5
+VERSION = 6
 # Until version 3 the states of all controllers had the fields of each, null where they meant nothing.
 _FIELDS_OF_OTHERS = ("level", "entropy_smoothed")
 RESTART = "entropy_control.restart_controller=true"
@@ -30,15 +33,19 @@ class Saved:
     """What a run continues with.
 
     Attributes:
+        controllers: by axis, with what was changed while the run trained.
         states: of the controllers, by axis.
         change: the fit of the entropy's change.
         rewards: of the reward shaping.
+        changes: what was changed while the run trained, and is in force.
         differences: a sentence on each difference between this run and the one that saved them.
     """
 
+    controllers: dict[str, Controller]
     states: States
     change: EntropyChange
     rewards: SavedState
+    changes: tuple[Change, ...]
     differences: list[str]
 
 
@@ -47,6 +54,7 @@ def write(
     *,
     control: EntropyControlConfig,
     states: States,
+    changes: Sequence[Change] = (),
     change: EntropyChange | None = None,
     rewards: SavedState | None = None,
 ) -> None:
@@ -56,6 +64,7 @@ def write(
         folder: verl's ``global_step_N`` folder; made if absent.
         control: the settings that the states belong to.
         states: what to save, by axis.
+        changes: what was changed while the run trained.
         change: the fit of the entropy's change, a diagnostic.
         rewards: the state of the reward shaping; None: its initial one.
     """
@@ -65,6 +74,7 @@ def write(
         "method": control.method,
         "functional": str(control.functional),
         "anchor": control.anchor,
+        "live_changes": [each.to_dict() for each in changes],
         "entropy_change": (change or EntropyChange()).to_dict(),
         "rewards": {
             "shaping": control.rewards_name,
@@ -98,12 +108,15 @@ def read(
     states: States = {}
     try:
         change = EntropyChange.from_dict(content["entropy_change"]) if "entropy_change" in content else EntropyChange()
+        if content["version"] == 1:  # it knew only the bonus
+            state = ControllerState(1.0, step=content["bonus"]["state"]["step"])
+            content["advantages"] = {"controller": control.controller_names["advantages"], "state": state.to_dict()}
+        for axis, name in control.controller_names.items():
+            _check_name(path, "controller", f"{axis}.controller", content[axis]["controller"], name)
+        # Until version 5 nothing could be changed.
+        made = [Change(**each) for each in content.get("live_changes", [])]
+        controllers, changes, said = _as_changed(made, control, controllers)
         for axis, controller in controllers.items():
-            if axis == "advantages" and content["version"] == 1:  # it knew only the bonus
-                state = ControllerState(1.0, step=states["bonus"].step)
-                content[axis] = {"controller": control.controller_names[axis], "state": state.to_dict()}
-            name = content[axis]["controller"]
-            _check_name(path, "controller", f"{axis}.controller", name, control.controller_names[axis])
             state = controller.state_class.from_dict(_fields(content[axis]["state"], content["version"]))
             # The checks before a run's start do not know its length.
             states[axis] = controller.restore(state) if controller.knows_its_run else state
@@ -122,7 +135,43 @@ def read(
         for name, (old, new) in changed.items()
         if old != new
     ]
-    return Saved(states, change, rewards, differences)
+    return Saved(controllers, states, change, rewards, changes, said + differences)
+
+
+def _as_changed(
+    made: Sequence[Change], control: EntropyControlConfig, controllers: Mapping[str, Controller]
+) -> tuple[dict[str, Controller], tuple[Change, ...], list[str]]:
+    """Change the settings of this run as those of the one that saved were; its config wins where it was edited since.
+
+    Returns:
+        The controllers, the changes that stay, and a sentence on each setting that was changed.
+    """
+    first = {change.key: change.old for change in reversed(made)}
+    last = {change.key: change for change in made}
+    configured = {axis: dict(vars(controller)) for axis, controller in controllers.items()}
+    settings: dict[str, dict[str, Any]] = {}
+    dropped: set[str] = set()
+    said = []
+    for key, change in last.items():
+        place = live_changes.find(key, control)
+        # The state holds a coefficient that was changed.
+        if place.name == live_changes.COEFFICIENT:
+            continue
+        now = configured[place.axis][place.name]
+        # None: a length, which the run fills in.
+        if now is None or now == first[key]:
+            settings.setdefault(place.axis, {})[place.name] = change.new
+            said.append(f"{key}={change.new} is kept, which {change.by} set for step {change.step} and later ones")
+        else:
+            dropped.add(key)
+            said.append(
+                f"{key}={now}, edited since, replaces {change.new}, which {change.by} set at step {change.step}"
+            )
+    changed = {
+        axis: controller_with(settings[axis], control, axis, controller) if axis in settings else controller
+        for axis, controller in controllers.items()
+    }
+    return changed, tuple(change for change in made if change.key not in dropped), said
 
 
 def _check_name(path: Path, kind: str, block: str, saved: str, wanted: str) -> None:

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import ray
 import transfer_queue as tq
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
@@ -32,13 +33,15 @@ from aent_verl.plugin import (
     saved_state,
 )
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
+from aent_verl.plugin.coefficients import Snapshot
 from aent_verl.plugin.engine import EntropyControlEngine
 from aent_verl.plugin.guard import LINE, PlugInNotActiveError
 from aent_verl.plugin.micro_batch import ACCURACY, ENTROPY
 from aent_verl.plugin.minibatch_stats import StatsPass, initial_entropy
 from aent_verl.plugin.worker import CpuReadyTrainingWorker, EntropyControlWorker
-from aent_verl.runs import worker_reports
+from aent_verl.runs import live_changes, worker_reports
 from aent_verl.runs.checkpoints import step_folder
+from aent_verl.runs.live_changes import Change
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -99,8 +102,23 @@ class EntropyControlMixin(PPOTrainer):
             axis: controller.for_run(total_steps=self._total_steps, steps_per_epoch=self.steps_per_epoch)
             for axis, controller in self.entropy_control.controllers.items()
         }
-        self._coefficients = coefficients.start(self._controllers)
+        self._coefficients = coefficients.start(self.entropy_control, self._controllers, self._about_run())
+        self._changes: tuple[Change, ...] = ()
         self._rewards_state = self.entropy_control.rewards.initial_state()
+
+    def _about_run(self) -> dict[str, Any]:
+        """Describe the run for `aent-verl status`."""
+        trainer, control = self.config.trainer, self.entropy_control
+        return {
+            "run": trainer.experiment_name,
+            "project": trainer.project_name,
+            "folder": OmegaConf.select(self.config, "run.dir") or trainer.default_local_dir,
+            "node": socket.gethostname(),
+            "trainer_mode": f"aent_{self.base_mode}",
+            "method": control.method,
+            "functional": str(control.functional),
+            "total_steps": self._total_steps,
+        }
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -127,24 +145,35 @@ class EntropyControlMixin(PPOTrainer):
         return batch
 
     def _begin_step(self) -> None:
-        self._sent: tuple[StepValues, coefficients.States] | None = None
+        self._sent: tuple[StepValues, Snapshot] | None = None
         self._measured: list[dict[str, float]] = []
         self._of_rewards: list[dict[str, float]] = []
         self._samples_before = 0
 
-    def _finish_step(self, sent: StepValues, before: coefficients.States) -> dict[str, Any]:
+    def _finish_step(self, sent: StepValues, before: Snapshot) -> dict[str, Any]:
         measured = measurements.of_step(measurements.pooled(self._measured), sent)
         entropies = {"bonus": measured["aent/entropy"], "advantages": measured["aent/entropy_full"]}
-        after = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
+        after: Snapshot = ray.get(self._coefficients.update.remote(entropies, step=self.global_steps))
         measured |= rewards.of_step(self._of_rewards)
-        return measured | self._about_controllers(sent, before, after, measured)
+        return measured | self._about_controllers(before, after, measured)
 
-    def _states(self) -> coefficients.States:
-        return ray.get(self._coefficients.states.remote())
+    def _snapshot(self) -> Snapshot:
+        now: Snapshot = ray.get(self._coefficients.snapshot.remote())
+        self._note(now.changes)
+        return now
+
+    def _note(self, changes: tuple[Change, ...]) -> None:
+        """Log what was changed since the last look, and keep the list for the plot."""
+        if changes == self._changes:
+            return
+        for change in changes[len(self._changes) :]:
+            logger.warning("changed by `aent-verl set`: %s", change)
+        self._changes = changes
+        live_changes.write(Path(self.config.trainer.default_local_dir), changes)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         control = self.entropy_control
-        initial = control.needs_initial_entropy and self._states()["bonus"].initial_entropy is None
+        initial = control.needs_initial_entropy and self._snapshot().states["bonus"].initial_entropy is None
         if not (initial or control.shapes_rewards):
             return super()._compute_old_log_prob(batch, metrics)
         if initial and control.needs_accuracy:
@@ -188,25 +217,12 @@ class EntropyControlMixin(PPOTrainer):
 
     def _add_sample_fields(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Add the fields of each sample that the workers need to the batch."""
-        fields: dict[str, Any] = {}
-        asked = ["uid", "data_source", "index", "session_id", "extra_fields", "rm_scores", samples.ACC]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
-        columns = {key: samples.column(data[key]) for key in set(data.keys()).intersection(asked)}
-        blank = [0] * len(batch)
-        filler = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-        if self._needs_samples:
-            known = [columns.get(key, blank) for key in ("data_source", "index", "session_id")]
-            order = zip(filler, *known, batch.keys, strict=True)
-            indices = samples.sample_indices([tuple(map(str, sample)) for sample in order])
+        fields = samples.fields_of(
+            batch,
             # No index twice in a step, whatever the number of its updates.
-            fields[micro_batch.SAMPLE] = indices + self._samples_before
-        if self.entropy_control.needs_accuracy:
-            fields[ACCURACY] = samples.group_accuracies(
-                [str(uid) for uid in columns["uid"]],
-                samples.extra_fields(data, len(batch)),
-                [float(score.sum()) for score in columns["rm_scores"]],
-                [not fills for fills in filler],
-            )
+            first_index=self._samples_before if self._needs_samples else None,
+            accuracies=self.entropy_control.needs_accuracy,
+        )
         # The metadata that comes back is fresh.
         extra_info = batch.extra_info
         batch = tq.kv_batch_put(
@@ -217,8 +233,9 @@ class EntropyControlMixin(PPOTrainer):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if self._sent is None:
-            states = self._states()
-            self._sent = self._step_values(states), states
+            now: Snapshot = ray.get(self._coefficients.begin.remote(self.global_steps))
+            self._note(now.changes)
+            self._sent = self._step_values(now), now
         if self._needs_samples or self.entropy_control.needs_accuracy:
             batch = self._add_sample_fields(batch)
         self._samples_before += len(batch)
@@ -227,28 +244,21 @@ class EntropyControlMixin(PPOTrainer):
         self._measured.append(measurements.taken(metrics))
         return batch
 
-    def _step_values(self, states: coefficients.States) -> StepValues:
+    def _step_values(self, now: Snapshot) -> StepValues:
+        coefficient = {axis: now.coefficient(axis, self.global_steps) for axis in now.controllers}
+        for axis, value in coefficient.items():
+            self.entropy_control.check_coefficient(axis, value)
         return StepValues(
             step=self.global_steps,
             total_steps=self._total_steps,
-            bonus_coefficient=self._in_force("bonus", states),
-            advantages_coefficient=self._in_force("advantages", states),
-            initial_entropy=states["bonus"].initial_entropy,
-            entropy_mean=states["bonus"].entropy_mean,
+            bonus_coefficient=coefficient["bonus"],
+            advantages_coefficient=coefficient["advantages"],
+            initial_entropy=now.states["bonus"].initial_entropy,
+            entropy_mean=now.states["bonus"].entropy_mean,
         )
 
-    def _in_force(self, axis: str, states: coefficients.States) -> float:
-        """Return the coefficient of this step; a schedule continues through steps without an update of the actor."""
-        controller, value = self._controllers[axis], states[axis].coefficient
-        if isinstance(controller, Schedule):
-            value = controller.coefficient_at(self.global_steps)
-        self.entropy_control.check_coefficient(axis, value)
-        return value
-
-    def _about_controllers(
-        self, sent: StepValues, before: coefficients.States, after: coefficients.States, measured: dict[str, float]
-    ) -> dict[str, Any]:
-        old, new = before["bonus"], after["bonus"]
+    def _about_controllers(self, before: Snapshot, after: Snapshot, measured: dict[str, float]) -> dict[str, Any]:
+        old, new = before.states["bonus"], after.states["bonus"]
         if new.nonfinite > old.nonfinite:
             logger.warning(
                 "step %d: the measured entropy is %r; it moves no coefficient, the next is %g (%d such steps so far)",
@@ -260,20 +270,7 @@ class EntropyControlMixin(PPOTrainer):
         self._entropy_change, change, estimate = self._entropy_change.update(
             entropy=measured["aent/entropy_full"], covariance=measured["aent/covariance"]
         )
-        about: dict[str, Any] = {}
-        for axis, controller in self._controllers.items():
-            prefix = "aent/" if axis == "bonus" else f"aent/{axis}_"
-            about |= {prefix + name: value for name, value in controller.metrics(before[axis]).items()}
-        about |= {
-            "aent/coefficient": sent.bonus_coefficient,
-            "aent/coefficient_next": new.coefficient,
-            "aent/coefficient_at_bound": float(new.at_bound),
-            "aent/bound_hits": new.bound_hits,
-            "aent/band_side": new.band_side,
-            "aent/nonfinite_steps": new.nonfinite,
-            "aent/advantages_coefficient": sent.advantages_coefficient,
-            "aent/initial_entropy": new.initial_entropy,
-            "aent/entropy_mean": old.entropy_mean,
+        about = coefficients.metrics(before, after, self.global_steps) | {
             "aent/entropy_change": change,
             "aent/entropy_change_linear": estimate,
         }
@@ -282,10 +279,12 @@ class EntropyControlMixin(PPOTrainer):
     def _save_checkpoint(self) -> None:
         # Before verl's own files: its tracker names this folder only once it is complete.
         folder = step_folder(self.config.trainer.default_local_dir, self.global_steps)
+        now = self._snapshot()
         saved_state.write(
             folder,
             control=self.entropy_control,
-            states=self._states(),
+            states=now.states,
+            changes=now.changes,
             change=self._entropy_change,
             rewards=self._rewards_state,
         )
@@ -294,6 +293,7 @@ class EntropyControlMixin(PPOTrainer):
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
         if self.global_steps == 0:
+            self._take_up(())
             return
         if self.base_mode != "sync":
             self._clear_trained_responses()
@@ -308,8 +308,21 @@ class EntropyControlMixin(PPOTrainer):
         for difference in saved.differences:
             logger.warning(difference)
         self._entropy_change, self._rewards_state = saved.change, saved.rewards
-        ray.get(self._coefficients.restore.remote(saved.states))
+        self._restore(Snapshot(self.global_steps, saved.controllers, saved.states, saved.changes))
         logger.info("controllers resumed from %s: %s", folder, saved.states)
+
+    def _restore(self, now: Snapshot) -> None:
+        ray.get(self._coefficients.restore.remote(now))
+        self._take_up(now.changes)
+
+    def _take_up(self, changes: tuple[Change, ...]) -> None:
+        """Start with these changes; name those of an earlier start that are not among them."""
+        folder = Path(self.config.trainer.default_local_dir)
+        if lost := [change for change in live_changes.read(folder) if change not in changes]:
+            for change in lost:
+                logger.warning("not in force, for this start does not continue from a step that had it: %s", change)
+            live_changes.write(folder, changes)
+        self._changes = changes
 
     def _clear_trained_responses(self) -> None:
         """Drop the responses of the step that the checkpoint had just trained.
@@ -334,7 +347,7 @@ class EntropyControlMixin(PPOTrainer):
         for axis, controller in self._controllers.items():
             fresh = dataclasses.replace(controller.initial_state(), step=done)
             states[axis] = controller.restore(fresh) if isinstance(controller, Schedule) else fresh
-        ray.get(self._coefficients.restore.remote(states))
+        self._restore(Snapshot(done, self._controllers, states))
 
 
 def check_reports(reports: list[dict[str, Any]], expected: EntropyControlConfig) -> None:

@@ -7,15 +7,17 @@ from functools import partial
 from typing import Any
 
 import ray
+from tensordict import TensorDict
 from torch import nn
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from aent_verl.core.sampled import Truncation
 from aent_verl.platforms import cpu
-from aent_verl.plugin import coefficients, engine, losses
+from aent_verl.plugin import coefficients, engine, losses, measurements
 from aent_verl.plugin.actor_config import EntropyControlActorConfig
 from aent_verl.plugin.losses import entropy_control_loss
 from aent_verl.plugin.minibatch_stats import StatsPass
@@ -39,6 +41,18 @@ class EntropyControlTrainingWorker(CpuReadyTrainingWorker):
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
         super().__init__(dataclasses.replace(config, model_type=engine.MODEL_TYPE))
+
+    def train_mini_batch(self, data: TensorDict) -> TensorDict | None:
+        """Do as verl's; our metrics come from the first rank alone.
+
+        All ranks return the same, the driver unpacks them all and reads those of the first.
+        """
+        output = super().train_mini_batch(data)
+        if output is not None and self.engine.get_data_parallel_rank() != 0:
+            metrics = tu.get(output, "metrics")
+            for key in [key for key in metrics if key.startswith(measurements.OURS)]:
+                del metrics[key]
+        return output
 
 
 class EntropyControlWorker(ActorRolloutRefWorker):
@@ -77,19 +91,19 @@ class EntropyControlWorker(ActorRolloutRefWorker):
             return report
         loss = self.actor.loss_fn
         control = loss.keywords["config"].entropy_control if loss.func is entropy_control_loss else None
-        states: coefficients.States = await ray.get_actor(coefficients.actor_name()).states.remote()
+        now: coefficients.Snapshot = await ray.get_actor(coefficients.actor_name()).snapshot.remote()
         return report | {
             "engine": type(self.actor.engine).__name__,
             "device": self.actor.device_name,
             "loss": getattr(loss.func, "__name__", str(loss.func)),
             "method": control and control.method,
             "functional": str(self.actor.engine.functional),
-            "controller": control and str(control.bonus.controller),
+            "controller": str(now.controllers["bonus"]),
             "bonus": control and str(control.bonus),
             "advantages": control and str(control.advantages),
             "rewards": control and str(control.rewards),
-            "coefficient": states["bonus"].coefficient,
-            "advantages_coefficient": states["advantages"].coefficient,
+            "coefficient": now.states["bonus"].coefficient,
+            "advantages_coefficient": now.states["advantages"].coefficient,
         }
 
 

@@ -50,12 +50,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A band, which has both ends, or a target or bound, which is one value; with place None it belongs to no line."""
+    """A band, which has both ends, or a target or bound, which is one value; with place None it belongs to no line.
+
+    It reaches over all x, or from ``start`` to ``end``.
+    """
 
     place: int | None
     low: float
     high: float
     label: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at ``x``, with a text along its line."""
+
+    x: float
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Chart:
         lines: the curves.
         note: how to read it, under the chart.
         levels: bands and targets.
+        marks: what happened on the way.
         log_x: whether x is drawn on a logarithm of base 2.
         x_ticks: where the ticks are; chosen if empty.
         whole_x: whether x has whole numbers only, as steps.
@@ -81,6 +95,7 @@ class Chart:
     lines: Sequence[Line]
     note: str = ""
     levels: Sequence[Level] = ()
+    marks: Sequence[Mark] = ()
     log_x: bool = False
     x_ticks: Sequence[float] = ()
     whole_x: bool = False
@@ -127,6 +142,12 @@ def draw_on(panel: "Axes", chart: Chart, theme: Theme) -> None:
     panel.set_ylabel(chart.y_label)
     panel.margins(x=0.02)
     panel.set_ylim(y_limits(chart))
+    for mark in chart.marks:
+        panel.axvline(mark.x, color=theme.muted, linewidth=1, linestyle=":", zorder=0.7)
+        place: dict[str, Any] = {"xy": (mark.x, 1), "xycoords": ("data", "axes fraction"), "xytext": (3, -3)}
+        look: dict[str, Any] = {"color": theme.muted, "fontsize": FONT - 2.5, "rotation": 90, "ha": "left", "va": "top"}
+        look["bbox"] = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        panel.annotate(_literal(mark.text), textcoords="offset points", **place, **look)
 
 
 def y_limits(chart: Chart) -> tuple[float, float]:
@@ -254,12 +275,20 @@ def _marked(line: Line) -> list[int]:
 
 def _draw_level(panel: "Axes", level: Level, theme: Theme) -> None:
     colour, gid = (theme.muted, None) if level.place is None else (theme.colour(level.place), _gid(level.place))
-    label = level.label
+    look: dict[str, Any] = {"gid": gid, "label": level.label}
     if level.low < level.high:
-        panel.axhspan(level.low, level.high, facecolor=colour, alpha=0.13, linewidth=0, zorder=0, gid=gid, label=label)
-        label = ""
+        area: dict[str, Any] = {"facecolor": colour, "alpha": 0.13, "linewidth": 0, "zorder": 0}
+        if level.start is None or level.end is None:
+            panel.axhspan(level.low, level.high, **area, **look)
+        else:
+            panel.fill_between([level.start, level.end], level.low, level.high, **area, **look)
+        look["label"] = ""
     for end in {level.low, level.high}:
-        panel.axhline(end, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=0.6, gid=gid, label=label)
+        line: dict[str, Any] = {"color": colour, "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 0.6}
+        if level.start is None or level.end is None:
+            panel.axhline(end, **line, **look)
+        else:
+            panel.plot([level.start, level.end], [end, end], **line, **look)
 
 
 def _finite(parts: Sequence[np.ndarray]) -> np.ndarray:

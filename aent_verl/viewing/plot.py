@@ -3,14 +3,15 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aent_verl.runs import metrics
-from aent_verl.viewing.charts import FONT, Chart, Level, Line, draw_line, draw_on, new_figure, set_title
+from aent_verl.runs import live_changes, metrics
+from aent_verl.runs.live_changes import Change
+from aent_verl.viewing.charts import FONT, Chart, Level, Line, Mark, draw_line, draw_on, new_figure, set_title
 from aent_verl.viewing.palette import LIGHT
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ PICTURE = "plot.png"
 CONFIG = Path("hydra", "config.yaml")
 # Places in the palette: of the main curve, validation, band or target, and a second curve.
 _MAIN, _VALIDATION, _AIM, _SECOND = 1, 2, 3, 4
+
+_CONTROLLER = "entropy_control.bonus.controller"
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Setting:
         high: upper end of the entropy band, nats.
         min: lower bound of the coefficient.
         max: upper bound of the coefficient.
+        changes: what `aent-verl set` changed while the run trained, of these settings or others.
     """
 
     title: str
@@ -47,6 +51,21 @@ class Setting:
     high: float | None = None
     min: float | None = None
     max: float | None = None
+    changes: Sequence[Change] = ()
+
+    def over(self, steps: Sequence[int]) -> list[tuple[float | None, float | None, "Setting"]]:
+        """Return the settings over the steps: where each is in force from and to, None where it always is."""
+        pieces: list[tuple[float | None, float | None, Setting]] = [(None, None, self)]
+        for change in self.changes:
+            block, _, name = change.key.rpartition(".")
+            if block != _CONTROLLER or name not in (field.name for field in fields(self)):
+                continue
+            start, _, before = pieces.pop()
+            start, at = min(steps) - 0.5 if start is None else start, change.step - 0.5
+            # Two settings that were changed at the same step have no piece between them.
+            pieces += [(start, at, before)] if start < at else []
+            pieces.append((at, max(steps) + 0.5, replace(before, **{name: change.new})))
+        return pieces
 
 
 def plot_run(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -85,13 +104,19 @@ def read_setting(folder: Path) -> Setting:
             logger.warning("%s: %s is left out of the plot: %s", path, key, error)
             return None
 
+    changes: Sequence[Change] = ()
+    for place in (folder / "checkpoints", Path(str(value("trainer.default_local_dir")))):
+        try:
+            changes = changes or tuple(live_changes.read(place))
+        except ValueError as error:
+            logger.warning("changes are left out of the plot: %s", error)
     method = value("entropy_control.method")
     name = value("trainer.experiment_name") or folder.resolve().name
-    controller = "entropy_control.bonus.controller"
     return Setting(
         title=f"{method}: {name}" if method else name,
         functional=value("entropy_control.functional.name"),
-        **{key: value(f"{controller}.{key}") for key in ("target", "low", "high", "min", "max")},
+        **{key: value(f"{_CONTROLLER}.{key}") for key in ("target", "low", "high", "min", "max")},
+        changes=changes,
     )
 
 
@@ -145,19 +170,34 @@ def _entropy(steps: dict[int, metrics.Metrics], setting: Setting) -> Chart:
     if setting.functional != "full":
         lines += _line(_SECOND, "full entropy", _values(steps, metrics.ENTROPY_FULL), linestyle="--")
     levels = []
-    if setting.low is not None and setting.high is not None:
-        levels.append(Level(_AIM, setting.low, setting.high, f"band {setting.low:g} to {setting.high:g} nats"))
-    if setting.target is not None:
-        levels.append(Level(_AIM, setting.target, setting.target, f"target {setting.target:g} nats"))
+    for start, end, one in setting.over([*steps]):
+        if one.low is not None and one.high is not None:
+            levels.append(Level(_AIM, one.low, one.high, f"band {one.low:g} to {one.high:g} nats", start, end))
+        if one.target is not None:
+            levels.append(Level(_AIM, one.target, one.target, f"target {one.target:g} nats", start, end))
+    # What it was changed to stands beside the mark.
+    levels[1:] = [replace(level, label="") for level in levels[1:]]
     if initial := [*_values(steps, metrics.INITIAL_ENTROPY).values()]:
         levels.append(Level(None, initial[-1], initial[-1], "before training"))
-    return Chart("entropy", "Entropy", "", lines, levels=levels, y_label="entropy (nats)")
+    marks = [Mark(step - 0.5, text) for step, text in _changes(setting).items()]
+    return Chart("entropy", "Entropy", "", lines, levels=levels, marks=marks, y_label="entropy (nats)")
+
+
+def _changes(setting: Setting) -> dict[int, str]:
+    """Write what was changed while the run trained, by the first step that it is in force for."""
+    texts: dict[int, list[str]] = {}
+    for change in setting.changes:
+        words = [word for word in change.key.split(".")[1:] if word not in ("bonus", "controller")]
+        value = f"{change.new:g}" if isinstance(change.new, float) else str(change.new)
+        texts.setdefault(change.step, []).append(f"{'.'.join(words)}={value}")
+    return {step: ", ".join(each) for step, each in texts.items()}
 
 
 def _coefficient(steps: dict[int, metrics.Metrics], setting: Setting) -> tuple[Chart, list[Line]]:
     """Make the chart, and a line with its own scale: a weight is of the order of 1, a coefficient of a hundredth."""
     coefficient, weights = _values(steps, metrics.COEFFICIENT), _values(steps, metrics.ADVANTAGES_COEFFICIENT)
-    title, label, levels = "Entropy coefficient", "coefficient", []
+    title, label = "Entropy coefficient", "coefficient"
+    levels: list[Level] = []
     lines = _line(_MAIN, label, coefficient, drawstyle="steps-mid")
     weight = _line(_SECOND, "weight of A > 0", weights, linestyle="--", drawstyle="steps-mid")
     if all(value == 1 for value in weights.values()):
@@ -170,10 +210,14 @@ def _coefficient(steps: dict[int, metrics.Metrics], setting: Setting) -> tuple[C
         title, label = "Weight of advantages", "weight"
         lines, coefficient, weight = _line(_MAIN, weight[0].label, weights, drawstyle="steps-mid"), {}, []
     if coefficient:
-        bounds = [bound for bound in (setting.min, setting.max) if bound is not None]
-        labels = [f"bounds {' and '.join(f'{bound:g}' for bound in bounds)}", ""]
-        levels = [Level(None, bound, bound, label) for bound, label in zip(bounds, labels, strict=False)]
-    return Chart(label, title, "training step", lines, levels=levels, whole_x=True, y_label=label), weight
+        for start, end, one in setting.over([*steps]):
+            bounds = [bound for bound in (one.min, one.max) if bound is not None]
+            text = f"bounds {' and '.join(f'{bound:g}' for bound in bounds)}"
+            levels += [Level(None, bound, bound, text, start, end) for bound in bounds]
+        levels[1:] = [replace(level, label="") for level in levels[1:]]
+    look: dict[str, Any] = {"whole_x": True, "y_label": label}
+    marks = [Mark(step - 0.5) for step in _changes(setting)]
+    return Chart(label, title, "training step", lines, levels=levels, marks=marks, **look), weight
 
 
 def _add_legend(panel: "Axes", chart: Chart) -> None:

@@ -208,6 +208,13 @@ def test_unknown_key_is_refused_when_composing() -> None:
             for size in (64, 65, 256)
         ),
         (
+            [
+                *("entropy_control=kl_cov", "trainer.v1.trainer_mode=aent_colocate_async"),
+                *("data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64"),
+            ],
+            "loss_mode='aent_kl_cov' has no effect.*old log-probs are of the weights that are updated",
+        ),
+        (
             ["entropy_control=aent", f"{KEY}.lr=0"],
             r"controller\.lr=0\.0 has no effect.*never moves",
         ),

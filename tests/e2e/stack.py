@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,3 +78,10 @@ def run_family(arguments: list[str], folder: Path, seconds: float, **variables: 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:]
+
+
+def free_port() -> int:
+    """Find a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

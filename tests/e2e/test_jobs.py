@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,16 +13,11 @@ import pytest
 
 from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.launch.ray_jobs import RayJobs
+from tests.e2e.stack import free_port
 from tests.unit.comparison.grid.grid import grid_run
 from tests.unit.comparison.grid.test_scheduler import starts
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +80,21 @@ def test_a_job_that_still_runs_is_gone_on_with(jobs: RayJobs, tmp_path: Path):
     first.stop()
     assert first.poll() is False
     assert jobs.start(sleeper, log).name not in (first.name, other.name)
+
+
+def test_a_run_may_set_a_variable_of_its_job(jobs: RayJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `aent-verl train` does with VERL_PLATFORM, VLLM_PLUGINS and others."""
+    monkeypatch.setenv("VLLM_PLUGINS", "of the job")
+    driver = """import os, ray
+ray.init(runtime_env={"env_vars": {"VLLM_PLUGINS": "of the run"}})
+print("a worker has:", ray.get(ray.remote(lambda: os.environ["VLLM_PLUGINS"]).remote()))"""
+    log = tmp_path / "runs" / "grpo_seed1" / "train.console.log"
+    job = jobs.start(["-c", driver], log)
+    deadline = time.monotonic() + 120
+    while job.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert "a worker has: of the run" in log.read_text()
 
 
 def test_no_cluster_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch):

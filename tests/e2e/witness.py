@@ -13,13 +13,15 @@ import wrapt
 
 NAME = "tests.e2e.witness"
 FOLDER = "witness"
+# In all processes of a run, and in no other: tests import this module to read the notes.
+FILE_ENV = "VERL_FILE_LOGGER_PATH"
 
 
 def note(event: str, **values: Any) -> None:
     import ray
 
-    # In the folder of the run, which this variable names in all its processes. A file each, so that lines stay whole.
-    folder = Path(os.environ["VERL_FILE_LOGGER_PATH"]).parent / FOLDER
+    # A file each, so that lines stay whole.
+    folder = Path(os.environ[FILE_ENV]).parent / FOLDER
     folder.mkdir(exist_ok=True)
     line = {"event": event, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), **values}
     with (folder / f"{os.getpid()}.jsonl").open("a") as file:
@@ -39,7 +41,6 @@ def noting(function: Callable[..., Any], note_of: Callable[..., None]) -> Callab
     return noted
 
 
-@wrapt.when_imported("aent_verl.plugin.measurements")
 def _of_losses(module: Any) -> None:
     def used(*_: Any, step: Any, **__: Any) -> None:
         import torch
@@ -50,9 +51,13 @@ def _of_losses(module: Any) -> None:
     module.of_micro_batch = noting(module.of_micro_batch, used)
 
 
-@wrapt.when_imported("aent_verl.plugin.saved_state")
 def _of_writes(module: Any) -> None:
     def written(folder: Any, **_: Any) -> None:
         note("state", folder=Path(folder).name)
 
     module.write = noting(module.write, written)
+
+
+if FILE_ENV in os.environ:
+    wrapt.when_imported("aent_verl.plugin.measurements")(_of_losses)
+    wrapt.when_imported("aent_verl.plugin.saved_state")(_of_writes)

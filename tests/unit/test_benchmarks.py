@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import actor_update, bounds, data_check, linear_memory, logits_op, selection
+from benchmarks import actor_update, bounds, data_check, driver_cost, linear_memory, logits_op, selection
 from benchmarks.measure import Quantiles, backward, in_fresh_process, peak_growth
 from benchmarks.methods import CLAMP_P, METHODS, TOP_P, inputs
 from benchmarks.report import MIB
@@ -168,3 +168,27 @@ def test_settings_that_cannot_be_are_refused(script, arguments, named, capsys: p
 def test_checks_of_data_are_timed_in_both_formats() -> None:
     found = data_check.main(["--rows", "300"])
     assert list(found) == ["data, parquet", "model, parquet", "data, jsonl", "model, jsonl"]
+
+
+@pytest.mark.slow
+def test_our_part_on_the_driver_grows_no_faster_than_verls_metadata() -> None:
+    """CPU time of 16 times the samples: a loop over samples within one over samples would take 256 times as long."""
+    small, large = (
+        driver_cost.verls_metadata(step, 8, rounds=2)[:2] + driver_cost.sample_fields(step, rounds=2)
+        for step in map(driver_cost.Step.draw, (512, 8192))
+    )
+    verl, *ours = (sum(large[i] for i in which) / sum(small[i] for i in which) for which in ((0, 1), (2,), (3,)))
+    assert max(ours) < 3 * verl
+
+
+def test_our_metrics_cost_the_ranks_no_more_than_a_few_times_verls() -> None:
+    """Sent as verl sends its own they took thirty times as long as those."""
+    verl, ours = driver_cost.on_each_rank(256, rounds=2)
+    assert ours < 4 * verl
+
+
+def test_parts_of_the_metadata_carry_ours_once_for_each_rank() -> None:
+    step = driver_cost.Step.draw(512)
+    few, many = (driver_cost.our_metadata(step, ranks, rounds=1)[1] / ranks for ranks in (4, 64))
+    assert few == pytest.approx(many, abs=8)
+    assert few < 500

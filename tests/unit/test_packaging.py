@@ -26,7 +26,7 @@ IMPORTED_AS = {"hydra_core": "hydra", "pyyaml": "yaml", "pyzmq": "zmq", "transfe
 # The extras that a part of the package may count on; the most exact path holds. All others import torch alone.
 ROOMS = {
     **dict.fromkeys(("evaluation", "launch", "methods", "platforms", "plugin", "preflight", "verl_api"), "verl"),
-    **dict.fromkeys(("commands.train", "commands.evaluate", "commands.doctor"), "verl"),
+    **dict.fromkeys([f"commands.{name}" for name in ("doctor", "evaluate", "set", "status", "train")], "verl"),
     **dict.fromkeys(("commands.prepare", "data"), "data"),
     **dict.fromkeys(("commands.compare", "comparison", "runs", "viewing"), "compare"),
     **dict.fromkeys(("runs.last_start", "viewing.progress"), "verl"),

@@ -112,6 +112,8 @@ def test_importing_the_names_imports_nothing_but_torch(bin_folder: Path, tmp_pat
         ("train experiment=cpu_arithmetic", "verl"),
         ("evaluate model=x data=y", "verl"),
         ("doctor", "verl"),
+        ("status", "verl"),
+        ("set run low=0.1", "verl"),
         ("compare", "compare"),
         ("compare experiment=cpu_arithmetic methods=[grpo,aent]", "compare"),
         ("compare --from x", "compare"),

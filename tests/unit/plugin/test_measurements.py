@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from verl.utils.metric import Metric
 
 from aent_verl.core.diagnostics import BINS
 from aent_verl.methods.step import StepValues
@@ -198,3 +199,54 @@ def test_a_healthy_step_of_any_number_of_updates_is_accepted(updates: int) -> No
             append_to_dict(collected, {key: Metric.aggregate_dp([rank[key] for rank in ranks]) for key in ranks[0]})
         metrics = reduce_metrics({f"actor/{key}": values for key, values in collected.items()})
         assert of_step(taken(metrics), sent)["aent/bonus_loss"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_pooled_over_ranks_is_what_verl_makes_of_all_ranks_metrics(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank has two micro-batches; verl gathers the metrics of all ranks and calls `aggregate_dp`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def of_rank() -> dict[str, Any]:
+        kinds = {
+            "sum/tokens": "sum",
+            "bonus_loss": "sum",
+            "stats/x": "mean",
+            "lowest/bonus": "min",
+            "highest/bonus": "max",
+        }
+        metrics: dict[str, Any] = {f"aent/{name}": Metric(kind) for name, kind in kinds.items()} | {
+            "ppo_kl": Metric("mean")
+        }
+        for metric in metrics.values():
+            metric.extend(torch.randn(2, generator=generator, dtype=torch.float64).tolist())
+        return metrics | {"grad_norm": 3.0}
+
+    each = [of_rank() for _ in range(ranks)]
+    rows: list[Any] = []
+
+    def gather(into: list[Any], row: Any, group: Any) -> None:
+        assert (group, row.nbytes) == ("group", 5 * 8)
+        rows.append(row)
+        into[:] = rows
+
+    monkeypatch.setattr(measurements.dist, "get_world_size", lambda group: ranks)
+    monkeypatch.setattr(measurements.dist, "all_gather_object", gather)
+    # The first rank comes last, when the rows of all are there.
+    found = []
+    for rank in reversed(range(ranks)):
+        monkeypatch.setattr(measurements.dist, "get_rank", lambda group, rank=rank: rank)
+        found.append(measurements.over_ranks(each[rank], "group"))
+    first, others = found[-1], found[:-1]
+    assert all(set(other) == {"ppo_kl", "grad_norm"} for other in others)
+    assert first["ppo_kl"] is each[0]["ppo_kl"]
+    assert set(first) == set(each[0])
+    for key in set(first) - {"ppo_kl", "grad_norm"}:
+        expected = Metric.aggregate_dp([metrics[key] for metrics in each])
+        assert Metric.aggregate_dp([first[key]]) == pytest.approx(expected, rel=1e-14)
+
+
+def test_metrics_without_ours_or_of_a_single_process_stay_as_they_are() -> None:
+    own = {"ppo_kl": Metric("mean", 1.0)}
+    assert measurements.over_ranks(own, "group") is own
+    both = own | {"aent/bonus_loss": Metric("sum", 1.0)}
+    assert measurements.over_ranks(both, None) is both

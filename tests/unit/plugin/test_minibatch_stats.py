@@ -16,8 +16,6 @@ from aent_verl.plugin.micro_batch import CHOSEN, VerlMicroBatch, minibatch_stats
 from aent_verl.plugin.minibatch_stats import (
     GroupRanks,
     StatsPass,
-    gathered,
-    gathered_of_any_length,
     initial_entropy,
     summed,
 )
@@ -69,10 +67,6 @@ def _rank(rank: int, folder: str, configs: dict[str, Any]) -> None:
     helpers = {
         "summed": summed(mine.clone(), None),
         "of ranks": (GroupRanks(None).sum(mine), GroupRanks(None).max(-mine), mine),
-        "gathered": gathered(torch.stack([mine, -mine], 1)[:, 0], None),
-        "any": gathered_of_any_length(torch.arange(1, 2 + 3 * rank), None),
-        "one is empty": gathered_of_any_length(torch.ones(2 * rank, dtype=torch.float64), None),
-        "both are empty": gathered_of_any_length(torch.ones(0), None),
     }
     torch.save((found, helpers), f"{folder}/{rank}.pt")
     dist.barrier()
@@ -197,12 +191,39 @@ def test_values_of_all_ranks_come_to_each_of_them(two_ranks: list[Any]) -> None:
         assert helpers["summed"].tolist() == [10.0, 12.0, 14.0]
         total, largest, _ = helpers["of ranks"]
         assert (total.tolist(), largest.tolist()) == ([10.0, 12.0, 14.0], [0.0, -1.0, -2.0])
-        assert helpers["gathered"].tolist() == [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]
-        assert helpers["any"].tolist() == [1, 1, 2, 3, 4]
-        assert helpers["any"].dtype == torch.int64
-        assert helpers["one is empty"].tolist() == [1.0, 1.0]
-        assert helpers["one is empty"].dtype == torch.float64
-        assert helpers["both are empty"].tolist() == []
+
+
+@pytest.mark.parametrize("preset", ["siren", "steer", "clip_cov", "kl_cov"])
+def test_what_ranks_exchange_does_not_grow_with_the_tokens(
+    preset: str, configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.nbytes)
+        return all_reduce(tensor, *args, **kwargs)
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("gathers tokens")
+
+    monkeypatch.setattr(dist, "all_reduce", counting)
+    for name in ("all_gather", "all_gather_into_tensor", "all_gather_object", "gather", "all_to_all"):
+        monkeypatch.setattr(dist, name, refused)
+    whole, seen = harness.batch(), []
+    for batch in (whole[:2], whole, [replace(s, sample=s.sample + 100 * k) for k in range(20) for s in whole]):
+        sent.clear()
+        harness.run_stats_pass(configs[preset], batch, harness.to_verl(batch, STEP))
+        seen.append((len(sent), sum(sent)))
+    histogram = 2048 * 8
+    rounds = {"clip_cov": (6, 6 * histogram), "kl_cov": (12, 12 * histogram)}
+    few = {"siren": (1, 2 * 8), "steer": (1, 8)}
+    if preset in few:
+        expected = few[preset]
+    else:
+        # Means, choice, totals, and three quantiles at once.
+        expected = 1 + rounds[preset][0] + 1 + 6, 24 + rounds[preset][1] + 24 + 6 * 3 * histogram
+    assert seen == [expected] * 3
 
 
 def test_a_mini_batch_without_a_token_in_the_loss_has_no_statistics(configs: dict[str, Any]) -> None:

@@ -63,7 +63,6 @@ def batch(monkeypatch: pytest.MonkeyPatch) -> Any:
         },
         batch_size=5,
     )
-    store["uid"] = UIDS
 
     def get(keys: list[str], partition_id: str, select_fields: list[str]) -> TensorDict:
         return store.select(*[field for field in select_fields if field in store]).clone(recurse=False)
@@ -79,7 +78,7 @@ def batch(monkeypatch: pytest.MonkeyPatch) -> Any:
             return 5
 
     tags = [{"is_padding": i == FILLER} for i in range(5)]
-    return Batch(keys=list("vwxyz"), partition_id="train", tags=tags, store=store)
+    return Batch(keys=[f"{uid}_{n}_0" for n, uid in enumerate(UIDS)], partition_id="train", tags=tags, store=store)
 
 
 def scores(values: Tensor) -> list[float]:

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
 
-from aent_verl.plugin.samples import group_accuracies, sample_indices
+from aent_verl.plugin import samples
+from aent_verl.plugin.micro_batch import ACCURACY, SAMPLE
+from aent_verl.plugin.samples import fields_of, group_accuracies, sample_indices
 
 # Row of the data set, number of the rollout, uid: the first two decide, the last where they are equal.
 KEYS = [("1", "0", "c"), ("0", "1", "z"), ("0", "0", "y"), ("1", "0", "a"), ("2", "0", "b")]
@@ -81,3 +85,89 @@ def test_what_is_not_an_accuracy_is_refused_by_name_and_value(bad: float) -> Non
 def test_fields_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         group_accuracies(["a", "a"], [{}], [1.0, 1.0], [True, True])
+
+
+class Queue:
+    """TransferQueue's part: fields by key, and how many values were asked for."""
+
+    def __init__(self, rows: dict[str, dict[str, Any]]) -> None:
+        self.rows, self.asked = rows, 0
+
+    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str]) -> TensorDict:
+        assert partition_id == "train"
+        names = [name for name in select_fields if name in self.rows[keys[0]]]
+        self.asked += len(keys) * len(names)
+        columns: dict[str, Any] = {name: [self.rows[key][name] for key in keys] for name in names}
+        for name, values in columns.items():
+            if isinstance(values[0], torch.Tensor):
+                columns[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+            else:
+                columns[name] = NonTensorStack.from_list(values)
+        return TensorDict(columns, batch_size=len(keys))
+
+
+def step_of(prompts: int, rollouts: int, seed: int) -> tuple[KVBatchMeta, dict[str, dict[str, Any]]]:
+    """A step's samples in any order, some with two outputs, rows and sources that repeat, and two that fill it up."""
+    rng = random.Random(seed)
+    rows, tags = {}, {}
+    for _ in range(prompts):
+        uid, place = f"{rng.random()}", {"data_source": rng.choice("ab"), "index": rng.randrange(20)}
+        for rollout in range(rollouts):
+            for output in range(rng.choice([1, 1, 2])):
+                acc = {"reward_extra_info": {"acc": rng.choice([0.0, 1.0])}}
+                scores = torch.zeros(rng.randint(1, 5))
+                rows[f"{uid}_{rollout}_{output}"] = {
+                    **place,
+                    "uid": uid,
+                    "session_id": rollout,
+                    "rm_scores": scores,
+                } | {"extra_fields": acc}
+    for n in range(2):
+        source = next(iter(rows.values()))
+        rows[f"padding-{n}"] = {**source, "uid": f"padding-{n}", "rm_scores": torch.tensor([9.0])}
+        tags[f"padding-{n}"] = {"is_padding": True}
+    keys = rng.sample(list(rows), len(rows))
+    return KVBatchMeta(keys=keys, tags=[tags.get(key, {}) for key in keys], partition_id="train"), rows
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_indices_and_accuracies_of_a_step_by_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, rows = step_of(30, 4, seed)
+    monkeypatch.setattr(samples, "tq", Queue(rows))
+    fields = fields_of(batch, first_index=100, accuracies=True)
+    real = [key for key in batch.keys if not key.startswith("padding")]
+    order = sorted(real, key=lambda k: (rows[k]["data_source"], str(rows[k]["index"]), str(rows[k]["session_id"]), k))
+    found = dict(zip(batch.keys, fields[SAMPLE].tolist(), strict=True))
+    assert [found[key] - 100 for key in order] == list(range(len(real)))
+    assert sorted(found.values()) == list(range(100, 100 + len(batch)))
+    for key, accuracy in zip(batch.keys, fields[ACCURACY].tolist(), strict=True):
+        group = [k for k in real if rows[k]["uid"] == rows[key]["uid"]]
+        accs = [rows[k]["extra_fields"]["reward_extra_info"]["acc"] for k in group]
+        assert accuracy == pytest.approx(sum(accs) / len(accs) if accs else 0.0, rel=1e-6)
+
+
+def test_indices_ask_for_two_values_of_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransferQueue takes a tenth of a millisecond for each: of 8 samples a prompt, 1 is asked."""
+    for prompts in (10, 80):
+        batch, rows = step_of(prompts, 8, seed=1)
+        queue = Queue(rows)
+        monkeypatch.setattr(samples, "tq", queue)
+        fields_of(batch, first_index=0, accuracies=False)
+        assert queue.asked == 2 * prompts
+        queue.asked = 0
+        fields_of(batch, first_index=None, accuracies=True)
+        assert queue.asked == 2 * len(batch)
+
+
+def test_without_acc_the_sum_of_the_scores_is_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "a_0_0": {"rm_scores": torch.tensor([0.0, 0.25, 0.5])},
+        "a_1_0": {"rm_scores": torch.tensor([0.25])},
+        "b_0_0": {"rm_scores": torch.tensor([0.0, 1.0])},
+    }
+    monkeypatch.setattr(samples, "tq", Queue(rows))
+    batch = KVBatchMeta(keys=list(rows), tags=[{}] * 3, partition_id="train")
+    assert fields_of(batch, first_index=None, accuracies=True)[ACCURACY].tolist() == [0.5, 0.5, 1.0]
+    dense = TensorDict({"rm_scores": torch.tensor([[0.25, 0.5]] * 3)}, batch_size=3)
+    monkeypatch.setattr(samples.tq, "kv_batch_get", lambda **_: dense)
+    assert fields_of(batch, first_index=None, accuracies=True)[ACCURACY].tolist() == [0.75] * 3

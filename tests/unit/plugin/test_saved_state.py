@@ -16,6 +16,7 @@ from aent_verl.core.controllers import (
     EntropyGuidedController,
     EntropyGuidedState,
     EpochController,
+    LinearDecayController,
     StageController,
     StepToTargetController,
     StepToTargetState,
@@ -32,6 +33,7 @@ from aent_verl.methods.settings import (
 )
 from aent_verl.plugin import saved_state
 from aent_verl.plugin.saved_state import NAME, RESTART, StateFileError, read, write
+from aent_verl.runs.live_changes import Change
 
 BAND = BandController(init=0.1, low=0.1, high=0.2, lr=0.1, warmup_steps=0, min=0.0, max=1.0)
 CONTROL = EntropyControlConfig("aent", FunctionalConfig("clamped", 0.33), BonusConfig(Linear(), BAND))
@@ -277,3 +279,60 @@ def test_an_anchor_measured_with_other_settings_is_refused(tmp_path: Path, key: 
     with pytest.raises(StateFileError, match=f"measured with {key}=") as error:
         load(tmp_path, now)
     assert RESTART in str(error.value)
+
+
+LOW, COEFFICIENT = "entropy_control.bonus.controller.low", "entropy_control.bonus.coefficient"
+CHANGES = (Change(5, LOW, 0.1, 0.15, "ann@node", "now"), Change(6, LOW, 0.15, 0.05, "ann@node", "now"))
+
+
+def test_what_was_changed_while_the_run_trained_is_kept_and_said(tmp_path: Path) -> None:
+    moved = Change(7, COEFFICIENT, 0.2, 0.3, "bob@node", "now")
+    write(tmp_path, control=CONTROL, states=states(STATE), changes=[*CHANGES, moved])
+    found = read(tmp_path, control=CONTROL, controllers=CONTROL.controllers)
+    assert found.controllers["bonus"] == replace(BAND, low=0.05)
+    assert found.changes == (*CHANGES, moved)
+    assert found.states["bonus"] == STATE
+    assert found.differences == [f"{LOW}=0.05 is kept, which ann@node set for step 6 and later ones"]
+
+
+def test_a_setting_that_was_edited_since_replaces_the_change(tmp_path: Path) -> None:
+    high = Change(6, "entropy_control.bonus.controller.high", 0.2, 0.4, "ann@node", "now")
+    write(tmp_path, control=CONTROL, states=states(STATE), changes=[*CHANGES, high])
+    edited = EntropyControlConfig("aent", CONTROL.functional, BonusConfig(Linear(), replace(BAND, low=0.12)))
+    found = read(tmp_path, control=edited, controllers=edited.controllers)
+    assert found.controllers["bonus"] == replace(BAND, low=0.12, high=0.4)
+    assert found.changes == (high,)
+    assert found.differences == [
+        f"{LOW}=0.12, edited since, replaces 0.05, which ann@node set at step 6",
+        "entropy_control.bonus.controller.high=0.4 is kept, which ann@node set for step 6 and later ones",
+    ]
+
+
+def test_the_state_is_fitted_to_the_changed_bounds(tmp_path: Path) -> None:
+    wider = Change(5, "entropy_control.bonus.controller.max", 1.0, 2.0, "ann@node", "now")
+    write(tmp_path, control=CONTROL, states=states(replace(STATE, coefficient=1.7)), changes=[wider])
+    assert load(tmp_path, CONTROL)[0]["bonus"].coefficient == 1.7
+
+
+def test_a_length_that_the_run_fills_in_is_not_edited(tmp_path: Path) -> None:
+    """Before the start its settings do not have the length yet."""
+    decay = LinearDecayController(init=1.0, final=0.0)
+    control = EntropyControlConfig("mine", FunctionalConfig("full"), BonusConfig(Linear(), decay))
+    longer = Change(5, "entropy_control.bonus.controller.total_steps", 100, 200, "ann@node", "now")
+    write(tmp_path, control=control, states=states(replace(STATE, coefficient=0.5)), changes=[longer])
+    for controller in (decay, replace(decay, total_steps=100)):
+        found = read(
+            tmp_path, control=control, controllers={"bonus": controller, "advantages": ConstantController(init=1.0)}
+        )
+        assert found.controllers["bonus"] == replace(decay, total_steps=200)
+
+
+@pytest.mark.parametrize(
+    "change", [{"key": LOW}, 3, {**CHANGES[0].to_dict(), "key": "lr.x"}, {**CHANGES[0].to_dict(), "new": -1}]
+)
+def test_changes_that_are_damaged(tmp_path: Path, change: Any) -> None:
+    write(tmp_path, control=CONTROL, states=states(STATE))
+    content = json.loads((tmp_path / NAME).read_text())
+    (tmp_path / NAME).write_text(json.dumps(content | {"live_changes": [change]}))
+    with pytest.raises(StateFileError, match="damaged or does not fit this run"):
+        load(tmp_path, CONTROL)

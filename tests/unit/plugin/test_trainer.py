@@ -1,8 +1,10 @@
 """The driver's arithmetic and checks, without Ray."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from aent_verl.core.controllers import (
@@ -14,11 +16,16 @@ from aent_verl.core.controllers import (
 from aent_verl.methods.axes import Linear, PositiveReweight
 from aent_verl.methods.settings import AdvantagesConfig, BonusConfig, EntropyControlConfig, FunctionalConfig
 from aent_verl.plugin import trainer
+from aent_verl.plugin.coefficients import Snapshot
 from aent_verl.plugin.trainer import PlugInNotActiveError, check_reports
 from aent_verl.plugin.trainers import EntropyControlTrainerSeparateAsync, EntropyControlTrainerSync
+from aent_verl.runs import live_changes
+from aent_verl.runs.live_changes import Change
 from aent_verl.runs.worker_reports import banner
 
 CONTROL = EntropyControlConfig("entreg", FunctionalConfig("full"), BonusConfig(Linear(), ConstantController(init=0.1)))
+LOW = "entropy_control.bonus.controller.low"
+CHANGES = Change(3, LOW, 0.2, 0.1, "ann@node", "now"), Change(5, LOW, 0.1, 0.3, "bob@node", "later")
 REPORT = {
     "rank": 0,
     "engine": "EntropyControlEngine",
@@ -88,13 +95,41 @@ def test_responses_whose_prompt_is_gone_are_cleared_after_a_resume(monkeypatch: 
     assert len(cleared) == 1
 
 
+def live(folder: Path) -> EntropyControlTrainerSync:
+    mine = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
+    mine.config, mine._changes = OmegaConf.create({"trainer": {"default_local_dir": str(folder)}}), ()
+    return mine
+
+
+def test_what_was_changed_is_logged_once_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mine = live(tmp_path)
+    mine._note(())
+    assert list(tmp_path.iterdir()) == []
+    for changes in (CHANGES[:1], CHANGES[:1], CHANGES):
+        mine._note(changes)
+        assert live_changes.read(tmp_path) == list(changes)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"changed by `aent-verl set`: {change}" for change in CHANGES]
+
+
+def test_a_start_names_the_changes_that_it_does_not_continue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live_changes.write(tmp_path, CHANGES)
+    mine = live(tmp_path)
+    mine._take_up(CHANGES[:1])
+    assert live_changes.read(tmp_path) == list(mine._changes) == list(CHANGES[:1])
+    (record,) = caplog.records
+    assert "not in force, for this start does not continue from a step that had it" in record.getMessage()
+    assert str(CHANGES[1]) in record.getMessage()
+
+
 def test_schedules_go_on_through_steps_without_an_update() -> None:
     """During critic_warmup no controller moves; the first update of the actor has its own step's coefficient."""
     mine = EntropyControlTrainerSync.__new__(EntropyControlTrainerSync)
     mine.global_steps, mine.entropy_control = 51, CONTROL
     decay = LinearDecayController(init=1.0, final=0.0, total_steps=101)
     guided = EntropyGuidedController(init=0.25)
-    mine._controllers = {"bonus": decay, "advantages": guided}
-    states = {axis: controller.initial_state() for axis, controller in mine._controllers.items()}
-    assert mine._in_force("bonus", states) == 0.5
-    assert mine._in_force("advantages", states) == 0.25
+    mine._total_steps = 101
+    controllers = {"bonus": decay, "advantages": guided}
+    states = {axis: controller.initial_state() for axis, controller in controllers.items()}
+    sent = mine._step_values(Snapshot(0, controllers, states))
+    assert (sent.bonus_coefficient, sent.advantages_coefficient) == (0.5, 0.25)

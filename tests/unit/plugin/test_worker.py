@@ -1,4 +1,4 @@
-"""The weights that separate_async keeps as the old policy."""
+"""The weights that separate_async keeps as the old policy, and whose metrics the driver gets."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import TrainingWorker
 
-from aent_verl.plugin.worker import DetachedEntropyControlWorker
+from aent_verl.plugin.worker import DetachedEntropyControlWorker, EntropyControlTrainingWorker
 
 
 def worker(strategy: str, save: Any) -> Any:
@@ -39,3 +41,20 @@ def test_a_copy_on_the_cpu_does_not_follow_the_weights() -> None:
 def test_a_strategy_whose_copy_is_one_keeps_verls(strategy: str) -> None:
     save = object()
     assert worker(strategy, save).copy_handler is save
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_our_metrics_come_from_the_first_rank_alone(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {"actor/pg_loss": [1.0], "aent/sum/tokens": [2.0], "aent/bin/00": [3.0]}
+    verls = tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": metrics})
+    monkeypatch.setattr(TrainingWorker, "train_mini_batch", lambda self, data: verls)
+    made: Any = EntropyControlTrainingWorker.__new__(EntropyControlTrainingWorker)
+    made.engine = SimpleNamespace(get_data_parallel_rank=lambda: rank)
+    found = tu.get(made.train_mini_batch(None), "metrics")
+    assert found == (metrics if rank == 0 else {"actor/pg_loss": [1.0]})
+
+
+def test_a_rank_that_returns_nothing_still_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingWorker, "train_mini_batch", lambda self, data: None)
+    made: Any = EntropyControlTrainingWorker.__new__(EntropyControlTrainingWorker)
+    assert made.train_mini_batch(None) is None

@@ -4,8 +4,12 @@ import inspect
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from aent_verl.plugin import losses
@@ -134,3 +138,83 @@ def test_in_bypass_mode_the_loss_does_not_find_the_block_by_itself():
     generator = torch.Generator().manual_seed(0)
     weight = (log_prob + torch.rand(2, 5, generator=generator)).exp().clamp(max=2.0)
     assert loss == pytest.approx(float((-advantages * weight * log_prob).mean()), rel=1e-5)
+
+
+TRAINERS = (PPOTrainerSync, PPOTrainerColocateAsync, PPOTrainerSeparateAsync)
+ASYNC = ("aent_colocate_async", "aent_separate_async")
+# A bonus, the initial entropy in a bonus and in a controller, the mini-batch pass, a choice of tokens, rewards.
+PRESETS = ("aent", "siren", "aer", "steer", "clip_cov", "ares")
+INITIAL = {"siren", "aer"}
+IS = {kind: f"{KEY}.rollout_is={kind}" for kind in ("token", "sequence")}
+RS = (f"{KEY}.rollout_rs=token_k1", f"{KEY}.rollout_rs_threshold=2.0")
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_mode_applies_the_block_as_the_check_says(trainer):
+    """The asynchronous modes inherit what applies it, and none hands it to the policy loss."""
+    assert trainer._compute_advantage is PPOTrainer._compute_advantage
+    assert trainer._update_actor is PPOTrainer._update_actor
+    for each in (trainer, PPOTrainer):
+        assert "apply_bypass_mode" not in inspect.getsource(inspect.getmodule(each))
+    if trainer is PPOTrainerSeparateAsync:
+        own = inspect.getsource(trainer._compute_old_log_prob)
+        assert "if bypass_recomputing_logprobs:\n            return super()._compute_old_log_prob" in own
+    else:
+        assert trainer._compute_old_log_prob is PPOTrainer._compute_old_log_prob
+
+
+def beside(preset, mode, *settings):
+    mode = f"trainer.v1.trainer_mode={mode}"
+    return config(*MICRO_BATCHES, f"entropy_control={preset}", mode, "actor_rollout_ref.rollout.n=4", *settings)
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_weights_and_rejections_beside_each_kind_of_preset(preset, mode):
+    for kind in IS.values():
+        cfg = beside(preset, mode, kind)
+        assert findings(check, cfg) == {}
+        actor_config(cfg)
+    found = findings(check, beside(preset, mode, *RS))
+    assert set(found) == {f"{KEY}.rollout_rs"}
+    text = str(found[f"{KEY}.rollout_rs"])
+    assert ("measured before the first rejection" in text) == (preset in INITIAL)
+    assert "shrink together by the accepted share" in text
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_bypass_mode_beside_each_kind_of_preset(preset, mode):
+    cfg = beside(preset, mode, BYPASS)
+    assert findings(check, cfg) == {}
+    if preset in INITIAL | {"ares"}:
+        with pytest.raises(InstantiationException, match=r"bypass_mode=True is not allowed"):
+            actor_config(cfg)
+    else:
+        actor_config(cfg)
+    assert stops(check, beside(preset, mode, BYPASS, *RS)) == {f"{KEY}.rollout_rs"}
+    assert stops_and_warns(check, beside(preset, mode, BYPASS, IS["token"])) == (set(), {f"{KEY}.rollout_is"})
+
+
+def test_rejections_without_a_count_in_the_divisor_still_warn_of_the_initial_entropy():
+    mean = "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean"
+    assert findings(check, beside("aent", "aent_sync", *RS, mean)) == {}
+    text = str(findings(check, beside("aer", "aent_sync", *RS, mean))[f"{KEY}.rollout_rs"])
+    assert "measured before the first rejection" in text
+    assert "shrink" not in text
+
+
+@pytest.mark.parametrize("preset", ["clip_cov", "kl_cov"])
+def test_a_method_that_is_a_policy_loss_is_not_replaced_by_another(preset):
+    assert stops(check, beside(preset, "aent_sync", BYPASS, *HAND)) == {f"{POLICY_LOSS}.loss_mode"}
+    for settings in ((BYPASS, f"{KEY}.loss_type=reinforce"), (BYPASS, *RS), (f"{KEY}.loss_type=reinforce",)):
+        (error,) = findings(check, beside(preset, "aent_sync", *settings)).values()
+        assert BYPASS_LOSS not in str(error).replace(BYPASS, "").replace(f"{KEY}.bypass_mode", "")
+
+
+@pytest.mark.parametrize("mode", ["aent_sync", *ASYNC])
+def test_rejections_inside_the_policy_loss_do_not_reach_the_bonus(mode):
+    cfg = beside("aent", mode, BYPASS, *RS, *HAND)
+    assert stops_and_warns(check, cfg) == (set(), {f"{POLICY_LOSS}.rollout_correction.rollout_rs"})
+    assert findings(check, beside("aent", mode, BYPASS, IS["token"], *HAND)) == {}
+    assert findings(check, beside("grpo", mode, BYPASS, *RS, *HAND)) == {}

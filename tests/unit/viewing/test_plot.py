@@ -3,11 +3,14 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
+from aent_verl.runs import live_changes
+from aent_verl.runs.live_changes import Change
 from aent_verl.viewing.palette import LIGHT
 from aent_verl.viewing.plot import Setting, _moving_mean, figure, plot_run, read_setting
 
@@ -262,3 +265,58 @@ def test_target_and_entropy_before_training_are_lines():
     panel = figure(steps, Setting(title="x", functional="full", target=0.2)).axes[1]
     assert set(line(panel, "target 0.2 nats").get_ydata()) == {0.2}
     assert set(line(panel, "before training").get_ydata()) == {1.25}
+
+
+CHANGES = (
+    Change(21, "entropy_control.bonus.controller.low", 0.4, 0.2, "ann@node", "now"),
+    Change(21, "entropy_control.bonus.controller.max", 0.1, 0.2, "ann@node", "now"),
+    Change(25, "entropy_control.advantages.controller.max", 1.0, 0.5, "ann@node", "now"),
+    Change(31, "entropy_control.bonus.coefficient", 0.03, 0.15, "ann@node", "now"),
+)
+
+
+def test_what_was_changed_while_the_run_trained_is_marked():
+    reward, entropy, coefficient = figure(run(40), replace(BAND, changes=CHANGES)).axes
+    assert [text.get_text() for text in entropy.texts] == ["low=0.2, max=0.2", "advantages.max=0.5", "coefficient=0.15"]
+    marks = [
+        [line.get_xdata()[0] for line in panel.get_lines() if line.get_linestyle() == ":"]
+        for panel in (entropy, coefficient)
+    ]
+    assert marks == [[20.5, 24.5, 30.5]] * 2
+    assert not [line for line in reward.get_lines() if line.get_label() == "" and line.get_linestyle() == ":"]
+    assert labels(entropy)[-1] == "band 0.4 to 0.6 nats"
+
+
+def test_band_and_bounds_follow_what_was_changed():
+    pieces = replace(BAND, changes=CHANGES).over(range(1, 41))
+    assert [(start, end, one.low, one.high, one.max) for start, end, one in pieces] == [
+        (0.5, 20.5, 0.4, 0.6, 0.1),
+        (20.5, 40.5, 0.2, 0.6, 0.2),
+    ]
+    assert BAND.over(range(1, 41)) == [(None, None, BAND)]
+    _, entropy, _ = figure(run(40), replace(BAND, changes=CHANGES)).axes
+    areas = [area.get_paths()[0].get_extents() for area in entropy.collections]
+    # The run has a step 0, the validation before training.
+    assert [tuple(area.extents) for area in areas] == [(-0.5, 0.4, 20.5, 0.6), (20.5, 0.2, 40.5, 0.6)]
+
+
+def test_the_changes_lie_beside_the_checkpoints(tmp_path):
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "config.yaml").write_text(CONFIG)
+    live_changes.write(tmp_path / "checkpoints", CHANGES)
+    assert read_setting(tmp_path).changes == CHANGES
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    assert read_setting(tmp_path).changes == ()
+    (tmp_path / "hydra" / "config.yaml").write_text(
+        CONFIG.replace("trainer: {", f"trainer: {{default_local_dir: {tmp_path}/elsewhere, ")
+    )
+    assert read_setting(tmp_path).changes == CHANGES
+
+
+def test_damaged_changes_are_left_out_and_named(tmp_path, caplog):
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "config.yaml").write_text(CONFIG)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / live_changes.FILE).write_text("{")
+    assert read_setting(tmp_path).changes == ()
+    assert "changes are left out of the plot" in caplog.text
