@@ -42,7 +42,7 @@ def run(raylets: Raylets, task: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("changed") / "run"
     band = [f"entropy_control.bonus.controller.{key}={value}" for key, value in vars(BEFORE).items()]
     more = [*TWO_NODES, f"run.dir={folder}", f"trainer.experiment_name={NAME}", *band, "trainer.save_freq=1"]
-    log = folder.with_name("out")
+    log = folder.with_name("train.out")
 
     def asked(name: str, *words: str) -> tuple[int, str]:
         return said(command(name, "--address", raylets.address, *words), raylets, folder.parent)
