@@ -92,6 +92,7 @@ def test_without_gpus_slurm_gives_a_node_one_logical_one(node: Node):
     assert {"--num-gpus=1", '--resources={"aent_cpu_platform": 1}'} <= set(node.noted("srun"))
 
 
+@pytest.mark.slow
 def test_slurm_does_not_train_where_a_check_fails_or_ray_does_not_start(node: Node):
     assert node.run("slurm.sbatch", FAILS="doctor").returncode == 1
     assert [line.split()[0] for line in node.noted("aent-verl")] == ["doctor"]

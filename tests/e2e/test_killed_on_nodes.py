@@ -24,14 +24,23 @@ STEPS, KILL_AFTER_STEP, SAVE_FREQ = 5, 3, 2
 # Above any entropy of this model, so that the coefficient moves in each step.
 BAND = {"init": 0.02, "low": 2.5, "high": 3.0, "lr": 0.02, "warmup_steps": 1, "min": 0.0, "max": 0.5}
 CONTROLLER = BandController(**BAND)  # type: ignore[arg-type]
-# Rollouts on the third node alone: those on the trainer's are in test_modes.
-MORE = {"separate_async": ("actor_rollout_ref.hybrid_engine=false",)}
+MORE = {
+    # Responses so long, and so few at a time, that an update of the weights cuts some of them; and importance weights.
+    "colocate_async": (
+        *("actor_rollout_ref.rollout.ignore_eos=true", "data.max_response_length=90", "actor_rollout_ref.rollout.n=8"),
+        *("actor_rollout_ref.rollout.max_num_seqs=16", "trainer.v1.colocate_async.num_warmup_batches=2"),
+        "algorithm.rollout_correction.rollout_is=token",
+    ),
+    # Rollouts on the third node alone: those on the trainer's are in test_modes.
+    "separate_async": ("actor_rollout_ref.hybrid_engine=false",),
+}
 
 
 @dataclass(frozen=True)
 class Killed:
-    """A killed and resumed run: its folder, the step of the checkpoint it resumed from, and both starts' metrics."""
+    """A killed and resumed run: its mode and folder, the step it resumed from, and both starts' metrics."""
 
+    mode: str
     folder: Path
     done: int
     before: dict[int, dict[str, float]]
@@ -73,7 +82,7 @@ def run(
     before, done = metrics.read_run(folder), checkpoints.latest_step(folder / "checkpoints")
     terminal = finish(start(arguments, logs[1], **variables), logs[1], SECONDS)
     assert "resuming from" in terminal
-    return Killed(folder, done, before, metrics.read_file(folder / metrics.METRICS_FILE))
+    return Killed(mode, folder, done, before, metrics.read_file(folder / metrics.METRICS_FILE))
 
 
 def replayed(steps: dict[int, dict[str, float]], state: ControllerState) -> ControllerState:
@@ -106,6 +115,15 @@ def test_coefficients_are_a_replay_over_the_logged_entropies(run: Killed) -> Non
     last = replayed(run.after, state)
     assert saved(run, STEPS) == last
     assert len({data["aent/coefficient"] for data in (kept | run.after).values()}) >= STEPS - 1
+
+
+def test_responses_of_several_weights_are_trained_and_weighed(run: Killed) -> None:
+    if run.mode != "colocate_async":
+        pytest.skip("its responses are not cut")
+    steps = [*run.before.values(), *run.after.values()]
+    assert max(data["training/off_policy/trajectory_spans/max"] for data in steps) > 1
+    assert all(0 < data["rollout_corr/rollout_is_mean"] < 2 for data in steps)
+    assert max(abs(data["rollout_corr/rollout_is_max"] - 1) for data in steps) > 1e-4
 
 
 def test_both_ranks_used_the_coefficient_of_each_step(run: Killed) -> None:

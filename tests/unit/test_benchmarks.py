@@ -181,6 +181,7 @@ def test_our_part_on_the_driver_grows_no_faster_than_verls_metadata() -> None:
     assert max(ours) < 3 * verl
 
 
+@pytest.mark.slow
 def test_our_metrics_cost_the_ranks_no_more_than_a_few_times_verls() -> None:
     """Sent as verl sends its own they took thirty times as long as those."""
     verl, ours = driver_cost.on_each_rank(256, rounds=2)

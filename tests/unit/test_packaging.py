@@ -35,9 +35,9 @@ ROOMS = {
 }
 # What no extra has to bring: torch requires filelock, its CUDA builds Triton; vLLM has a distribution per platform.
 FOUND_OR_NOT = {"_util": {"filelock"}, "core.kernels.programs": {"triton"}, "platforms.vllm_cpu": {"vllm"}}
-TEXTS = sorted(
-    {*PAGES, ROOT / "Makefile", *ROOT.glob("docker/*"), *ROOT.glob(f"{OURS}/**/*.py"), *ROOT.glob("config/**/*.yaml")}
-)
+# Not the folder that importing docker/check.py leaves.
+DOCKER = ROOT.glob("docker/*[!_]")
+TEXTS = sorted({*PAGES, ROOT / "Makefile", *DOCKER, *ROOT.glob(f"{OURS}/**/*.py"), *ROOT.glob("config/**/*.yaml")})
 # A direct reference ("aent-verl[math] @ git+https://...") is none from an index.
 FROM_AN_INDEX = re.compile(r"pip3? install\b[^,\n]*?(?<![/\w{])aent[-_]verl\b(?!\S* @ )")
 EXTRAS_OF_A_FOLDER = re.compile(r"""install\b.*?["' ]\.\[([^\]]*)\]""")

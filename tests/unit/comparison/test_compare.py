@@ -30,6 +30,7 @@ def numbers(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_results_folder_gives_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path / "results" / "runs", (GRPO, AENT), seeds=3)
     assert compare("--from", tmp_path / "results", "--output", tmp_path / "out") == 0

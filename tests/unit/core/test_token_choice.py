@@ -99,7 +99,7 @@ def choose_of_gathered(value: Tensor, priority: Tensor, eligible: Tensor, count:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", ELIGIBLE_SHARE.values(), ids=ELIGIBLE_SHARE)
-@pytest.mark.parametrize("count", [0, 1, 7, 40, 500])
+@pytest.mark.parametrize("count", [*(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1, 40)), 7, 500])
 def test_choice_is_the_definition_on_any_number_of_ranks(
     kind: str, share: float, count: int, ranks: dict[int, Ranks]
 ) -> None:

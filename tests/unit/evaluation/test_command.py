@@ -122,6 +122,7 @@ def test_the_same_evaluation_is_not_made_twice(cfg: DictConfig, servers: Any) ->
     assert servers.started == 2
 
 
+@pytest.mark.slow
 def test_another_evaluation_is_not_overwritten_unless_that_is_asked(cfg: DictConfig, servers: Any) -> None:
     evaluate(cfg)
     cfg.actor_rollout_ref.rollout.val_kwargs.n = 2

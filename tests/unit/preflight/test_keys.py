@@ -338,6 +338,7 @@ def readers(key):
     return {name.removeprefix("verl.") for name in verl_source.readers().get(key.rpartition(".")[2], ())}
 
 
+@pytest.mark.slow
 def test_every_leaf_of_verls_config_has_a_reader_or_stands_in_the_table():
     leaves = list(schema.leaves(schema.verl_file("_generated_ppo_trainer.yaml")))
     assert len(leaves) > 800

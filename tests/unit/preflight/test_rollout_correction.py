@@ -141,7 +141,7 @@ def test_in_bypass_mode_the_loss_does_not_find_the_block_by_itself():
 
 
 TRAINERS = (PPOTrainerSync, PPOTrainerColocateAsync, PPOTrainerSeparateAsync)
-ASYNC = ("aent_colocate_async", "aent_separate_async")
+ASYNC = (pytest.param("aent_colocate_async", marks=pytest.mark.slow), "aent_separate_async")
 # A bonus, the initial entropy in a bonus and in a controller, the mini-batch pass, a choice of tokens, rewards.
 PRESETS = ("aent", "siren", "aer", "steer", "clip_cov", "ares")
 INITIAL = {"siren", "aer"}

@@ -169,6 +169,7 @@ def test_methods_can_be_hidden_without_a_script(whole):
     assert text.count('class="s2"') > 10
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(whole):
     _, _, folder = whole
     runs = [load_run(path) for path in sorted((folder / "runs").iterdir())]

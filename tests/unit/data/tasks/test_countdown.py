@@ -186,6 +186,7 @@ def test_more_problems_than_there_are_is_refused():
         countdown.draw_splits({"a": 4, "b": 3}, numbers=2, max_value=2, targets=range(1, 5), seed=0)
 
 
+@pytest.mark.slow
 def test_the_held_out_problems_depend_on_neither_the_training_size_nor_chance(prepared, monkeypatch, tmp_path):
     folder, result = prepared
     again = countdown.prepare(str(tmp_path / "a"), **{**QUICK, "train_size": 61})
