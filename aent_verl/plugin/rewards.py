@@ -40,8 +40,7 @@ def shape(
     entropy = _response_entropy(data[ENTROPY], data["response_mask"], padded["responses"].shape[1])
     padded = padded[real]
     reward = given.to_padded_tensor(0.0).sum(-1).double()[real]
-    # verl's keys begin with the prompt's uid.
-    uids = [key.rsplit("_", 2)[0] for key in batch.keys]
+    uids = [samples.uid_of(key) for key in batch.keys]
     prompts = {uid: index for index, uid in enumerate(dict.fromkeys(uids[sample] for sample in real))}
     accuracy = None
     if shaping.needs_accuracy:

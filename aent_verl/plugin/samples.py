@@ -53,6 +53,11 @@ def fields_of(batch: KVBatchMeta, *, first_index: int | None, accuracies: bool) 
     return fields
 
 
+def uid_of(key: str) -> str:
+    """Return the prompt's uid, with which verl's key of each of its samples begins."""
+    return key.rsplit("_", 2)[0]
+
+
 def _places(one_of: Mapping[str, str], partition: str) -> dict[str, tuple[str, str]]:
     """Look up the data source and the row of each prompt, by the key of one of its samples: they share both."""
     if not one_of:

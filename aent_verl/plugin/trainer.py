@@ -332,7 +332,7 @@ class EntropyControlMixin(PPOTrainer):
         """
         items = (tq.kv_list("train") or {}).get("train", {})
         prompts = {key for key, tag in items.items() if tag.get("is_prompt", False)}
-        orphans = [key for key in items if key not in prompts and key.rsplit("_", 2)[0] not in prompts]
+        orphans = [key for key in items if key not in prompts and samples.uid_of(key) not in prompts]
         if orphans:
             tq.kv_clear(keys=orphans, partition_id="train")
             logger.info("%d responses of step %d are trained already, and cleared", len(orphans), self.global_steps)

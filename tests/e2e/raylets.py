@@ -6,7 +6,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.stack import ENVIRONMENT, end
+from tests.e2e.stack import ENVIRONMENT, end, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 120
@@ -91,12 +90,6 @@ class Raylets:
             self.nodes -= 1
             end(process)
             self.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -85,3 +88,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def ray_head(*options: str) -> Iterator[int]:
+    """Run ``ray start --head`` with these options for a while; yields its port."""
+    port = free_port()
+    # A folder of its own: there Ray notes the cluster that `ray.init` then joins, for other tests and when it is gone.
+    # Not pytest's, whose path is too long for a socket.
+    folder = tempfile.mkdtemp(prefix="ray")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", *options],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)

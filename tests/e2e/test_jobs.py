@@ -1,10 +1,5 @@
 """A grid as jobs of a real Ray cluster; the runs themselves are the stand-in of tests/unit/compare."""
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +8,7 @@ import pytest
 
 from aent_verl.comparison.grid.scheduler import Scheduler
 from aent_verl.launch.ray_jobs import RayJobs
-from tests.e2e.stack import free_port
+from tests.e2e.stack import free_port, ray_head
 from tests.unit.comparison.grid.grid import grid_run
 from tests.unit.comparison.grid.test_scheduler import starts
 
@@ -21,26 +16,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """Address of a head node that takes jobs."""
-    port, dashboard = free_port(), free_port()
-    # A folder of its own: there Ray notes the cluster that `ray.init` then joins, for other tests and when it is gone.
-    # Not pytest's, whose path is too long for a socket.
-    folder = tempfile.mkdtemp(prefix="ray")
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
-         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=4"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    dashboard = free_port()
+    ports = f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"
+    with ray_head(*ports, "--num-cpus=4"):
         yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

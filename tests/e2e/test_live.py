@@ -2,17 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from aent_verl.commands import main
-from tests.e2e.stack import free_port
+from tests.e2e.stack import ray_head
 
 pytestmark = pytest.mark.slow
 
@@ -47,24 +45,11 @@ class Run:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Address of a cluster's head."""
-    port = free_port()
-    folder = tempfile.mkdtemp(prefix="ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TMPDIR", folder)
         patch.delenv("RAY_ADDRESS", raising=False)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
-             "--include-dashboard=false", "--num-cpus=2"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
+        with ray_head("--include-dashboard=false", "--num-cpus=2") as port:
             yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
